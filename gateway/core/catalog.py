@@ -1,0 +1,67 @@
+"""What each model costs and can do. Pure: the catalog's data is read by `bundled`, the operator's additions by `settings`."""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
+
+
+@dataclass(frozen=True, slots=True)
+class Rates:
+    """Prices of one tier, in microcents per million tokens. Cached and cache-write rates that a provider does not list are
+    the input rate; reasoning is billed as output unless it is dearer."""
+
+    input: int
+    output: int
+    cached_input: int
+    cache_write: int
+    above_input_tokens: int = 0  # the tier applies to calls with more input than this
+
+    @property
+    def dearest_input(self) -> int:
+        return max(self.input, self.cached_input, self.cache_write)
+
+
+@dataclass(frozen=True, slots=True)
+class Model:
+    """One model at one provider. `tiers` is ordered by `above_input_tokens`; the first starts at 0. Empty: no price known."""
+
+    name: str
+    provider: str
+    tiers: tuple[Rates, ...]
+    context: int  # tokens of input and output together
+    max_output: int
+    max_input: int | None = None
+    capabilities: frozenset[str] = frozenset()
+    parameters: frozenset[str] | None = None  # request parameters it accepts; None: not known, so all
+    service_tiers: tuple[tuple[str, tuple[Rates, ...]], ...] = ()  # ("priority", tiers), ("flex", tiers)
+    encoding: str | None = None  # "o200k_base", "cl100k_base"; None: no public tokenizer
+    reasoning: bool = False
+    free: bool = False
+
+    @property
+    def priced(self) -> bool:
+        return self.free or bool(self.tiers)
+
+
+@dataclass(frozen=True, slots=True)
+class Catalog:
+    """Models by name, the operator's own entries laid over the bundled ones."""
+
+    version: str
+    models: Mapping[str, Model]
+    # Provider of names that match a glob (`providers.local.models: ["gemma-*"]`), in the file's order.
+    served_by: tuple[tuple[str, str], ...] = field(default=())
+
+    def find(self, name: str) -> Model | None:
+        return self.models.get(name)
+
+    def provider_of(self, name: str) -> str | None:
+        """The provider that serves a model name, whether or not its price is known."""
+        for glob, provider in self.served_by:
+            if fnmatchcase(name, glob):
+                return provider
+        model = self.models.get(name)
+        return model.provider if model else None
+
+    def of_provider(self, provider: str) -> Iterable[Model]:
+        return (model for model in self.models.values() if self.provider_of(model.name) == provider)

@@ -1,0 +1,155 @@
+"""The policy as frozen objects, and which of its budgets apply to a caller. Reading and checking the YAML is `policy_file`'s."""
+
+from dataclasses import dataclass
+from enum import StrEnum
+from fnmatch import fnmatchcase
+from zoneinfo import ZoneInfo
+
+from gateway.core.scopes import Caller, Unit
+from gateway.core.values import Mode
+from gateway.core.windows import WindowKind
+
+
+class Missing(StrEnum):
+    """What happens to a call that lacks a dimension of the budget's scope."""
+
+    SHARE = "share"  # counts under "-", so nobody escapes by leaving a header out
+    REFUSE = "refuse"
+    SKIP = "skip"
+
+
+class Untagged(StrEnum):
+    """What happens to a call without a run id."""
+
+    SHARED = "shared"
+    PER_CALL = "per_call"
+    REFUSE = "refuse"
+
+
+@dataclass(frozen=True, slots=True)
+class Limit:
+    """An amount in its unit: `"$5.00"` is microcents, `"200k tokens"`, `"60 calls"`."""
+
+    unit: Unit
+    amount: int
+
+
+@dataclass(frozen=True, slots=True)
+class Margin:
+    """A soft gate's margin: a share of the limit, or an amount in its unit."""
+
+    ppm: int = 0
+    amount: int = 0
+
+    def above(self, limit: int) -> int:
+        return self.amount + limit * self.ppm // 1_000_000  # rounds down: a narrower margin protects more
+
+
+@dataclass(frozen=True, slots=True)
+class Terms:
+    """The part of a budget that an override may replace."""
+
+    limit: Limit
+    mode: Mode
+    margin: Margin = Margin()
+    downgrade_below_ppm: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Override:
+    """`match` holds (dimension, glob) pairs, all of which must match. A call without the dimension does not match."""
+
+    match: tuple[tuple[str, str], ...]
+    terms: Terms
+
+    def matches(self, caller: Caller) -> bool:
+        return all(
+            (value := caller.value(dimension)) is not None and fnmatchcase(value, glob) for dimension, glob in self.match
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Budget:
+    """A rule: scope + window + limit + mode. `scope` may name `model` and `provider`, which belong to the plan."""
+
+    name: str
+    scope: tuple[str, ...]  # () is the whole tenant
+    window: WindowKind
+    timezone: ZoneInfo
+    terms: Terms
+    alerts_ppm: tuple[int, ...] = ()
+    missing: Missing = Missing.SHARE
+    overrides: tuple[Override, ...] = ()  # the first that matches wins
+
+    def terms_for(self, caller: Caller) -> Terms:
+        for override in self.overrides:
+            if override.matches(caller):
+                return override.terms
+        return self.terms
+
+
+@dataclass(frozen=True, slots=True)
+class OutputPolicy:
+    """How much output a call may ask for. `default_by_model` holds (glob, tokens): the longest matching glob wins."""
+
+    default_by_model: tuple[tuple[str, int], ...] = (("*", 8192), ("o*", 32768), ("gpt-5*", 32768))
+    max_tokens: int = 32768
+    clamp_to_budget: bool = False
+
+    def default_for(self, model: str) -> int | None:
+        matching = [(len(glob), tokens) for glob, tokens in self.default_by_model if fnmatchcase(model, glob)]
+        return max(matching)[1] if matching else None
+
+
+@dataclass(frozen=True, slots=True)
+class ModelPolicy:
+    """Which models a call may use, and what it may be downgraded to."""
+
+    allow: tuple[str, ...] = ("*",)  # globs
+    downgrade: tuple[tuple[str, tuple[str, ...]], ...] = ()  # (model glob, cheaper models in order)
+    auto: bool = False  # `downgrade: auto`: cheaper valid models of the same provider, dearest first
+
+    def allows(self, model: str) -> bool:
+        return any(fnmatchcase(model, glob) for glob in self.allow)
+
+    def ladder_for(self, model: str) -> tuple[str, ...]:
+        for glob, ladder in self.downgrade:
+            if fnmatchcase(model, glob):
+                return ladder
+        return ()
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """Where a dimension comes from: `header:X-Agent-Id` or `body:user`."""
+
+    kind: str  # "header" | "body"
+    name: str  # a header's name in lower case, or a top-level body field
+
+
+@dataclass(frozen=True, slots=True)
+class RunsPolicy:
+    id_header: str | None = "x-run-id"  # lower case; None: not read
+    id_from_path: bool = True
+    path_first: bool = True
+    untagged: Untagged = Untagged.SHARED
+
+
+DEFAULT_IDENTITY: tuple[tuple[str, tuple[Source, ...]], ...] = (
+    ("agent", (Source("header", "x-agent-id"),)),
+    ("feature", (Source("header", "x-feature"),)),
+    ("team", (Source("header", "x-team-id"),)),
+    ("user", (Source("header", "x-user-id"), Source("body", "user"))),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Policy:
+    """A policy file, read and checked. `version` is its content's hash, shown in /readyz and in each decision."""
+
+    version: str
+    budgets: tuple[Budget, ...]
+    output: OutputPolicy = OutputPolicy()
+    models: ModelPolicy = ModelPolicy()
+    identity: tuple[tuple[str, tuple[Source, ...]], ...] = DEFAULT_IDENTITY
+    runs: RunsPolicy = RunsPolicy()

@@ -1,0 +1,82 @@
+"""Who is asking, and the accounts that their calls count in. Pure values; an account's key is its identity everywhere."""
+
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Final
+from urllib.parse import quote
+
+from gateway.core.windows import Window
+
+NO_VALUE: Final = "-"  # the value of a dimension that the call does not have (`missing: share`)
+
+
+class Unit(StrEnum):
+    """What an account counts. USD amounts are integer microcents."""
+
+    USD = "usd"
+    TOKENS = "tokens"
+    CALLS = "calls"
+
+
+@dataclass(frozen=True, slots=True)
+class Amounts:
+    """The same thing in every unit: a worst case, or what a call really cost."""
+
+    usd: int
+    tokens: int
+    calls: int = 1
+
+    def of(self, unit: Unit) -> int:
+        if unit is Unit.USD:
+            return self.usd
+        return self.tokens if unit is Unit.TOKENS else self.calls
+
+
+@dataclass(frozen=True, slots=True)
+class Caller:
+    """Who is asking. `key` is a key's id, never the key. `run_scope` is the value the run's budgets count under: the run's
+    own id, or a shared account for calls that came without one."""
+
+    tenant: str
+    key: str
+    run: str
+    run_scope: str
+    run_issued: bool = False  # the gateway made the id up: the call came without one
+    dimensions: tuple[tuple[str, str], ...] = ()  # user, team, agent, feature …; sorted, only those present
+
+    def value(self, dimension: str) -> str | None:
+        """The caller's value in a dimension, or None where the call has none."""
+        if dimension == "run":
+            return self.run_scope
+        if dimension == "key":
+            return self.key
+        if dimension == "tenant":
+            return self.tenant
+        for name, value in self.dimensions:
+            if name == dimension:
+                return value
+        return None
+
+
+@dataclass(frozen=True, slots=True)
+class Account:
+    """One budget made concrete. Limit and mode are not identity: change them and the balance stays.
+
+    `key` is unique within the tenant: `run-ceiling|run=r42|lifetime|usd`, `agent-day|agent=a1|day@UTC:1767225600000|usd`.
+    """
+
+    tenant: str
+    budget: str
+    scope: tuple[tuple[str, str], ...]  # (dimension, value) in the policy's order; () is the whole tenant
+    window: Window
+    unit: Unit
+    key: str = field(init=False, compare=False)
+
+    def __post_init__(self) -> None:
+        scope = ",".join(f"{name}={quote(value, safe='')}" for name, value in self.scope)
+        object.__setattr__(self, "key", f"{self.budget}|{scope}|{self.window.key}|{self.unit.value}")
+
+    @property
+    def scope_name(self) -> str:
+        """`run`, `team+agent`, or `tenant` for the whole tenant: the word in headers, codes and bodies."""
+        return "+".join(name for name, _ in self.scope) or "tenant"

@@ -1,0 +1,236 @@
+"""The records of one call, each wrapping the one before: Call → Decision → Hold → Receipt. All frozen; no dict travels."""
+
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+from gateway.core.money import Microcents
+from gateway.core.scopes import Account, Amounts, Caller
+
+
+@dataclass(frozen=True, slots=True)
+class Image:
+    """One image of a request. `detail` is the client's word (`low`, `high`, `auto`); its pixels are not read."""
+
+    detail: str
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """One countable piece of the input: a message, the tool list, the response format.
+
+    `texts` are counted as tokens; `overhead_tokens` is what the format adds around them; `images` and `attachments`
+    (their sizes in bytes: audio, files) are bounded by rule.
+    """
+
+    role: str
+    texts: tuple[str, ...]
+    overhead_tokens: int = 0
+    images: tuple[Image, ...] = ()
+    attachments: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Directives:
+    """What the caller told the gateway itself, by `X-Run-*` and `X-Budget-*` headers."""
+
+    run_limit: Microcents | None = None  # X-Run-Limit: tightens the run's own ceiling
+    wrap_up: bool = False  # X-Budget-Wrap-Up: true
+    downgrade: bool = True  # X-Budget-Downgrade: never → False
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """What the client asked for, as far as money and ability are concerned. The body itself stays in `wire`."""
+
+    caller: Caller
+    dialect: str  # "chat"
+    model: str  # as the client wrote it
+    stream: bool
+    choices: int  # `n`: multiplies the output
+    client_cap: int | None  # the client's own max output tokens, per choice
+    parts: tuple[Part, ...]
+    needs: frozenset[str] = frozenset()  # capabilities: "tools", "vision", "json_schema", "audio_input", "audio_output", "files"
+    parameters: frozenset[str] = frozenset()  # top-level request parameters that are present
+    service_tier: str | None = None
+    unpriced: tuple[str, ...] = ()  # fields that move the price in a way nothing here models: refused in hard_gate
+    directives: Directives = Directives()
+
+
+class Basis(StrEnum):
+    """What a ceiling compares with its limit (besides the call itself)."""
+
+    RESERVED_AND_COMMITTED = "reserved+committed"  # hard_gate, soft_gate
+    COMMITTED = "committed"  # actuals_only: what is settled; the call's own worst case does not count
+    NONE = "none"  # advisory_estimate: never blocks, but is reported when it would have
+
+
+class Mode(StrEnum):
+    HARD_GATE = "hard_gate"
+    SOFT_GATE = "soft_gate"
+    ACTUALS_ONLY = "actuals_only"
+    ADVISORY_ESTIMATE = "advisory_estimate"
+
+
+@dataclass(frozen=True, slots=True)
+class Ceiling:
+    """The rule that one budget sets for one account: data to the ledger, which knows the effective limit.
+
+    With `limit_eff` = the run's own limit where `own` says so (see `ledger.contract`), else `limit`, a plan of amount `a` fits when
+
+        RESERVED_AND_COMMITTED:  reserved + committed + a <= limit_eff * share_ppm // 1_000_000 + margin
+        COMMITTED:               committed < limit_eff * share_ppm // 1_000_000 + margin
+        NONE:                    always; a warning when the first line would not hold
+    """
+
+    account: Account
+    limit: int | None  # the policy's, in the account's unit; None: no limit but the run's own
+    mode: Mode
+    basis: Basis
+    margin: int = 0  # soft_gate: how far above the limit a call may still start
+    own: bool = False  # this is the run's own ceiling: X-Run-Limit and PUT /budget/runs/{id} replace its limit
+    alerts: tuple[int, ...] = ()  # shares of the limit in ppm, ascending; each fires once per account
+
+
+@dataclass(frozen=True, slots=True)
+class Charge:
+    """One ceiling as one plan meets it."""
+
+    ceiling: Ceiling
+    share_ppm: int = 1_000_000  # below 1_000_000: the rest is for cheaper plans (`downgrade_below`)
+
+
+@dataclass(frozen=True, slots=True)
+class EstimateLine:
+    """One line of an estimate, as `explain` prints it."""
+
+    what: str  # "input: 3 messages", "tools", "output: 2 × 4096 tokens"
+    tokens: int
+    usd: int
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """One way to serve the call, and what it can cost at most."""
+
+    model: str  # the name sent upstream
+    provider: str
+    output_cap: int  # effective_max_output_tokens, per choice; written into the request
+    input_tokens: int  # the estimate's
+    cost_max: Amounts
+    charges: tuple[Charge, ...]
+    lines: tuple[EstimateLine, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Passed:
+    """A model that could not become a plan, and why: for `explain` and the decision record."""
+
+    model: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """The whole ladder for one call. Ids share their tail: decision `bdg_X` makes hold `rsv_X`."""
+
+    id: str
+    call: Call
+    ladder: tuple[Plan, ...]  # never empty
+    at_ms: int
+    price_table_version: str
+    passed_over: tuple[Passed, ...] = ()
+
+    @property
+    def hold_id(self) -> str:
+        return "rsv_" + self.id.removeprefix("bdg_")
+
+
+class Outcome(StrEnum):
+    ALLOW = "allow"
+    DOWNGRADE = "downgrade"
+    ADVISORY_WARN = "advisory_warn"
+    BLOCK = "block"
+
+
+@dataclass(frozen=True, slots=True)
+class Balance:
+    """An account as the ledger sees it after a step. Amounts in the account's unit."""
+
+    account: Account
+    limit: int | None  # the effective one
+    committed: int
+    reserved: int
+    unconfirmed: int = 0  # the part of committed that was charged provisionally
+    mode: Mode = Mode.HARD_GATE
+
+    @property
+    def remaining(self) -> int | None:
+        """What is left, never below 0; None without a limit."""
+        return None if self.limit is None else max(0, self.limit - self.committed - self.reserved)
+
+
+@dataclass(frozen=True, slots=True)
+class Hold:
+    """The worst case of one plan, held against every account of it."""
+
+    decision: Decision
+    plan: Plan
+    balances: tuple[Balance, ...]  # in the plan's order, this hold counted
+    lease_until_ms: int
+    warnings: tuple[Balance, ...] = ()  # advisory accounts that would have blocked
+
+    @property
+    def id(self) -> str:
+        return self.decision.hold_id
+
+    @property
+    def outcome(self) -> Outcome:
+        if self.plan.model != self.decision.ladder[0].model:
+            return Outcome.DOWNGRADE
+        return Outcome.ADVISORY_WARN if self.warnings else Outcome.ALLOW
+
+
+class UsageSource(StrEnum):
+    PROVIDER = "provider"
+    COUNTED = "counted"
+    HELD = "held"
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """Tokens a call really used. Every class is disjoint from the others: `input_tokens` excludes what was read from or
+    written to a cache; `output_tokens` includes reasoning."""
+
+    source: UsageSource
+    input_tokens: int = 0
+    cached_tokens: int = 0
+    cache_write_tokens: int = 0
+    output_tokens: int = 0
+
+    @property
+    def total_tokens(self) -> int:
+        return self.input_tokens + self.cached_tokens + self.cache_write_tokens + self.output_tokens
+
+
+class Ending(StrEnum):
+    """How a call ended; the metric's and the receipt's word."""
+
+    COMPLETED = "completed"
+    CLIENT_LEFT = "client_left"
+    PROVIDER_CUT = "provider_cut"
+    OUTPUT_EXCEEDED = "output_exceeded"
+    RUN_STOPPED = "run_stopped"
+    NOT_SENT = "not_sent"  # the connection was never made: released
+    PROVIDER_REFUSED = "provider_refused"  # its own 4xx, 429, 500, 503 before output: released
+    UNKNOWN = "unknown"  # nobody can say whether it was billed: the hold stays until its lease ends
+
+
+@dataclass(frozen=True, slots=True)
+class Receipt:
+    """What a hold became. `cost` is what was charged, in every unit."""
+
+    hold: Hold
+    usage: Usage
+    cost: Amounts
+    ending: Ending
+    balances: tuple[Balance, ...] = field(default=())

@@ -1,0 +1,80 @@
+"""Budget windows: lifetime, or a calendar minute … month in a timezone. Pure: the instant is an argument, in ms since the epoch."""
+
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from enum import StrEnum
+from typing import Final
+from zoneinfo import ZoneInfo
+
+END_OF_TIME_MS: Final = 2**53
+
+
+class WindowKind(StrEnum):
+    LIFETIME = "lifetime"
+    MINUTE = "minute"
+    HOUR = "hour"
+    DAY = "day"
+    WEEK = "week"
+    MONTH = "month"
+
+
+@dataclass(frozen=True, slots=True)
+class Window:
+    """One concrete window, `[start_ms, end_ms)`."""
+
+    kind: WindowKind
+    timezone: str
+    start_ms: int
+    end_ms: int
+    key: str = field(init=False, compare=False)
+
+    def __post_init__(self) -> None:
+        if self.kind is WindowKind.LIFETIME:
+            key = self.kind.value
+        else:
+            key = f"{self.kind.value}@{self.timezone}:{self.start_ms}"
+        object.__setattr__(self, "key", key)
+
+    def holds(self, at_ms: int) -> bool:
+        return self.start_ms <= at_ms < self.end_ms
+
+
+LIFETIME: Final = Window(WindowKind.LIFETIME, "UTC", 0, END_OF_TIME_MS)
+
+
+def window_at(kind: WindowKind, timezone: ZoneInfo, at_ms: int) -> Window:
+    """The window of that kind which holds the instant. A calendar day has 23 or 25 hours where the clock changes."""
+    if kind is WindowKind.LIFETIME:
+        return LIFETIME
+    if kind is WindowKind.MINUTE or kind is WindowKind.HOUR:
+        return _fixed(kind, timezone, at_ms)
+    midnight = _local(at_ms, timezone).replace(hour=0, minute=0, second=0, microsecond=0, fold=0)
+    if kind is WindowKind.DAY:
+        first, last = midnight, midnight + timedelta(days=1)
+    elif kind is WindowKind.WEEK:
+        first = midnight - timedelta(days=midnight.weekday())
+        last = first + timedelta(days=7)
+    else:
+        first = midnight.replace(day=1)
+        last = (first + timedelta(days=32)).replace(day=1)
+    return Window(kind, timezone.key, _instant(first), _instant(last))
+
+
+def _fixed(kind: WindowKind, timezone: ZoneInfo, at_ms: int) -> Window:
+    """Minutes and hours are counted from the local full hour, on the absolute time line: zones off UTC by 30 or 45 minutes
+    keep their own hours, and the hour that a clock change repeats is two windows."""
+    length_ms = 60_000 if kind is WindowKind.MINUTE else 3_600_000
+    offset = _local(at_ms, timezone).utcoffset()
+    assert offset is not None
+    offset_ms = int(offset.total_seconds() * 1000)
+    start_ms = (at_ms + offset_ms) // length_ms * length_ms - offset_ms
+    return Window(kind, timezone.key, start_ms, start_ms + length_ms)
+
+
+def _local(at_ms: int, timezone: ZoneInfo) -> datetime:
+    return datetime.fromtimestamp(at_ms // 1000, timezone)
+
+
+def _instant(local: datetime) -> int:
+    """A local wall time → ms. `datetime` arithmetic within one zone is wall-clock arithmetic, which is what a calendar needs."""
+    return int(local.timestamp()) * 1000

@@ -1,0 +1,1 @@
+"""The ledger: one contract (`contract`), its implementations, and what they share."""
