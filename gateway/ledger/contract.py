@@ -26,7 +26,7 @@ Amounts: microcents, tokens or calls by the account's unit, all integers. Times:
 from collections.abc import Awaitable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Protocol
+from typing import Protocol, TypeAlias
 
 from gateway.core.scopes import Account, Amounts
 from gateway.core.values import Balance, Decision, Ending, Hold, Usage
@@ -90,7 +90,7 @@ class Ended:
     state: HoldState
 
 
-type Reserved = Hold | Refusal | RunRefusal | Stale | Ended
+Reserved: TypeAlias = Hold | Refusal | RunRefusal | Stale | Ended
 
 
 @dataclass(frozen=True, slots=True)

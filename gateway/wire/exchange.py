@@ -1,0 +1,49 @@
+"""One HTTP exchange as the flow sees it: what came in, and where the answer goes. The server adapts aiohttp to these."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from multidict import CIMultiDictProxy
+
+Headers = Sequence[tuple[str, str]]
+
+
+class ClientGone(Exception):
+    """The client's connection is closed: nothing more can be written to it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Inbound:
+    """A request, its body read (within the limit) and inflated, but not parsed."""
+
+    method: str
+    path: str  # the dialect's path, raw, without `/run/RUN_ID`: "/v1/chat/completions"
+    query: str  # raw, without "?"
+    path_run: str | None  # RUN_ID of `/run/RUN_ID/…`, raw and unchecked
+    headers: CIMultiDictProxy[str]
+    body: bytes
+    request_id: str
+
+
+class Outlet(Protocol):
+    """Where the answer goes. Every method raises ClientGone once the connection is closed."""
+
+    async def answer(self, status: int, headers: Headers, body: bytes) -> None:
+        """A whole answer at once."""
+
+    async def start(self, status: int, headers: Headers) -> None:
+        """Opens a streamed answer."""
+
+    async def write(self, data: bytes) -> None:
+        """Returns when the client's side has room again (back-pressure)."""
+
+    async def finish(self) -> None:
+        """Ends the stream cleanly."""
+
+    def abort(self) -> None:
+        """Closes the connection so that the client can't take the stream for complete."""
+
+    @property
+    def started(self) -> bool:
+        """Whether any byte of the answer has been handed over."""
