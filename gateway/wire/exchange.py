@@ -26,6 +26,15 @@ class Inbound:
     request_id: str
 
 
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """A whole answer of a route that does not stream: the budget API, operations, errors."""
+
+    status: int
+    body: bytes
+    headers: Headers = ()
+
+
 class Outlet(Protocol):
     """Where the answer goes. Every method raises ClientGone once the connection is closed."""
 
