@@ -1,0 +1,1 @@
+"""The HTTP surface: aiohttp requests in, exchanges out."""

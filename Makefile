@@ -1,0 +1,58 @@
+# make run | test | check | test-deep | bench | demo | docs | lock | clean
+# Everything is installed into .venv from the lock files, by hash, with nothing but Python 3.11-3.13 and its pip.
+
+PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
+	$$p -c 'import sys, ensurepip; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' 2>/dev/null && echo $$p && break; done)
+BIN := .venv/bin
+INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-compile
+CONFIG ?= $(firstword $(wildcard config.yaml) config.example.yaml)
+MODEL ?= scripted
+
+.DELETE_ON_ERROR:
+.PHONY: run test check test-deep bench demo docs lock clean
+
+run: .venv/run.stamp
+	$(BIN)/penstock serve --config $(CONFIG)
+
+test: check
+	$(BIN)/python -m pytest -n 2 --durations=10
+
+check: .venv/dev.stamp
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy --strict gateway
+	$(BIN)/lint-imports
+
+test-deep: .venv/dev.stamp
+	$(BIN)/python -m pytest -m deep --durations=10 --timeout=1800
+
+bench: .venv/dev.stamp
+	$(BIN)/python -m tests.bench
+
+demo: .venv/dev.stamp $(if $(filter local,$(MODEL)),.venv/local.stamp)
+	$(BIN)/penstock demo --model $(MODEL)
+
+docs: .venv/dev.stamp
+	$(BIN)/python -m scripts.build_docs
+
+# For maintainers; needs uv. The locks name no registry: pip asks the one it is set up with.
+COMPILE := uv pip compile pyproject.toml --quiet --universal --python-version 3.11 --generate-hashes --no-header --no-emit-index-url --no-emit-find-links --group build
+lock:
+	$(COMPILE) -o requirements.lock
+	$(COMPILE) --group dev -c requirements.lock -o requirements-dev.lock
+	$(COMPILE) --extra local -c requirements.lock -o requirements-local.lock
+
+clean:
+	rm -rf .venv .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis dist
+
+.venv/bin/python:
+	@test -n "$(PYTHON)" || { echo "Penstock needs Python 3.11, 3.12 or 3.13 with venv; name one with: make PYTHON=/path/to/python3.11" >&2; exit 1; }
+	$(PYTHON) -m venv .venv
+
+.venv/run.stamp: requirements.lock pyproject.toml | .venv/bin/python
+.venv/dev.stamp: requirements-dev.lock pyproject.toml | .venv/bin/python
+.venv/local.stamp: requirements-local.lock pyproject.toml | .venv/bin/python
+.venv/%.stamp:
+	$(INSTALL) --require-hashes -r $<
+	$(INSTALL) --no-build-isolation -e .
+	@touch $@
