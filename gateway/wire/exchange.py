@@ -1,6 +1,6 @@
 """One HTTP exchange as the flow sees it: what came in, and where the answer goes. The server adapts aiohttp to these."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -56,3 +56,6 @@ class Outlet(Protocol):
     @property
     def started(self) -> bool:
         """Whether any byte of the answer has been handed over."""
+
+    def on_gone(self, told: Callable[[], None]) -> None:
+        """Calls back once, as soon as the client's connection is lost; at once if it is lost already."""
