@@ -73,7 +73,8 @@ class Account:
     key: str = field(init=False, compare=False)
 
     def __post_init__(self) -> None:
-        scope = ",".join(f"{name}={quote(value, safe='')}" for name, value in self.scope)
+        # `surrogatepass`: bytes of a header that are not UTF-8 arrive as lone surrogates, and are a value like any other.
+        scope = ",".join(f"{name}={quote(value, safe='', errors='surrogatepass')}" for name, value in self.scope)
         object.__setattr__(self, "key", f"{self.budget}|{scope}|{self.window.key}|{self.unit.value}")
 
     @property

@@ -64,11 +64,34 @@ def _fixed(kind: WindowKind, timezone: ZoneInfo, at_ms: int) -> Window:
     """Minutes and hours are counted from the local full hour, on the absolute time line: zones off UTC by 30 or 45 minutes
     keep their own hours, and the hour that a clock change repeats is two windows."""
     length_ms = 60_000 if kind is WindowKind.MINUTE else 3_600_000
+    offset_ms = _offset(at_ms, timezone)
+    start_ms = (at_ms + offset_ms) // length_ms * length_ms - offset_ms
+    end_ms = start_ms + length_ms
+    # A clock change that is no whole number of windows (Lord Howe Island: half an hour) cuts the window it falls into, or two
+    # windows would hold the same instant.
+    if (_offset(start_ms, timezone) - offset_ms) % length_ms:
+        start_ms = _change(start_ms, at_ms, timezone)
+    if (_offset(end_ms - 1, timezone) - offset_ms) % length_ms:
+        end_ms = _change(at_ms, end_ms - 1, timezone)
+    return Window(kind, timezone.key, start_ms, end_ms)
+
+
+def _offset(at_ms: int, timezone: ZoneInfo) -> int:
     offset = _local(at_ms, timezone).utcoffset()
     assert offset is not None
-    offset_ms = int(offset.total_seconds() * 1000)
-    start_ms = (at_ms + offset_ms) // length_ms * length_ms - offset_ms
-    return Window(kind, timezone.key, start_ms, start_ms + length_ms)
+    return int(offset.total_seconds() * 1000)
+
+
+def _change(before_ms: int, after_ms: int, timezone: ZoneInfo) -> int:
+    """The first instant with the offset of `after_ms`, which the offset of `before_ms` is not."""
+    offset_ms = _offset(after_ms, timezone)
+    while after_ms - before_ms > 1:
+        middle_ms = (before_ms + after_ms) // 2
+        if _offset(middle_ms, timezone) == offset_ms:
+            after_ms = middle_ms
+        else:
+            before_ms = middle_ms
+    return after_ms
 
 
 def _local(at_ms: int, timezone: ZoneInfo) -> datetime:

@@ -1,0 +1,235 @@
+"""What a call can cost at most, and what it did cost. Pure: same call, model, counts, the same amounts.
+
+The bound: `cost_of(usage) <= worst_case(input, cap)` for every usage whose input (cached, written to a cache or neither) is at most
+`input` and whose output is at most `cap` for each choice. It does not depend on how the provider caches: input is priced at the
+dearest of its rates, and output at the dearest tier that so much input may fall in.
+
+Three things it cannot know, each an overrun when it happens: a tokenizer that is not public (a factor stands in, see `tokens`), a
+project at the provider whose default service tier is `priority` while the request names none, and prices the table lacks.
+"""
+
+from collections.abc import Iterable
+from fnmatch import fnmatchcase
+from functools import lru_cache
+from typing import Final
+
+from gateway.core.catalog import Model, Rates
+from gateway.core.money import price_of
+from gateway.core.policy import OutputPolicy
+from gateway.core.scopes import Amounts
+from gateway.core.tokens import TokenCounter, unscaled
+from gateway.core.values import Call, EstimateLine, Usage
+
+# Tokens of one image at most, as (glob, low, high, otherwise) by the client's `detail`. Sizes are not read, so each is what the
+# provider's rule gives for the largest image. This over-counts small images. The first match wins. From the providers' vision
+# guides as of 2026-11: tiles of 512 px (8 at most) on a base; or patches of 32 px (1,536; from GPT-5.2 on 2,500, and 10,000 at
+# original detail, which `auto` may choose) times a multiplier; Claude 1,568, high-resolution models 4,784; Gemini 258 a tile.
+_IMAGE_TOKENS: Final = (
+    ("*gpt-4o-mini*", 2833, 2833 + 8 * 5667, 2833 + 8 * 5667),
+    ("*gpt-4.1-mini*", 2489, 2489, 2489),
+    ("*gpt-4.1-nano*", 3779, 3779, 3779),
+    ("*o4-mini*", 2642, 2642, 2642),
+    ("*gpt-5*-mini*", 2489, 2489, 2489),
+    ("*gpt-5*-nano*", 3779, 3779, 3779),
+    ("*gpt-5.[2-9]*", 3000, 3000, 12_000),
+    ("*gpt-5*", 70, 70 + 8 * 140, 70 + 8 * 140),
+    ("*gpt-4o*", 85, 85 + 8 * 170, 85 + 8 * 170),
+    ("*gpt-4.1*", 85, 85 + 8 * 170, 85 + 8 * 170),
+    ("*gpt-4-*", 85, 85 + 8 * 170, 85 + 8 * 170),
+    ("*gpt-4.5*", 85, 85 + 8 * 170, 85 + 8 * 170),
+    ("o[13]*", 75, 75 + 8 * 150, 75 + 8 * 150),
+    ("*/o[13]*", 75, 75 + 8 * 150, 75 + 8 * 150),
+    ("*claude-3*", 1600, 1600, 1600),
+    ("*claude-sonnet-4*", 1600, 1600, 1600),
+    ("*claude-haiku-4*", 1600, 1600, 1600),
+    ("*claude-opus-4-[0-6]*", 1600, 1600, 1600),
+    ("*claude*", 4784, 4784, 4784),
+    ("*gemini*", 16 * 258, 16 * 258, 16 * 258),
+    # The most that any documented open model takes (Qwen's vision models at their largest).
+    ("*", 16_384, 16_384, 16_384),
+)
+
+# Audio: no provider bills more than 32 tokens a second, and no MP3 or WAV has fewer than 1,000 bytes for one.
+_AUDIO_BYTES_PER_TOKEN: Final = 30
+
+# Claude puts up to 804 tokens of its own before the tools of a request; chat templates of open models put less.
+_HIDDEN_TOOL_TOKENS: Final = 850
+
+# Roles of the parts that are not messages: each is a line of its own.
+_NOT_MESSAGES: Final = frozenset({"tools", "functions", "response_format"})
+
+# Words for the ordinary rates, or for rates that are never above them.
+_STANDARD_TIERS: Final = frozenset({None, "auto", "default", "standard", "standard_only", "flex"})
+
+
+# -- input --------------------------------------------------------------------------------------------------------------------
+
+
+def input_tokens(call: Call, model: Model, counter: TokenCounter) -> int:
+    """What to hold for the input. It never passes what the model can take, since the provider refuses more, unless the input
+    surely is more: then `output_cap` finds no room."""
+    text = counter.count_parts(call.parts, model.encoding) + _hidden_tokens(call, model)
+    tokens = text + _media_tokens(call, model)
+    limit = _input_limit(model)
+    if tokens > limit and unscaled(text, model.encoding) <= limit and not _exact(call, model):
+        return limit
+    return tokens
+
+
+def output_cap(call: Call, model: Model, input_tokens: int, policy: OutputPolicy) -> int:
+    """`effective_max_output_tokens`, per choice: the least of the client's cap (or the policy's default), the policy's cap, the
+    model's and what its context leaves. 0: the input leaves no room, and the model can't serve the call.
+
+    Where the input is bounded rather than counted, room is reckoned with what it takes at least: the hold is then a little
+    larger than the context allows, instead of the answer being cut short or refused for a guess.
+    """
+    least = input_tokens
+    if not _exact(call, model):
+        least = unscaled(max(0, input_tokens - _media_tokens(call, model)), model.encoding)
+    if least > _input_limit(model):
+        return 0
+    wanted = call.client_cap if call.client_cap is not None else policy.default_for(call.model)
+    caps = (policy.max_tokens, model.max_output, model.context - least)
+    return max(0, min(caps) if wanted is None else min(wanted, *caps))
+
+
+def _exact(call: Call, model: Model) -> bool:
+    """Everything in the input was counted by the model's own tokenizer."""
+    return model.encoding is not None and not any(part.images or part.attachments for part in call.parts)
+
+
+def _input_limit(model: Model) -> int:
+    return model.context if model.max_input is None else min(model.context, model.max_input)
+
+
+def _hidden_tokens(call: Call, model: Model) -> int:
+    return _HIDDEN_TOOL_TOKENS if model.encoding is None and "tools" in call.needs else 0
+
+
+def _media_tokens(call: Call, model: Model) -> int:
+    tokens = 0
+    for part in call.parts:
+        if part.images:
+            tokens += sum(_image_tokens(model.name, image.detail) for image in part.images)
+        if part.attachments:
+            tokens += _attachment_tokens(call, model, part.attachments)
+    return tokens
+
+
+@lru_cache(maxsize=1024)
+def _image_tokens(model: str, detail: str) -> int:
+    for glob, low, high, otherwise in _IMAGE_TOKENS:
+        if fnmatchcase(model, glob):
+            return {"low": low, "high": high}.get(detail, otherwise)
+    raise AssertionError("the last rule matches every model")
+
+
+def _attachment_tokens(call: Call, model: Model, sizes: Iterable[int]) -> int:
+    """Audio by its size. A file may be compressed text, so nothing but the context bounds it."""
+    if "files" not in call.needs and "audio_input" in call.needs:
+        return sum(size // _AUDIO_BYTES_PER_TOKEN + 1 for size in sizes)
+    return _input_limit(model)
+
+
+# -- price --------------------------------------------------------------------------------------------------------------------
+
+
+def service_tier_priced(model: Model, service_tier: str | None) -> bool:
+    """False: the request asks for a service tier whose price nobody told us, and which may be dearer."""
+    return model.free or service_tier in _STANDARD_TIERS or any(name == service_tier for name, _ in model.service_tiers)
+
+
+def worst_case(call: Call, model: Model, input_tokens: int, cap: int) -> Amounts:
+    """The most that so much input and `cap` output tokens for each choice can cost. The model must be priced."""
+    output_tokens = cap * call.choices
+    tokens = input_tokens + output_tokens
+    if model.free:
+        return Amounts(0, tokens)
+    input_rate, output_rate, rounding = _dearest(model, call.service_tier, input_tokens)
+    return Amounts(price_of(input_tokens, input_rate) + price_of(output_tokens, output_rate) + rounding, tokens)
+
+
+def cost_of(model: Model, usage: Usage, service_tier: str | None) -> Amounts:
+    """What the usage costs, each class rounded up on its own. `service_tier` is the provider's word for how it served the call
+    where it said so, else the request's; one without rates of its own costs the ordinary ones."""
+    tokens = usage.total_tokens
+    if model.free:
+        return Amounts(0, tokens)
+    rates = _rates(_tiers(model, service_tier), tokens - usage.output_tokens)
+    usd = (
+        price_of(usage.input_tokens, rates.input)
+        + price_of(usage.cached_tokens, rates.cached_input)
+        + price_of(usage.cache_write_tokens, rates.cache_write)
+        + price_of(usage.output_tokens, rates.output)
+    )
+    return Amounts(usd, tokens)
+
+
+def _tiers(model: Model, service_tier: str | None) -> tuple[Rates, ...]:
+    assert model.tiers, f"{model.name} has no price"
+    for name, tiers in model.service_tiers:
+        if name == service_tier:
+            return tiers
+    return model.tiers
+
+
+def _rates(tiers: tuple[Rates, ...], input_tokens: int) -> Rates:
+    """The whole call is billed at the last tier that its input passes."""
+    applying = tiers[0]
+    for rates in tiers[1:]:
+        if rates.above_input_tokens < input_tokens:
+            applying = rates
+    return applying
+
+
+def _dearest(model: Model, service_tier: str | None, input_tokens: int) -> tuple[int, int, int]:
+    """Rates of input and output, and what rounding three classes of input separately may add.
+
+    Whatever tier is asked for, the provider may serve the call at the ordinary one. `auto` means what the project at the
+    provider is set to, which may be `priority`; a request that names no tier means the same to OpenAI, but holding double for
+    every ordinary call would starve the rest, so there the ordinary rates hold.
+    """
+    groups = [_tiers(model, None)]
+    if service_tier is not None and model.service_tiers:
+        groups.append(_tiers(model, "priority" if service_tier == "auto" else service_tier))
+    input_rate = output_rate = rounding = 0
+    for tiers in groups:
+        for rates in tiers:
+            if rates is tiers[0] or rates.above_input_tokens < input_tokens:
+                input_rate = max(input_rate, rates.dearest_input)
+                output_rate = max(output_rate, rates.output)
+                if rates.input % 1_000_000 or rates.cached_input % 1_000_000 or rates.cache_write % 1_000_000:
+                    rounding = 2
+    return input_rate, output_rate, rounding
+
+
+# -- for a reader -------------------------------------------------------------------------------------------------------------
+
+
+def explain(call: Call, model: Model, counter: TokenCounter, cap: int) -> tuple[EstimateLine, ...]:
+    """The estimate line by line; the lines add up to the tokens held. Not for the path of a call."""
+    held = input_tokens(call, model, counter)
+    input_rate, output_rate, _ = (0, 0, 0) if model.free else _dearest(model, call.service_tier, held)
+    lines: list[tuple[str, int]] = []
+    messages = [part for part in call.parts if part.role not in _NOT_MESSAGES]
+    if messages:
+        plural = "" if len(messages) == 1 else "s"
+        lines.append((f"input: {len(messages)} message{plural}", counter.count_parts(messages, model.encoding)))
+    others = [part for part in call.parts if part.role in _NOT_MESSAGES]
+    lines.extend((part.role.replace("_", " "), counter.count_parts([part], model.encoding)) for part in others)
+    if hidden := _hidden_tokens(call, model):
+        lines.append(("what the provider adds for tools", hidden))
+    images = [_image_tokens(model.name, image.detail) for part in call.parts for image in part.images]
+    if images:
+        lines.append((f"image ×{len(images)}", sum(images)))
+    if attached := sum(len(part.attachments) for part in call.parts):
+        lines.append((f"attachment ×{attached}", _media_tokens(call, model) - sum(images)))
+    # Lines are rounded one by one, the estimate as a whole; and a bounded input is held at no more than the context.
+    if beside := held - sum(tokens for _, tokens in lines):
+        lines.append(("less what the context can't hold" if held == _input_limit(model) else "rounding", beside))
+    times = f"{call.choices} × {cap}" if call.choices > 1 else f"{cap}"
+    output_tokens = cap * call.choices
+    return (
+        *(EstimateLine(what, tokens, price_of(tokens, input_rate)) for what, tokens in lines),
+        EstimateLine(f"output: {times} tokens", output_tokens, price_of(output_tokens, output_rate)),
+    )

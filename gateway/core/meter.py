@@ -1,0 +1,121 @@
+"""Measures one answer while it is relayed: the provider's own usage if it reports one, else what was seen, counted.
+
+Cheap by default: a piece of output costs the sum of its length. Tokens are counted only where 16 KB have gathered (which bounds
+memory), where the output may have passed its cap, and at the end if the provider reported nothing.
+"""
+
+from dataclasses import replace
+from typing import Final
+
+from gateway.core.tokens import REFERENCE_ENCODING, TokenCounter, last_sure_cut, scaled, utf8_length
+from gateway.core.values import Usage, UsageSource
+
+_TAIL_CHARS: Final = 16_384
+_LONGEST_UNCUT_CHARS: Final = 4_096  # longer text without a sure cut is cut anywhere
+_CHECK_EVERY_BYTES: Final = 256
+
+
+class Meter:
+    """`covers_all_choices` is False where the call asks for several choices and the provider reports the tokens of one."""
+
+    __slots__ = (
+        "_bytes",
+        "_checked_bytes",
+        "_checked_tokens",
+        "_counted",
+        "_counter",
+        "_covers",
+        "_encoding",
+        "_report",
+        "_tail",
+        "_tail_chars",
+    )
+
+    def __init__(self, counter: TokenCounter, encoding: str | None, covers_all_choices: bool = True) -> None:
+        self._counter = counter
+        self._encoding = encoding
+        self._covers = covers_all_choices
+        self._report: Usage | None = None
+        self._bytes = 0
+        self._counted = 0  # reference tokens of what is no longer in the tail
+        self._tail: list[str] = []
+        self._tail_chars = 0
+        self._checked_bytes = 0  # at the last exact count …
+        self._checked_tokens = 0  # … and what it gave
+
+    # -- what the wire tells --------------------------------------------------------------------------------------------------
+
+    def report(self, usage: Usage) -> None:
+        """The provider's own usage so far; a later one replaces it. One without output tokens is good for its input only."""
+        self._report = usage
+
+    def text(self, piece: str) -> None:
+        """Output as it passes: text, reasoning, refusals, names and arguments of tool calls, of all choices."""
+        self._tail.append(piece)
+        self._tail_chars += len(piece)
+        self._bytes += utf8_length(piece)
+        if self._tail_chars >= _TAIL_CHARS:
+            self._fold()
+
+    # -- what the flow asks ---------------------------------------------------------------------------------------------------
+
+    @property
+    def relayed_bytes(self) -> int:
+        return self._bytes
+
+    @property
+    def reported(self) -> bool:
+        """The provider has said what the call used. Zeros say nothing: no call uses nothing, and no relayed output is free."""
+        usage = self._report
+        return usage is not None and usage.total_tokens > 0 and (usage.output_tokens > 0 or self._bytes == 0)
+
+    def exceeds(self, cap_tokens: int) -> bool:
+        """Whether the output seen has surely passed the cap (of all choices together). Called for every chunk."""
+        # Surely: another tokenizer may need half the reference's tokens, and cutting text into pieces adds a few.
+        sure = 2 * cap_tokens if self._encoding is None else cap_tokens + cap_tokens // 128 + 1
+        # There are never more tokens than bytes; after an exact count the same holds for the bytes since.
+        since = self._bytes - self._checked_bytes
+        if self._checked_tokens + since <= sure or since < min(_CHECK_EVERY_BYTES, cap_tokens):
+            return False
+        self._checked_tokens = self._reference_tokens()
+        self._checked_bytes = self._bytes
+        return self._checked_tokens > sure
+
+    def usage(self, input_estimate: int, output_held: int | None = None) -> Usage:
+        """What the call used, by the provider's word if it gave one. `output_held` is the cap of all choices together: the factor
+        for a tokenizer that is not public does not lift a count above it."""
+        report = self._report
+        if self.reported and self._covers:
+            assert report is not None
+            return report
+        counted = self._reference_tokens()
+        output = scaled(counted, self._encoding)
+        if output_held is not None:
+            output = min(output, max(counted, output_held))
+        if report is None or report.total_tokens == 0:
+            return Usage(UsageSource.COUNTED, input_tokens=input_estimate, output_tokens=output)
+        if report.output_tokens >= output:
+            return report
+        return replace(report, source=UsageSource.COUNTED, output_tokens=output)
+
+    # -- counting -------------------------------------------------------------------------------------------------------------
+
+    def _reference_tokens(self) -> int:
+        if self._tail_chars > _CHECK_EVERY_BYTES:
+            self._fold()
+        tail = "".join(self._tail)
+        self._tail = [tail]
+        return self._counted + self._counter.count(tail, self._encoding or REFERENCE_ENCODING)
+
+    def _fold(self) -> None:
+        """Counts the tail up to its last sure cut and forgets that text."""
+        text = "".join(self._tail)
+        cut = last_sure_cut(text)
+        if cut == 0 and len(text) >= _LONGEST_UNCUT_CHARS:
+            cut = len(text)
+            self._counted += 1
+        if cut:
+            self._counted += self._counter.count(text[:cut], self._encoding or REFERENCE_ENCODING)
+            text = text[cut:]
+        self._tail = [text]
+        self._tail_chars = len(text)
