@@ -1,1 +1,1 @@
-"""Pure: what goes over HTTP. One dialect a file, and what they share: exchanges, headers, problems, SSE."""
+"""Other people's formats: bytes in, values out, and back. Pure: no I/O, clock, randomness or logging."""

@@ -1,0 +1,578 @@
+"""OpenAI chat completions. A request becomes a Call and, once a plan is held, bytes again; an answer feeds a Meter.
+
+Every field that decides what a call costs is read strictly: a wrong type, or the same name in other letters (which some servers
+would read), is refused. Whatever else the model may read is counted as text; whatever else may move the price is named in
+`Call.unpriced`. All that can fail fails in `read`: after it, `encode` cannot.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+import orjson
+
+from gateway.core.meter import Meter
+from gateway.core.profiles import Profile
+from gateway.core.scopes import Caller
+from gateway.core.tokens import CHAT_MESSAGE_TOKENS, CHAT_NAME_TOKENS, CHAT_PRIMING_TOKENS
+from gateway.core.values import Call, Directives, Image, Part, Plan, Usage, UsageSource
+from gateway.wire.body import parse_object, too_deep
+from gateway.wire.headers import identity_value
+from gateway.wire.problem import Problem, bad_request
+from gateway.wire.sse import Events
+
+DIALECT: Final = "chat"
+MAX_MODEL_CHARS: Final = 256
+MAX_CHOICES: Final = 128
+
+# What the format adds around a message is OpenAI's published rule: see `core.tokens`. These are bounds, not rules; the JSON of a
+# tool is already longer than what the model is shown of it.
+TOOL_CALL_OVERHEAD: Final = 8
+TOOLS_OVERHEAD: Final = 32
+TOOL_OVERHEAD: Final = 8
+SCHEMA_OVERHEAD: Final = 16
+
+_CAPS: Final = ("max_tokens", "max_completion_tokens")
+
+# Fields that move the price in a way nothing here models: what a search costs, tokens of a prediction that was not used, audio
+# out, OpenRouter's and LiteLLM's choice of another model, llama.cpp's second output cap (which wins over the first).
+_UNPRICED: Final = frozenset(
+    {
+        "web_search_options",
+        "search_parameters",
+        "enable_search",
+        "prediction",
+        "models",
+        "route",
+        "provider",
+        "plugins",
+        "transforms",
+        "preset",
+        "fallbacks",
+        "n_predict",
+    }
+)
+_READ: Final = _UNPRICED | {
+    "model",
+    "messages",
+    "stream",
+    "stream_options",
+    "n",
+    "best_of",
+    "max_tokens",
+    "max_completion_tokens",
+    "tools",
+    "tool_choice",
+    "functions",
+    "function_call",
+    "response_format",
+    "service_tier",
+    "modalities",
+    "user",
+}
+# Fields that no model reads as input. The texts, lists and objects in any other field are counted as if it did.
+_NOT_INPUT: Final = _READ | {
+    "audio",
+    "cache_control",
+    "include",
+    "logit_bias",
+    "metadata",
+    "prompt_cache_key",
+    "prompt_cache_retention",
+    "reasoning",
+    "reasoning_effort",
+    "safety_identifier",
+    "stop",
+    "stop_token_ids",
+    "thinking",
+    "usage",
+    "verbosity",
+}
+# Fields that every model takes, so that they don't stand in the way of a downgrade.
+_UNIVERSAL: Final = frozenset(
+    {
+        "model",
+        "messages",
+        "stream",
+        "stream_options",
+        "max_tokens",
+        "max_completion_tokens",
+        "user",
+        "metadata",
+        "store",
+        "safety_identifier",
+        "prompt_cache_key",
+    }
+)
+_PLAIN_TOOLS: Final = ("function", "custom")
+_PLAIN_PARTS: Final = ("refusal", "thinking", "reasoning", "input_text", "output_text", "summary_text")
+_TEXT_PART_KEYS: Final = frozenset({"type", "text", "cache_control"})
+_TOOL_CALL_KEYS: Final = frozenset({"id", "type", "function"})
+_FUNCTION_KEYS: Final = frozenset({"name", "arguments"})
+
+
+# -- the request --------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(slots=True, eq=False)  # not frozen, which would cost a fifth of reading a small request; nobody assigns to it
+class ChatRequest:
+    """A chat request that was read. Its body is never changed; what is forwarded is made from it by `encode`."""
+
+    model: str
+    stream: bool
+    choices: int
+    client_cap: int | None
+    cap_field: str | None  # the field that the client's cap came in
+    wants_usage: bool  # the client asked for usage in its stream
+    service_tier: str | None
+    parts: tuple[Part, ...]
+    needs: frozenset[str]
+    parameters: frozenset[str]
+    unpriced: tuple[str, ...]
+    body: Mapping[str, Any] = field(repr=False)
+    fragments: Mapping[str, orjson.Fragment] = field(repr=False)  # its lists and objects, encoded already
+
+    def text_field(self, name: str) -> str | None:
+        """A top-level field that says who the caller is (`body:user` in the policy). Refused 400 where it is no text."""
+        _refuse_variants(self.body, frozenset({name}))
+        value = _typed(self.body, name, str, "a string")
+        return None if value is None else identity_value(value, name)
+
+    def call(self, caller: Caller, directives: Directives) -> Call:
+        return Call(
+            caller=caller,
+            dialect=DIALECT,
+            model=self.model,
+            stream=self.stream,
+            choices=self.choices,
+            client_cap=self.client_cap,
+            parts=self.parts,
+            needs=self.needs,
+            parameters=self.parameters,
+            service_tier=self.service_tier,
+            unpriced=self.unpriced,
+            directives=directives,
+        )
+
+    def encode(self, plan: Plan, profile: Profile) -> bytes:
+        """What goes upstream: the request as it was parsed, with the plan's model and output cap, and usage asked for in streams
+        where the provider takes that."""
+        body = {**self.body, **self.fragments, "model": plan.model, self.cap_field or profile.output_cap_field: plan.output_cap}
+        if self.stream and profile.stream_options:
+            body["stream_options"] = {**(self.body.get("stream_options") or {}), "include_usage": True}
+        return orjson.dumps(body)
+
+    def clamped(self, plan: Plan) -> bool:
+        """Whether the forwarded cap is lower than the one the client asked for."""
+        return self.client_cap is not None and plan.output_cap < self.client_cap
+
+
+def read(raw: bytes) -> ChatRequest:
+    """A request body → what it asks for. Refused 400: `ambiguous_request` or `output_cap_conflict`, with the field at fault."""
+    body = parse_object(raw)
+    _refuse_variants(body, _READ)
+    encoded = _encoded(body)
+    facts = _Facts(set(), [])
+    parts = [_message(message, facts) for message in _objects(body, "messages", required=True)]
+    parts += _tools(body, encoded, facts)
+    parts += _response_format(body, encoded, facts)
+    parts += _other_input(body, encoded)
+    parts.append(_REPLY)
+    if "audio" in (_typed(body, "modalities", list, "a list") or ()):
+        facts.needs.add("audio_output")
+        facts.unpriced.append("modalities")
+    cap_field, client_cap = _output_cap(body)
+    present = {name for name, value in body.items() if value is not None}
+    return ChatRequest(
+        model=_model(body),
+        stream=_typed(body, "stream", bool, "true or false") or False,
+        choices=max(_count(body, "n", MAX_CHOICES) or 1, _count(body, "best_of", MAX_CHOICES) or 1),
+        client_cap=client_cap,
+        cap_field=cap_field,
+        wants_usage=_wants_usage(body),
+        service_tier=_typed(body, "service_tier", str, "a string"),
+        parts=tuple(parts),
+        needs=frozenset(facts.needs),
+        parameters=frozenset(present - _UNIVERSAL),
+        unpriced=(*sorted(present & _UNPRICED), *facts.unpriced),
+        body=body,
+        fragments={name: orjson.Fragment(text) for name, text in encoded.items()},
+    )
+
+
+_REPLY: Final = Part("reply", (), CHAT_PRIMING_TOKENS)
+
+
+@dataclass(slots=True)
+class _Facts:
+    """What turns up while messages and tools are read."""
+
+    needs: set[str]
+    unpriced: list[str]
+
+
+def _encoded(body: Mapping[str, Any]) -> dict[str, bytes]:
+    """The lists and objects of the body as JSON: counted from here, and forwarded as they are."""
+    try:
+        return {name: orjson.dumps(value) for name, value in body.items() if type(value) is dict or type(value) is list}
+    except orjson.JSONEncodeError:  # it writes fewer levels than it reads
+        raise too_deep() from None
+
+
+def _refuse_variants(fields: Mapping[str, Any], names: frozenset[str], where: str = "") -> None:
+    """Some servers match field names regardless of case, by Unicode folding: to them `MAX_TOKENS` and `ſtream` are ours."""
+    for name in fields:
+        if name not in names and (folded := name.casefold()) in names:
+            raise bad_request("ambiguous_request", f"{where}{name[:80]!r} differs from {folded!r} only in case.", where + folded)
+
+
+def _typed(fields: Mapping[str, Any], name: str, kind: type, expected: str, where: str = "") -> Any:
+    """The field's value, or None where it is absent or null."""
+    value = fields.get(name)
+    if value is not None and type(value) is not kind:
+        raise bad_request("ambiguous_request", f"{where}{name}: expected {expected}.", where + name)
+    return value
+
+
+def _objects(body: Mapping[str, Any], name: str, *, required: bool = False) -> list[dict[str, Any]]:
+    values = body.get(name)
+    if values is None and not required:
+        return []
+    if type(values) is not list or not all(type(value) is dict for value in values):
+        raise bad_request("ambiguous_request", f"{name}: expected a list of objects.", name)
+    return values
+
+
+def _count(body: Mapping[str, Any], name: str, most: int | None = None) -> int | None:
+    expected = "an integer of at least 1" if most is None else f"an integer from 1 to {most}"
+    value: int | None = _typed(body, name, int, expected)
+    if value is not None and (value < 1 or (most is not None and value > most)):
+        raise bad_request("ambiguous_request", f"{name}: expected {expected}.", name)
+    return value
+
+
+def _model(body: Mapping[str, Any]) -> str:
+    model = body.get("model")
+    if type(model) is not str or not 0 < len(model) <= MAX_MODEL_CHARS or not model.isprintable():
+        raise bad_request("ambiguous_request", f"model: expected a name of 1 to {MAX_MODEL_CHARS} printable characters.", "model")
+    return model
+
+
+def _output_cap(body: Mapping[str, Any]) -> tuple[str | None, int | None]:
+    caps = [(name, cap) for name in _CAPS if (cap := _count(body, name)) is not None]
+    if len(caps) > 1:
+        raise bad_request("output_cap_conflict", "max_tokens and max_completion_tokens are both set: send one of them.", _CAPS[0])
+    return caps[0] if caps else (None, None)
+
+
+def _wants_usage(body: Mapping[str, Any]) -> bool:
+    options = _typed(body, "stream_options", dict, "an object")
+    if options is None:
+        return False
+    _refuse_variants(options, frozenset({"include_usage"}), "stream_options.")
+    return bool(_typed(options, "include_usage", bool, "true or false", "stream_options."))
+
+
+def _message(message: Mapping[str, Any], facts: _Facts) -> Part:
+    """One message. Fields that are not known here are counted as text: some servers show them to the model."""
+    role, content = message.get("role"), message.get("content")
+    if type(role) is str and type(content) is str and len(message) == 2:
+        return Part(role, (role, content), CHAT_MESSAGE_TOKENS)
+    role = _typed(message, "role", str, "a string", "messages.") or ""
+    texts: list[str] = []
+    images: list[Image] = []
+    attachments: list[int] = []
+    overhead = CHAT_MESSAGE_TOKENS
+    for name, value in message.items():
+        if value is None or name == "cache_control":
+            continue
+        if name == "content" and type(value) is list:
+            _content_parts(value, texts, images, attachments, facts)
+        elif name == "content" and type(value) is not str:
+            raise bad_request("ambiguous_request", "messages.content: expected a string or a list of parts.", "messages.content")
+        elif name == "tool_calls" and type(value) is list:
+            facts.needs.add("tools")
+            overhead += TOOL_CALL_OVERHEAD * len(value)
+            for call in value:
+                texts += _tool_call(call)
+        elif name == "audio":  # an earlier answer in sound, which the provider keeps: its length is not in the body
+            facts.unpriced.append("messages.audio")
+        else:
+            overhead += CHAT_NAME_TOKENS if name == "name" else 0
+            texts.append(_text(value))
+    return Part(role, tuple(texts), overhead, tuple(images), tuple(attachments))
+
+
+def _tool_call(call: Any) -> tuple[str, ...]:
+    """Its id too: some chat templates show it, and where they don't it covers the function's name in the tool's reply."""
+    if type(call) is dict and call.keys() <= _TOOL_CALL_KEYS:
+        function = call.get("function")
+        if type(function) is dict and function.keys() <= _FUNCTION_KEYS:
+            return _text(call.get("id")), _text(function.get("name")), _text(function.get("arguments"))
+    return (_text(call),)
+
+
+def _text(value: Any) -> str:
+    if type(value) is str:
+        return value
+    return "" if value is None else orjson.dumps(value).decode()
+
+
+def _content_parts(content: list[Any], texts: list[str], images: list[Image], attachments: list[int], facts: _Facts) -> None:
+    for part in content:
+        if type(part) is not dict:
+            raise bad_request("ambiguous_request", "messages.content: expected a list of objects.", "messages.content")
+        kind = part.get("type")
+        if kind == "text" and part.keys() <= _TEXT_PART_KEYS:
+            texts.append(_typed(part, "text", str, "a string", "messages.content.") or "")
+        elif kind == "image_url":
+            facts.needs.add("vision")
+            images.append(_image(part))
+        elif kind == "input_audio":
+            facts.needs.add("audio_input")
+            audio = _typed(part, "input_audio", dict, "an object", "messages.content.") or {}
+            attachments.append(_decoded_size(audio, "data"))
+        elif kind == "file":
+            facts.needs.add("files")
+            file = _typed(part, "file", dict, "an object", "messages.content.") or {}
+            attachments.append(_decoded_size(file, "file_data"))
+            if file.get("file_data") is None:  # a file that the provider keeps, or fetches
+                facts.unpriced.append("messages.content.file")
+        else:
+            texts.append(_text(part))
+            if kind != "text" and kind not in _PLAIN_PARTS:  # a video, a document by its address …
+                facts.unpriced.append("messages.content.type")
+
+
+def _image(part: Mapping[str, Any]) -> Image:
+    image = part.get("image_url")
+    if type(image) is str:  # as some providers take it
+        return Image("auto")
+    if type(image) is not dict:
+        raise bad_request("ambiguous_request", "messages.content.image_url: expected an object.", "messages.content.image_url")
+    return Image(_typed(image, "detail", str, "a string", "messages.content.image_url.") or "auto")
+
+
+def _decoded_size(fields: Mapping[str, Any], name: str) -> int:
+    """The bytes that base64 text stands for, rounded up (a `data:` prefix counts as data)."""
+    data = _typed(fields, name, str, "a string", "messages.content.") or ""
+    return -(-len(data) * 3 // 4)
+
+
+def _tools(body: Mapping[str, Any], encoded: Mapping[str, bytes], facts: _Facts) -> list[Part]:
+    parts = []
+    for name in ("tools", "functions"):
+        if name in body and (tools := _objects(body, name)):
+            parts.append(Part(name, (encoded[name].decode(),), TOOLS_OVERHEAD + TOOL_OVERHEAD * len(tools)))
+            if any(name == "tools" and tool.get("type") not in _PLAIN_TOOLS and "function" not in tool for tool in tools):
+                facts.unpriced.append("tools.type")  # a hosted tool: a search, an interpreter
+    if parts or body.get("tool_choice") is not None or body.get("function_call") is not None:
+        facts.needs.add("tools")
+    return parts
+
+
+def _response_format(body: Mapping[str, Any], encoded: Mapping[str, bytes], facts: _Facts) -> list[Part]:
+    wanted = _typed(body, "response_format", dict, "an object")
+    if wanted is None:
+        return []
+    kind = _typed(wanted, "type", str, "a string", "response_format.")
+    if kind == "json_schema":
+        facts.needs.add("json_schema")
+    elif kind in ("text", "json_object"):
+        return []
+    return [Part("response_format", (encoded["response_format"].decode(),), SCHEMA_OVERHEAD)]
+
+
+def _other_input(body: Mapping[str, Any], encoded: Mapping[str, bytes]) -> list[Part]:
+    """Fields such as `documents` or `chat_template_kwargs`: this over-counts those that no model reads."""
+    texts = [
+        encoded[name].decode() if name in encoded else value
+        for name, value in body.items()
+        if name not in _NOT_INPUT and (name in encoded or type(value) is str)
+    ]
+    return [Part("other", tuple(texts))] if texts else []
+
+
+# -- the answer ---------------------------------------------------------------------------------------------------------------
+
+MAX_TOKENS_REPORTED: Final = 10**9  # a report above this is no report
+
+
+def read_usage(usage: Any) -> Usage | None:
+    """A chat `usage` object in our classes; None where it reports nothing that can be true (absent, null, 0/0/0, negative …).
+
+    `prompt_tokens` includes what came from a cache and what was written to one. `completion_tokens` includes reasoning, except at
+    providers (xAI, Gemini) that count it only in `total_tokens`: hence the larger of both. `cost` is never looked at.
+    """
+    if type(usage) is not dict:
+        return None
+    prompt, completion = _tokens(usage, "prompt_tokens"), _tokens(usage, "completion_tokens")
+    if not prompt or completion is None:
+        return None
+    details = usage.get("prompt_tokens_details")
+    if type(details) is not dict:
+        details = {}
+    cached = _tokens(details, "cached_tokens") or _tokens(usage, "prompt_cache_hit_tokens") or 0
+    written = _tokens(details, "cache_write_tokens") or _tokens(usage, "cache_creation_input_tokens") or 0
+    cached = min(cached, prompt)
+    written = min(written, prompt - cached)
+    output = max(completion, (_tokens(usage, "total_tokens") or 0) - prompt)
+    return Usage(UsageSource.PROVIDER, prompt - cached - written, cached, written, output)
+
+
+def _tokens(fields: Mapping[str, Any], name: str) -> int | None:
+    value = fields.get(name)
+    return value if type(value) is int and 0 <= value <= MAX_TOKENS_REPORTED else None
+
+
+def read_answer(body: bytes, meter: Meter) -> str | None:
+    """Meters a whole answer. One that can't be read is metered as text: all of it, which over-counts.
+    Returns the service tier that the provider says it served the call at."""
+    try:
+        answer = orjson.loads(body)
+    except orjson.JSONDecodeError:
+        answer = None
+    if type(answer) is not dict:
+        meter.text(body.decode(errors="replace"))
+        return None
+    usage = read_usage(answer.get("usage"))
+    if usage is not None:
+        meter.report(usage)
+    for choice in _dicts(answer.get("choices")):
+        _meter_output(choice.get("message"), meter)
+    return _service_tier(answer)
+
+
+class ChatStream:
+    """A streamed answer on its way to the client. What `feed` and `finish` return is, in all, the bytes that came, without the
+    usage-only chunk if it is to be hidden.
+
+    The `[DONE]` event, and whatever follows it, is kept back until `finish`: a client that has it may start its next call, which
+    should see this one settled. `done` says it has come, so there is no need to wait for the end of the connection.
+    """
+
+    def __init__(self, meter: Meter, hide_usage: bool) -> None:
+        self._meter = meter
+        self._hide_usage = hide_usage
+        self._events = Events()
+        self._finished: dict[int, bool] = {}  # choice index → it has its finish_reason
+        self._last: Mapping[str, Any] = {}  # the last chunk with a choice
+        self._tail: list[bytes] = []
+        self.done = False
+        self.error_seen = False  # the provider sent an error event
+        self.service_tier: str | None = None  # the one that the provider says it served the call at
+
+    @property
+    def cut(self) -> bool:
+        """At the end of the stream: the provider broke off. Some never send `[DONE]`, so finished choices are enough."""
+        return not self.done and not (self._finished and all(self._finished.values()))
+
+    def feed(self, data: bytes) -> bytes:
+        """What may be relayed now."""
+        relayed: list[bytes] = []
+        for event in self._events.feed(data):
+            hidden = self._take(event.data, event.raw)
+            if not hidden:
+                (self._tail if self.done else relayed).append(event.raw)
+        return b"".join(relayed)
+
+    def finish(self) -> bytes:
+        """The provider's stream has ended, or nothing more of it is wanted: what is still to be relayed."""
+        event = self._events.finish()
+        if event is not None and not self._take(event.data, event.raw):
+            self._tail.append(event.raw)
+        tail, self._tail = b"".join(self._tail), []
+        return tail
+
+    def length_ending(self, problem: Problem) -> bytes:
+        """Ends the stream from our side: each open choice with `finish_reason: "length"`, then the error, and no `[DONE]`."""
+        head = {name: self._last[name] for name in ("id", "created", "model") if name in self._last}
+        chunks = [
+            orjson.dumps(
+                {**head, "object": "chat.completion.chunk", "choices": [{"index": index, "delta": {}, "finish_reason": "length"}]}
+            )
+            for index, finished in (self._finished or {0: False}).items()
+            if not finished
+        ]
+        broken_off = b"\n\n" if self._events.mid_event else b""
+        return broken_off + b"".join(b"data: " + chunk + b"\n\n" for chunk in chunks) + error_event(problem)
+
+    def _take(self, data: bytes | None, raw: bytes) -> bool:
+        """Meters one event; whether it is to be hidden."""
+        if not data:
+            if data is None:  # a piece of an event too large to be read
+                self._meter.text(raw.decode(errors="replace"))
+            return False
+        if data.strip() == b"[DONE]":
+            self.done = True
+            return False
+        try:
+            chunk = orjson.loads(data)
+        except orjson.JSONDecodeError:
+            chunk = None
+        if type(chunk) is not dict:  # the client may make sense of it
+            self._meter.text(data.decode(errors="replace"))
+            return False
+        if chunk.get("error"):
+            self.error_seen = True
+        choices = _dicts(chunk.get("choices"))
+        if choices:
+            self._last = chunk
+            self.service_tier = _service_tier(chunk) or self.service_tier
+            for choice in choices:
+                index = choice.get("index")
+                key = index if type(index) is int else 0
+                self._finished[key] = bool(choice.get("finish_reason")) or self._finished.get(key, False)
+                _meter_output(choice.get("delta"), self._meter)
+        return self._take_usage(chunk) and self._hide_usage and not chunk.get("choices") and not self.error_seen
+
+    def _take_usage(self, chunk: Mapping[str, Any]) -> bool:
+        """Whether the chunk has a usage object. Any report is passed on: some providers send a running total with every chunk."""
+        reported = chunk.get("usage")
+        if reported is None and type(beside := chunk.get("x_groq")) is dict:
+            reported = beside.get("usage")
+        usage = read_usage(reported)
+        if usage is not None:
+            self._meter.report(usage)
+        return type(reported) is dict
+
+
+def error_event(problem: Problem) -> bytes:
+    """Raises in both OpenAI SDKs. No `event:` line: they would then look for another shape."""
+    return b"data: " + orjson.dumps({"error": problem.error()}) + b"\n\n"
+
+
+def _meter_output(output: Any, meter: Meter) -> None:
+    """A message, or a delta of one: everything in it that the model wrote."""
+    if type(output) is not dict:
+        return
+    content = output.get("content")
+    if content:
+        _meter_text(content, meter)
+    if "content" in output and len(output) <= 1 + ("role" in output):
+        return  # nearly every chunk
+    _meter_text(output.get("refusal"), meter)
+    # Two names of one thing; some servers send both.
+    _meter_text(output.get("reasoning_content") or output.get("reasoning"), meter)
+    for call in (*_dicts(output.get("tool_calls")), {"function": output.get("function_call")}):
+        function = call.get("function") or call.get("custom")
+        if type(function) is dict:
+            _meter_text(function.get("name"), meter)
+            _meter_text(function.get("arguments") or function.get("input"), meter)
+    audio = output.get("audio")
+    if type(audio) is dict:
+        _meter_text(audio.get("transcript"), meter)
+
+
+def _meter_text(value: Any, meter: Meter) -> None:
+    if value:
+        meter.text(_text(value))
+
+
+def _service_tier(answer: Mapping[str, Any]) -> str | None:
+    tier = answer.get("service_tier")
+    return tier if type(tier) is str else None
+
+
+def _dicts(values: Any) -> list[dict[str, Any]]:
+    return [value for value in values if type(value) is dict] if type(values) is list else []

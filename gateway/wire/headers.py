@@ -1,0 +1,156 @@
+"""Headers across the gateway: what goes upstream, what comes back, and what the caller says to the gateway itself."""
+
+import re
+from collections.abc import Iterable
+from typing import Final
+
+from multidict import CIMultiDict, CIMultiDictProxy
+
+from gateway.core.money import parse_usd
+from gateway.core.values import Directives
+from gateway.wire.problem import bad_request
+
+RequestHeaders = CIMultiDict[str] | CIMultiDictProxy[str]
+
+MAX_IDENTITY_CHARS: Final = 512  # of a user, team, agent …: it becomes part of an account's key
+
+_RUN_ID: Final = re.compile(r"[A-Za-z0-9._:-]{1,128}", re.ASCII)
+
+# About one connection, not about the message (RFC 9110, 7.6.1; the older names because peers still send them).
+_HOP_BY_HOP: Final = frozenset(
+    {
+        "connection",
+        "keep-alive",
+        "proxy-authenticate",
+        "proxy-authorization",
+        "proxy-authentication-info",
+        "proxy-connection",
+        "te",
+        "trailer",
+        "trailers",
+        "transfer-encoding",
+        "upgrade",
+        "http2-settings",
+    }
+)
+_NOT_UPSTREAM: Final = _HOP_BY_HOP | {
+    # The request is made anew: another host, another length, inflated, encoded again as UTF-8 JSON.
+    "host",
+    "content-length",
+    "content-encoding",
+    "content-type",
+    "accept-encoding",
+    "expect",
+    "content-md5",
+    "digest",
+    "content-digest",
+    "repr-digest",
+    # The caller's credentials: the flow adds those of the provider.
+    "authorization",
+    "x-api-key",
+    "api-key",
+    "cookie",
+    "cookie2",
+    # A browser's, for the gateway to judge.
+    "origin",
+    "x-parent-run-id",
+}
+_NOT_RETURNED: Final = _HOP_BY_HOP | {
+    "content-length",  # the server counts what it sends
+    "content-encoding",  # an encoded answer was decoded to be metered
+    "set-cookie",
+    "set-cookie2",
+    "alt-svc",  # would lead the client around the gateway
+    "x-run-id",
+}
+_OURS: Final = ("x-run-", "x-budget-")
+
+
+def forwardable(headers: RequestHeaders, drop: frozenset[str] = frozenset()) -> list[tuple[str, str]]:
+    """The headers that go upstream, names in lower case, with the gateway's own `content-type` and `accept-encoding`; the
+    flow adds the credentials. `drop` names, in lower case, those that carry identity by the policy."""
+    named = _named_in_connection(headers)
+    forwarded = [
+        (lower, value)
+        for name, value in headers.items()
+        if (lower := name.lower()) not in _NOT_UPSTREAM
+        and lower not in drop
+        and not lower.startswith(_OURS)
+        and lower not in named
+    ]
+    forwarded.append(("content-type", "application/json"))
+    forwarded.append(("accept-encoding", "identity"))
+    return forwarded
+
+
+def returnable(headers: RequestHeaders) -> list[tuple[str, str]]:
+    """The provider's headers that go back to the client, as the provider wrote them."""
+    named = _named_in_connection(headers)
+    return [
+        (name, value)
+        for name, value in headers.items()
+        if (lower := name.lower()) not in _NOT_RETURNED and not lower.startswith("x-budget-") and lower not in named
+    ]
+
+
+def _named_in_connection(headers: RequestHeaders) -> Iterable[str]:
+    values = headers.getall("connection", ())
+    if not values:
+        return ()
+    return {token.strip().lower() for value in values for token in value.split(",")}
+
+
+def single(headers: RequestHeaders, name: str) -> str | None:
+    """The value of a header that may come once. Refused 400 where it is repeated: two readers could pick different ones."""
+    values = headers.getall(name, ())
+    if not values:
+        return None
+    if len(values) > 1:
+        raise bad_request("ambiguous_request", f"The header {name} was sent {len(values)} times.", name)
+    return values[0]
+
+
+def identity(headers: RequestHeaders, name: str) -> str | None:
+    """A dimension's value from a header; None where it is missing or empty."""
+    value = single(headers, name)
+    return None if value is None else identity_value(value, name)
+
+
+def identity_value(value: str, source: str) -> str | None:
+    """A caller's word for who they are: printable (so also no lone surrogates, which stand for undecodable bytes) and short."""
+    value = value.strip()
+    if len(value) > MAX_IDENTITY_CHARS or not value.isprintable():
+        raise bad_request("ambiguous_request", f"{source} must be printable, at most {MAX_IDENTITY_CHARS} characters.", source)
+    return value or None
+
+
+def run_id(raw: str) -> str:
+    """A run id as it came, or Refused 400 `run_id_invalid`. An empty one is invalid too: more likely an unset variable than a wish."""
+    if _RUN_ID.fullmatch(raw) is None:
+        raise bad_request("run_id_invalid", "A run id has 1 to 128 of the characters A-Z a-z 0-9 . _ : -", "X-Run-Id")
+    return raw
+
+
+def directives(headers: RequestHeaders) -> Directives:
+    """What the caller told the gateway. A directive that can't be read is refused: ignoring it would loosen a limit."""
+    limit = single(headers, "X-Run-Limit")
+    wrap_up = single(headers, "X-Budget-Wrap-Up")
+    downgrade = single(headers, "X-Budget-Downgrade")
+    if "X-Parent-Run-Id" in headers:
+        raise bad_request("ambiguous_request", "X-Parent-Run-Id is not supported yet.", "X-Parent-Run-Id")
+    if limit is None and wrap_up is None and downgrade is None:
+        return _NO_DIRECTIVES
+    run_limit = None
+    if limit is not None:
+        try:
+            run_limit = parse_usd(limit)
+        except ValueError as error:
+            raise bad_request("ambiguous_request", f"X-Run-Limit: {error}.", "X-Run-Limit") from None
+    if wrap_up is not None and wrap_up.strip().lower() not in ("true", "false"):
+        raise bad_request("ambiguous_request", "X-Budget-Wrap-Up: expected true or false.", "X-Budget-Wrap-Up")
+    if downgrade is not None and downgrade.strip().lower() != "never":
+        raise bad_request("ambiguous_request", "X-Budget-Downgrade: expected never.", "X-Budget-Downgrade")
+    return Directives(run_limit, wrap_up is not None and wrap_up.strip().lower() == "true", downgrade is None)
+
+
+_NO_DIRECTIVES: Final = Directives()

@@ -1,0 +1,294 @@
+"""Every answer that is a refusal: RFC 9457, and an `error` object that the SDKs read. The codes are one table.
+
+A client shows its user `error.message` and nothing else, so it says what was refused and the way out. It must not try again: a
+refused call is one POST. Hence `x-should-retry: false` and never a `Retry-After`, except where waiting a moment helps.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+import orjson
+
+from gateway.core.catalog import Model
+from gateway.core.money import format_usd
+from gateway.core.scopes import Unit
+from gateway.core.values import Balance, Basis, Charge, Decision, Plan
+
+CONTENT_TYPE: Final = "application/problem+json"
+SHOWN_CHARS: Final = 80  # of a value that a caller chose, in a message
+
+
+@dataclass(frozen=True, slots=True)
+class Kind:
+    """What all problems of one code share."""
+
+    status: int
+    title: str
+    error_type: str  # the OpenAI error type
+    budget: bool = False  # a budget refusal: its `error.code` is `budget_exceeded`, whatever its code
+    retryable: bool = False  # the same request may succeed later, with nothing changed
+    sdk_may_retry: bool = False  # and an SDK may try it by itself
+
+
+_CEILING: Final = Kind(402, "Budget exceeded", "insufficient_quota", budget=True)
+
+KINDS: Final[dict[str, Kind]] = {
+    # `run_ceiling_reached`, `agent_ceiling_reached`, `team_agent_ceiling_reached` … are all `_CEILING`: see `kind_of`.
+    "call_exceeds_limit": _CEILING,
+    "loop_detected": Kind(402, "Loop detected", "insufficient_quota", budget=True),
+    "run_stopped": Kind(402, "Run stopped", "insufficient_quota", budget=True),
+    "run_paused": Kind(402, "Run paused", "insufficient_quota", budget=True),
+    "scope_frozen": Kind(402, "Scope frozen", "insufficient_quota", budget=True),
+    "rate_of_spend": Kind(429, "Spending too fast", "rate_limit_error", budget=True, retryable=True, sdk_may_retry=True),
+    "too_many_runs": Kind(429, "Too many runs", "rate_limit_error"),
+    "ambiguous_request": Kind(400, "Ambiguous request", "invalid_request_error"),
+    "run_id_required": Kind(400, "Run id required", "invalid_request_error"),
+    "run_id_invalid": Kind(400, "Run id invalid", "invalid_request_error"),
+    "dimension_required": Kind(400, "Dimension required", "invalid_request_error"),
+    "model_not_priced": Kind(400, "Model not priced", "invalid_request_error"),
+    "not_estimable": Kind(400, "Not estimable", "invalid_request_error"),
+    "output_cap_conflict": Kind(400, "Output cap conflict", "invalid_request_error"),
+    "bad_request": Kind(400, "Bad request", "invalid_request_error"),
+    "invalid_key": Kind(401, "Invalid key", "authentication_error"),
+    "run_owned_by_another": Kind(403, "Run owned by another", "permission_error"),
+    "host_not_allowed": Kind(403, "Host not allowed", "permission_error"),
+    "origin_not_allowed": Kind(403, "Origin not allowed", "permission_error"),
+    "not_permitted": Kind(403, "Not permitted", "permission_error"),
+    "route_not_metered": Kind(404, "Route not metered", "invalid_request_error"),
+    "model_not_served": Kind(404, "Model not served", "invalid_request_error"),
+    "not_found": Kind(404, "Not found", "invalid_request_error"),
+    "method_not_allowed": Kind(405, "Method not allowed", "invalid_request_error"),
+    "idempotency_conflict": Kind(409, "Idempotency conflict", "invalid_request_error"),
+    "request_too_large": Kind(413, "Request too large", "invalid_request_error"),
+    "unsupported_encoding": Kind(415, "Unsupported encoding", "invalid_request_error"),
+    "headers_too_large": Kind(431, "Headers too large", "invalid_request_error"),
+    "internal_error": Kind(500, "Internal error", "server_error"),
+    "provider_unreachable": Kind(502, "Provider unreachable", "server_error", retryable=True, sdk_may_retry=True),
+    "provider_cut": Kind(502, "Provider cut the answer short", "server_error"),
+    "provider_timeout": Kind(504, "Provider timeout", "server_error"),
+    "overloaded": Kind(503, "Overloaded", "server_error", retryable=True),
+    "ledger_unavailable": Kind(503, "Ledger unavailable", "server_error", retryable=True),
+    "ledger_lost": Kind(503, "Ledger lost", "server_error"),
+}
+
+
+def kind_of(code: str) -> Kind:
+    """A code that is not ours is a bug: KeyError."""
+    return _CEILING if code.endswith("_ceiling_reached") else KINDS[code]
+
+
+@dataclass(frozen=True, slots=True)
+class BudgetFacts:
+    """The blocking account, as the refused call met it. Amounts in its unit."""
+
+    name: str
+    scope: str
+    run_id: str
+    unit: Unit
+    limit: int
+    committed: int
+    reserved: int
+    remaining: int
+    estimate: int
+    effective_max_output_tokens: int
+    client_requested_max_output_tokens: int | None
+    price_table_version: str
+
+    def members(self) -> dict[str, Any]:
+        """USD as decimal strings in `…_usd`; tokens and calls as numbers, with their `unit`."""
+        amounts = ("limit", "committed", "reserved", "remaining", "estimate")
+        members: dict[str, Any] = {"name": self.name, "scope": self.scope, "run_id": self.run_id}
+        if self.unit is Unit.USD:
+            members |= {f"{amount}_usd": format_usd(getattr(self, amount)) for amount in amounts}
+        else:
+            members |= {"unit": self.unit.value} | {amount: getattr(self, amount) for amount in amounts}
+        return members | {
+            "effective_max_output_tokens": self.effective_max_output_tokens,
+            "client_requested_max_output_tokens": self.client_requested_max_output_tokens,
+            "price_table_version": self.price_table_version,
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class Alternative:
+    """A model that could serve the refused call for less. `fits_budget` is advice from the balances just read, not a hold."""
+
+    model: str
+    estimate: int  # microcents
+    fits_budget: bool
+    capabilities: frozenset[str]
+    context: int
+    max_output: int
+
+    @classmethod
+    def of(cls, model: Model, plan: Plan, fits_budget: bool) -> "Alternative":
+        return cls(plan.model, plan.cost_max.usd, fits_budget, model.capabilities, model.context, model.max_output)
+
+    def members(self) -> dict[str, Any]:
+        return {
+            "model": self.model,
+            "estimate_usd": format_usd(self.estimate),
+            "fits_budget": self.fits_budget,
+            "supports_tools": "tools" in self.capabilities,
+            "supports_vision": "vision" in self.capabilities,
+            "supports_json_schema": "json_schema" in self.capabilities,
+            "context": self.context,
+            "max_output_tokens": self.max_output,
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """One refusal, ready to be sent. `detail` is also `error.message`."""
+
+    status: int
+    code: str
+    title: str
+    detail: str
+    error_type: str
+    error_code: str
+    param: str | None = None
+    retryable: bool = False
+    budget: BudgetFacts | None = None
+    alternatives: tuple[Alternative, ...] = ()
+    retry_after: int | None = None  # seconds; only where waiting helps
+
+    def error(self) -> dict[str, Any]:
+        """The object that SDKs read, in a body or in a stream."""
+        return {"message": self.detail, "type": self.error_type, "code": self.error_code, "param": self.param}
+
+    def body(self) -> bytes:
+        members: dict[str, Any] = {
+            "type": "urn:penstock:problem:" + self.title.lower().replace(" ", "-"),
+            "title": self.title,
+            "status": self.status,
+            "detail": self.detail,
+            "code": self.code,
+            "retryable": self.retryable,
+        }
+        if self.budget is not None:
+            members["budget"] = self.budget.members()
+            members["alternatives"] = [alternative.members() for alternative in self.alternatives]
+        members["error"] = self.error()
+        return orjson.dumps(members)
+
+    def headers(self) -> list[tuple[str, str]]:
+        headers = [("content-type", CONTENT_TYPE)]
+        if not kind_of(self.code).sdk_may_retry:
+            headers.append(("x-should-retry", "false"))
+        elif self.retry_after is not None:
+            headers.append(("retry-after", str(self.retry_after)))
+        return headers
+
+
+class Refused(Exception):
+    """The request can't be taken: answer with the problem and these headers beside its own. Nothing was reserved or forwarded."""
+
+    def __init__(self, problem: Problem, headers: Sequence[tuple[str, str]] = ()) -> None:
+        super().__init__(problem.code, problem.detail)
+        self.problem = problem
+        self.headers = headers
+
+
+def problem(code: str, detail: str, param: str | None = None, retry_after: int | None = None) -> Problem:
+    """A problem without budget facts. `retry_after` (seconds) only for `rate_of_spend`."""
+    kind = kind_of(code)
+    error_code = "budget_exceeded" if kind.budget else code
+    return Problem(
+        kind.status, code, kind.title, detail, kind.error_type, error_code, param, kind.retryable, retry_after=retry_after
+    )
+
+
+def bad_request(code: str, message: str, param: str | None = None) -> Refused:
+    """To be raised: the request itself is at fault."""
+    return Refused(problem(code, message, param))
+
+
+def budget_refusal(
+    decision: Decision, plan: Plan, blocking: Balance, alternatives: Sequence[Alternative] = (), retry_after: int | None = None
+) -> Problem:
+    """The answer to a call whose `plan` did not fit `blocking`. `retry_after`: waiting that many seconds would make it fit."""
+    account, run = blocking.account, decision.call.caller.run
+    charge = next(charge for charge in plan.charges if charge.ceiling.account == account)
+    limit, remaining = blocking.limit, blocking.remaining
+    assert limit is not None, "an account without a limit blocks nothing"
+    assert remaining is not None
+    estimate = plan.cost_max.of(account.unit)
+    hopeless = charge.ceiling.basis is Basis.RESERVED_AND_COMMITTED and estimate > limit + charge.ceiling.margin
+    if hopeless:
+        code = "call_exceeds_limit"
+    elif retry_after is not None:
+        code = "rate_of_spend"
+    else:
+        code = "_".join(name for name, _ in account.scope or (("tenant", ""),)) + "_ceiling_reached"
+    facts = BudgetFacts(
+        name=account.budget,
+        scope=account.scope_name,
+        run_id=run,
+        unit=account.unit,
+        limit=limit,
+        committed=blocking.committed,
+        reserved=blocking.reserved,
+        remaining=remaining,
+        estimate=estimate,
+        effective_max_output_tokens=plan.output_cap,
+        client_requested_max_output_tokens=decision.call.client_cap,
+        price_table_version=decision.price_table_version,
+    )
+    kind = kind_of(code)
+    return Problem(
+        status=kind.status,
+        code=code,
+        title=kind.title,
+        detail=_message(facts, blocking, charge, alternatives, code),
+        error_type=kind.error_type,
+        error_code="budget_exceeded",
+        retryable=kind.retryable,
+        budget=facts,
+        alternatives=tuple(alternatives),
+        retry_after=None if hopeless else retry_after,
+    )
+
+
+def amount_text(amount: int, unit: Unit) -> str:
+    """`$4.91`, `1,200 tokens`, `1 call`."""
+    if unit is Unit.USD:
+        return "$" + format_usd(amount)
+    return f"{amount:,} {unit.value[:-1] if amount == 1 else unit.value}"
+
+
+def _message(facts: BudgetFacts, blocking: Balance, charge: Charge, alternatives: Sequence[Alternative], code: str) -> str:
+    """All that most users will ever see of a refusal: run, limit, spent, and what to do."""
+    scope, unit = blocking.account.scope, facts.unit
+    limit, estimate = amount_text(facts.limit, unit), amount_text(facts.estimate, unit)
+    names_run = scope == (("run", facts.run_id),)
+    run = f"Run {facts.run_id}"
+    where = "" if names_run else f", {', '.join(f'{name} {_shown(value)}' for name, value in scope) or 'whole tenant'}"
+    spent = f"spent {amount_text(facts.committed, unit)}, reserved {amount_text(facts.reserved, unit)}"
+    if code == "call_exceeds_limit":
+        what = f"{run}: this call could use up to {estimate}, more than the whole limit of {limit}"
+    elif code == "rate_of_spend":
+        what = f"{run} spends too fast: limit {limit}"
+    else:
+        what = f"{run} has reached its ceiling: limit {limit}" if names_run else f"{run} met a ceiling: limit {limit}"
+    detail = f"{what} (budget {facts.name}{where}; {spent}"
+    detail += ")." if code == "call_exceeds_limit" else f"); this call could use up to {estimate}."
+    return f"{detail} {_way_out(facts, charge, alternatives)}"
+
+
+def _way_out(facts: BudgetFacts, charge: Charge, alternatives: Sequence[Alternative]) -> str:
+    if charge.ceiling.own:
+        ways = [f"raise the limit (PUT /budget/runs/{facts.run_id} with the admin token)"]
+    else:
+        ways = [f"raise the limit of the budget {facts.name} in the policy"]
+    if facts.unit is not Unit.CALLS and charge.ceiling.basis is Basis.RESERVED_AND_COMMITTED:
+        ways.append(f"lower max_tokens (now {facts.effective_max_output_tokens:,})")
+    fitting = min((each for each in alternatives if each.fits_budget), key=lambda each: each.estimate, default=None)
+    if fitting is not None:
+        ways.append(f"use the model {fitting.model} (up to ${format_usd(fitting.estimate)}), which fits")
+    return "To go on: " + ", or ".join(ways) + "."
+
+
+def _shown(value: str) -> str:
+    return value if len(value) <= SHOWN_CHARS else value[: SHOWN_CHARS - 1] + "…"
