@@ -1,0 +1,219 @@
+"""An answer on its way to the client: written straight to the transport, framed here and nowhere else.
+
+aiohttp's response objects cost about half of what serving a small answer costs, and hide what an aborted stream needs: to end without
+its last chunk. What remains of HTTP/1.1 on this side is short enough to read:
+
+    whole answer                Content-Length
+    stream, HTTP/1.1            chunked; `finish` writes the last chunk, `abort` closes without it
+    stream, HTTP/1.0            ends with the connection; `abort` resets it, since a mere close would look like the end
+    HEAD, 204, 304              no body, whatever the handler writes
+"""
+
+import asyncio
+import re
+import socket
+import struct
+import time
+from collections.abc import Callable
+from email.utils import formatdate
+from enum import Enum, auto
+from http import HTTPStatus
+from typing import Final, Protocol
+
+from gateway.wire.exchange import ClientGone, Headers
+
+FLUSH_S: Final = 5.0  # an aborted connection may hand over for this long what was written before
+
+_STATUS_LINES: Final = {status.value: f"HTTP/1.1 {status.value} {status.phrase}" for status in HTTPStatus}
+# Framing and the connection are this file's, the request id is the edge's: none of them is taken from a handler, let alone a provider.
+_OURS: Final = frozenset({"content-length", "transfer-encoding", "connection", "keep-alive", "x-request-id"})
+_UNFIT: Final = re.compile(r"[\x00-\x08\x0a-\x1f\x7f]")
+_JOIN_BELOW: Final = 65536  # head and body go out in one piece if that copies less than this
+_WITHOUT_BODY: Final = frozenset({204, 304})
+
+
+class Line(Protocol):
+    """The connection, as the outlet needs it."""
+
+    transport: asyncio.Transport | None
+
+    @property
+    def writing_paused(self) -> bool: ...
+
+    @property
+    def closing(self) -> bool:
+        """The gateway is shutting down: no further request is taken on this connection."""
+
+    async def room(self) -> None:
+        """Returns when the client has taken enough of what was written. ClientGone."""
+
+
+class _Stage(Enum):
+    NEW = auto()
+    STREAMING = auto()
+    ENDED = auto()
+    BROKEN = auto()  # aborted, or the client left
+
+
+class HttpOutlet:
+    """The `Outlet` of one exchange. One task writes."""
+
+    __slots__ = ("_callbacks", "_chunked", "_http_1_0", "_line", "_no_body", "_stage", "keeps", "request_id")
+
+    def __init__(
+        self, line: Line, request_id: str, *, head_only: bool = False, http_1_0: bool = False, keeps: bool = True
+    ) -> None:
+        self._line = line
+        self._no_body = head_only
+        self._http_1_0 = http_1_0
+        self._chunked = False
+        self._stage = _Stage.NEW
+        self._callbacks: list[Callable[[], None]] = []
+        self.request_id = request_id
+        self.keeps = keeps  # the connection can serve another request after this answer
+
+    @property
+    def started(self) -> bool:
+        return self._stage is not _Stage.NEW
+
+    @property
+    def ended(self) -> bool:
+        """Cleanly; nothing more to write."""
+        return self._stage is _Stage.ENDED
+
+    async def answer(self, status: int, headers: Headers, body: bytes) -> None:
+        self.put_answer(status, headers, body)
+        if self._line.writing_paused:
+            await self._room()
+
+    def put_answer(self, status: int, headers: Headers, body: bytes) -> None:
+        """`answer` without the wait for the client to take it."""
+        self._no_body = self._no_body or status in _WITHOUT_BODY
+        framing = None if status in _WITHOUT_BODY else f"Content-Length: {len(body)}"
+        head = self._head(status, headers, framing)
+        if self._no_body:
+            self._put(head)
+        elif len(body) < _JOIN_BELOW:
+            self._put(head + body)
+        else:
+            self._put(head)
+            self._put(body)
+        self._stage = _Stage.ENDED
+
+    async def start(self, status: int, headers: Headers) -> None:
+        self._no_body = self._no_body or status in _WITHOUT_BODY
+        framing = None
+        if self._http_1_0:
+            self.keeps = False
+        elif not self._no_body:
+            self._chunked = True
+            framing = "Transfer-Encoding: chunked"
+        head = self._head(status, headers, framing)
+        self._stage = _Stage.STREAMING
+        self._put(head)
+
+    async def write(self, data: bytes) -> None:
+        assert self._stage is not _Stage.NEW, "start() comes first"
+        assert self._stage is not _Stage.ENDED, "nothing follows the end"
+        if not data or self._no_body:
+            return  # an empty chunk would end the stream
+        self._put(b"%x\r\n%b\r\n" % (len(data), data) if self._chunked else data)
+        if self._line.writing_paused:
+            await self._room()
+
+    async def finish(self) -> None:
+        assert self._stage is not _Stage.NEW, "start() comes first"
+        if self._stage is _Stage.ENDED:
+            return
+        self._put(b"0\r\n\r\n" if self._chunked else b"")
+        self._stage = _Stage.ENDED
+
+    def abort(self) -> None:
+        if self._stage is _Stage.BROKEN or (self._stage is _Stage.ENDED and not self._line.writing_paused):
+            return  # what went out whole can't be mistaken
+        self._stage = _Stage.BROKEN
+        self.keeps = False
+        transport = self._line.transport
+        if transport is None:
+            return
+        if self._http_1_0:
+            raw: socket.socket | None = transport.get_extra_info("socket")
+            if raw is not None:
+                raw.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            transport.abort()
+            return
+        # `close` still hands over what was written (an error event, say); the missing last chunk tells the client.
+        transport.close()
+        if transport.get_write_buffer_size():
+            asyncio.get_running_loop().call_later(FLUSH_S, transport.abort)
+
+    def on_gone(self, told: Callable[[], None]) -> None:
+        transport = self._line.transport
+        if self._stage is _Stage.BROKEN or transport is None or transport.is_closing():
+            told()
+        else:
+            self._callbacks.append(told)
+
+    def lost(self) -> None:
+        """The connection's word: it is no more."""
+        if self._stage is not _Stage.ENDED:
+            self._stage = _Stage.BROKEN
+            callbacks, self._callbacks = self._callbacks, []
+            for callback in callbacks:
+                callback()
+
+    def _put(self, data: bytes) -> None:
+        transport = self._line.transport
+        if self._stage is _Stage.BROKEN or transport is None or transport.is_closing():
+            self._stage = _Stage.BROKEN
+            self.keeps = False
+            raise ClientGone
+        if data:
+            transport.write(data)
+
+    async def _room(self) -> None:
+        try:
+            await self._line.room()
+        except ClientGone:
+            self._stage = _Stage.BROKEN
+            self.keeps = False
+            raise
+
+    def _head(self, status: int, headers: Headers, framing: str | None) -> bytes:
+        assert self._stage is not _Stage.STREAMING, "one answer per request"
+        assert self._stage is not _Stage.ENDED, "one answer per request"
+        if self._line.closing:
+            self.keeps = False
+        lines = [_STATUS_LINES.get(status) or f"HTTP/1.1 {status} Status"]
+        dated = False
+        for name, value in headers:
+            lower = name.lower()
+            if lower in _OURS:
+                continue
+            dated = dated or lower == "date"
+            line = f"{name}: {value}"
+            if not line.isprintable() and _UNFIT.search(line):
+                raise ValueError(f"the header {lower!r} holds a control character")
+            lines.append(line)
+        lines.append(f"X-Request-Id: {self.request_id}")
+        if not dated:
+            lines.append(_date_line())
+        if framing is not None:
+            lines.append(framing)
+        if not self.keeps:
+            lines.append("Connection: close")
+        elif self._http_1_0:
+            lines.append("Connection: keep-alive")
+        lines.append("\r\n")
+        return "\r\n".join(lines).encode("utf-8", "surrogateescape")
+
+
+_date = (0, "")  # the last second that was formatted
+
+
+def _date_line() -> str:
+    global _date  # noqa: PLW0603 - a cache of one line, rebuilt each second
+    second = int(time.time())
+    if _date[0] != second:
+        _date = (second, f"Date: {formatdate(second, usegmt=True)}")
+    return _date[1]

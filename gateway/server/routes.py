@@ -1,0 +1,132 @@
+"""Which handler serves a request: matched on the raw path, exactly. What is not listed is refused, so nothing is forwarded unmetered.
+
+There is no normalising: `/v1//chat/completions`, `/V1/Chat/Completions`, a trailing slash or `%2F` is another path, and another path is 404.
+A provider may read such a path as the metered one; this gateway never sends it there.
+"""
+
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Final, TypeAlias
+from urllib.parse import unquote
+
+from gateway.wire.exchange import Headers, Inbound, Outlet, Reply
+from gateway.wire.problem import Problem, problem
+
+Proxy: TypeAlias = Callable[[Inbound, Outlet], Awaitable[None]]
+Page: TypeAlias = Callable[[Inbound, Mapping[str, str]], Awaitable[Reply]]  # with the path's parameters, percent-decoded
+
+_RUN: Final = "/run/"
+
+
+@dataclass(frozen=True, slots=True)
+class Route:
+    """`path` may have parameters: `/budget/runs/{id}`. A parameter is one segment, never empty."""
+
+    method: str
+    path: str
+    page: Page
+
+
+@dataclass(frozen=True, slots=True)
+class Metered:
+    """A route of the model surface. `path` is the dialect's, without `/run/RUN_ID`."""
+
+    proxy: Proxy
+    path: str
+    path_run: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Visit:
+    """One of the gateway's own pages."""
+
+    page: Page
+    parameters: Mapping[str, str]
+
+
+@dataclass(frozen=True, slots=True)
+class Miss:
+    """No route. `headers` go with the problem."""
+
+    problem: Problem
+    headers: Headers = ()
+
+
+Found: TypeAlias = Metered | Visit | Miss
+
+
+class Routes:
+    """`metered` maps (method, path) to what serves it, under `/` and under `/run/RUN_ID/`. A HEAD is served by the GET of its path."""
+
+    def __init__(self, metered: Mapping[tuple[str, str], Proxy], pages: Sequence[Route] = ()) -> None:
+        self._metered: dict[str, dict[str, Proxy]] = {}
+        for (method, path), proxy in metered.items():
+            self._metered.setdefault(path, {})[method] = proxy
+        self._pages: dict[str, dict[str, Page]] = {}  # without parameters
+        self._patterns: list[tuple[tuple[str, ...], dict[str, Page]]] = []
+        for route in pages:
+            self._page_methods(route.path)[route.method] = route.page
+
+    def find(self, method: str, path: str) -> Found:
+        """`path` is raw, without the query."""
+        if method == "HEAD":
+            method = "GET"
+        inner, path_run = path, None
+        if path.startswith(_RUN):
+            path_run, slash, rest = path[len(_RUN) :].partition("/")
+            inner = slash + rest
+        proxies = self._metered.get(inner)
+        if proxies is not None and path_run != "":
+            proxy = proxies.get(method)
+            return Metered(proxy, inner, path_run) if proxy is not None else _wrong_method(proxies)
+        if inner == "/v1" or inner.startswith("/v1/"):
+            return Miss(problem("route_not_metered", f"Nothing meters {_shown(path)}, so it is not forwarded."))
+        return self._visit(method, path)
+
+    def _visit(self, method: str, path: str) -> Visit | Miss:
+        pages = self._pages.get(path)
+        if pages is not None:
+            page = pages.get(method)
+            return Visit(page, {}) if page is not None else _wrong_method(pages)
+        segments = path.split("/")
+        for pattern, pages in self._patterns:
+            parameters = _match(pattern, segments)
+            if parameters is not None:
+                page = pages.get(method)
+                return Visit(page, parameters) if page is not None else _wrong_method(pages)
+        return Miss(problem("not_found", f"There is nothing at {_shown(path)}."))
+
+    def _page_methods(self, path: str) -> dict[str, Page]:
+        if "{" not in path:
+            return self._pages.setdefault(path, {})
+        pattern = tuple(path.split("/"))
+        for known, pages in self._patterns:
+            if known == pattern:
+                return pages
+        self._patterns.append((pattern, {}))
+        return self._patterns[-1][1]
+
+
+def _match(pattern: Sequence[str], segments: Sequence[str]) -> dict[str, str] | None:
+    if len(pattern) != len(segments):
+        return None
+    parameters: dict[str, str] = {}
+    for expected, segment in zip(pattern, segments, strict=True):
+        if expected.startswith("{"):
+            if not segment:
+                return None
+            parameters[expected[1:-1]] = unquote(segment)
+        elif expected != segment:
+            return None
+    return parameters
+
+
+def _wrong_method(served: Mapping[str, object]) -> Miss:
+    methods = sorted(served.keys() | ({"HEAD"} if "GET" in served else set()))
+    allow = ", ".join(methods)
+    return Miss(problem("method_not_allowed", f"This path takes {allow}."), (("Allow", allow),))
+
+
+def _shown(path: str) -> str:
+    """A path as a message shows it: the caller chose it, so it is short and printable."""
+    return ascii(path[:80])[1:-1]
