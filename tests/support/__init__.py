@@ -1,0 +1,1 @@
+"""What tests share: a provider that can fail in every way, real gateways, config builders."""
