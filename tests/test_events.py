@@ -18,7 +18,7 @@ from gateway.core.scopes import Amounts
 from gateway.core.values import Usage, UsageSource
 from gateway.events import CallEvent, Events, open_sink
 from gateway.ledger.contract import Alert, Expired
-from tests.records import USD, caller, decision, hold, receipt, run_account
+from tests.support.records import USD, caller, decision, hold, receipt, run_account
 
 KEY = "sk-sentinel-4f1d"
 PROMPT = "sentinel prompt: my deepest secret"

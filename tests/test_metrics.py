@@ -16,7 +16,7 @@ from gateway.core.scopes import Amounts
 from gateway.core.values import Ending, Outcome, Usage, UsageSource
 from gateway.ledger.contract import Alert, Expired
 from gateway.metrics import Metrics
-from tests.records import USD, decision, hold, receipt, run_account
+from tests.support.records import USD, decision, hold, receipt, run_account
 
 
 def scrape(metrics: Metrics) -> dict[str, float]:
@@ -155,7 +155,7 @@ WORKER = """
     import os, sys
     from gateway.core.values import Ending, Outcome
     from gateway.metrics import Metrics
-    from tests.records import receipt
+    from tests.support.records import receipt
     from pathlib import Path
     metrics = Metrics({"gpt-5-mini"}, Path(os.environ["PROMETHEUS_MULTIPROC_DIR"]))
     for _ in range(5):

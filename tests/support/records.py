@@ -1,6 +1,6 @@
 """Records of a call as tests need them: `decision()`, `hold()` and `receipt()` with one run budget, everything else defaulted."""
 
-from gateway.core.money import MICROCENTS_PER_USD
+from gateway.core.money import MICROCENTS_PER_USD, Microcents
 from gateway.core.scopes import Account, Amounts, Caller, Unit
 from gateway.core.values import (
     Balance,
@@ -20,6 +20,7 @@ from gateway.core.values import (
     UsageSource,
 )
 from gateway.core.windows import LIFETIME
+from tests.support.clock import NOW_MS
 
 USD = MICROCENTS_PER_USD
 
@@ -43,12 +44,12 @@ def decision(
     limit: int | None = 5 * USD,
     run_limit: int | None = None,
     model: str = "gpt-5-mini",
-    at_ms: int = 1_700_000_000_000,
+    at_ms: int = NOW_MS,
     prompt: str = "hello",
 ) -> Decision:
     who = who or caller()
     charge = Charge(Ceiling(run_account(who.run_scope), limit, Mode.HARD_GATE, Basis.RESERVED_AND_COMMITTED, own=True))
-    directives = Directives(run_limit=run_limit)  # type: ignore[arg-type]
+    directives = Directives(run_limit=None if run_limit is None else Microcents(run_limit))
     call = Call(who, "chat", model, False, 1, None, (Part("user", (prompt,)),), directives=directives)
     return Decision(id, call, (plan((charge,), usd, model),), at_ms, "2026-11-01+abc")
 

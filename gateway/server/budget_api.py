@@ -1,0 +1,222 @@
+"""`/budget/*`: what a caller may know of its calls, runs and spend; how it tightens a run, and how it stops one.
+
+A caller sees and changes only its own key's runs: another's are 404, as are those that never were. The admin sees the tenant, and
+alone may raise a limit. LedgerUnavailable and LedgerLost pass through: the server answers them the same way on every route.
+"""
+
+import asyncio
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, date, datetime, timedelta
+from typing import Final
+
+from gateway.core.money import Microcents, format_usd, parse_usd
+from gateway.identity import Principal
+from gateway.ledger.contract import Ledger, RunView, SetLimit, SpendRow
+from gateway.server.pages import PrincipalOf, bad_member, body_of, count_of, json_reply, not_found, query_of, reason_of
+from gateway.server.routes import Route
+from gateway.server.views import record_json, run_json
+from gateway.wire.exchange import Inbound, Reply
+from gateway.wire.headers import run_id
+from gateway.wire.problem import Refused, bad_request, problem
+
+_DAY_MS: Final = 86_400_000
+_DEFAULT_DAYS: Final = 30
+_MAX_GROUPS: Final = 6
+_DECISION: Final = re.compile(r"(?:bdg|rsv)_([A-Za-z0-9_-]{1,128})", re.ASCII)
+_DIMENSION: Final = re.compile(r"[a-z][a-z0-9_-]{0,63}", re.ASCII)
+_COLUMNS: Final = ("usd", "tokens", "calls")  # of a spend row, beside its group
+
+
+@dataclass(frozen=True, slots=True)
+class BudgetApi:
+    """`run_ceiling`: the policy's own ceiling for a run of this principal, in microcents, or None. `on_stopped`: ends the live calls
+    of (tenant, run) in this process."""
+
+    ledger: Ledger
+    principal_of: PrincipalOf
+    run_ceiling: Callable[[Principal, str], int | None]
+    on_stopped: Callable[[str, str], None]
+    now_ms: Callable[[], int]
+
+    def routes(self) -> Sequence[Route]:
+        return (
+            Route("GET", "/budget/decisions/{id}", self.decision),
+            Route("GET", "/budget/runs", self.runs),
+            Route("GET", "/budget/runs/{id}", self.run),
+            Route("PUT", "/budget/runs/{id}", self.set_limit),
+            Route("POST", "/budget/runs/{id}/stop", self.stop),
+            Route("GET", "/budget/spend", self.spend),
+        )
+
+    # -- reading --------------------------------------------------------------------------------------------------------------
+
+    async def decision(self, inbound: Inbound, params: Mapping[str, str]) -> Reply:
+        """By decision id (`bdg_…`) or by the id of its hold (`rsv_…`)."""
+        principal = self.principal_of(inbound.headers)
+        match = _DECISION.fullmatch(params["id"])
+        record = await self.ledger.record(principal.tenant, f"bdg_{match.group(1)}") if match else None
+        if record is None or not _may_see(principal, record.owner):
+            raise not_found("decision")
+        return json_reply(record_json(record))
+
+    async def runs(self, inbound: Inbound, params: Mapping[str, str]) -> Reply:
+        """Newest activity first. `next` is the `before` of the next page, null on the last one."""
+        del params
+        principal = self.principal_of(inbound.headers)
+        query = query_of(inbound, ("limit", "before"))
+        limit = count_of(query, "limit", 50, 200)
+        before = run_id(query["before"]) if "before" in query else None
+        owner = None if principal.admin else principal.key
+        listed = await self.ledger.runs(principal.tenant, owner, limit + 1, before)
+        # The listing has no accounts, and without them a run's limit is not known: one more read a run, of a page.
+        views = await asyncio.gather(*(self.ledger.run(principal.tenant, view.run) for view in listed[:limit]))
+        page = [run_json(view) for view in views if view is not None]
+        following = listed[limit - 1].run if len(listed) > limit else None
+        return json_reply({"runs": page, "next": following})
+
+    async def run(self, inbound: Inbound, params: Mapping[str, str]) -> Reply:
+        principal = self.principal_of(inbound.headers)
+        return json_reply(run_json(await self._run(principal, run_id(params["id"]))))
+
+    async def spend(self, inbound: Inbound, params: Mapping[str, str]) -> Reply:
+        """`by`: dimensions, run, key, model, provider, day, in this order in each row. The ledger adds up whole UTC days: `from` and
+        `to` (both included) name the days that were counted."""
+        del params
+        principal = self.principal_of(inbound.headers)
+        query = query_of(inbound, ("by", "from", "to", "limit"))
+        by = _groups(query.get("by", "model"))
+        most = count_of(query, "limit", 1_000, 10_000)
+        today = _day(self.now_ms())
+        last = _last_day(query["to"]) if "to" in query else today
+        first = _instant("from", query["from"]).date() if "from" in query else last - timedelta(days=_DEFAULT_DAYS - 1)
+        if first > last:
+            raise bad_member("from", f"a time before `to` ({last})")
+        rows = await self.ledger.spend(
+            principal.tenant, by, _start_ms(first), _start_ms(last) + _DAY_MS, None if principal.admin else principal.key
+        )
+        return json_reply(
+            {
+                "by": by,
+                "from": first.isoformat(),
+                "to": last.isoformat(),
+                "rows": [_row(by, row) for row in rows[:most]],
+                "rows_left_out": max(0, len(rows) - most),
+                "total": {
+                    "usd": format_usd(sum(row.usd for row in rows)),
+                    "tokens": sum(row.tokens for row in rows),
+                    "calls": sum(row.calls for row in rows),
+                },
+            }
+        )
+
+    # -- acting ---------------------------------------------------------------------------------------------------------------
+
+    async def set_limit(self, inbound: Inbound, params: Mapping[str, str]) -> Reply:
+        """`{"limit": "$2.00"}`, also before the run's first call. The answer is the run as it stands then."""
+        principal = self.principal_of(inbound.headers)
+        run = run_id(params["id"])
+        limit = _limit_in(body_of(inbound, ("limit",)))
+        if not principal.admin:
+            await self._check_tightens(principal, run, limit)
+        # A run that the admin limits before its first call belongs to nobody until someone uses it.
+        owner = "" if principal.admin else principal.key
+        view = await self.ledger.set_limit(principal.tenant, run, owner, SetLimit(limit, principal.admin, principal.key))
+        if view is None:
+            raise not_found("run")
+        return json_reply(run_json(view))
+
+    async def stop(self, inbound: Inbound, params: Mapping[str, str]) -> Reply:
+        """Sticky. The body may say why: `{"reason": "…"}`."""
+        principal = self.principal_of(inbound.headers)
+        run = run_id(params["id"])
+        reason = reason_of(body_of(inbound, ("reason",)))
+        await self._run(principal, run)
+        view = await self.ledger.stop(principal.tenant, run, principal.key, reason)
+        if view is None:
+            raise not_found("run")
+        self.on_stopped(principal.tenant, run)
+        return json_reply(run_json(view))
+
+    async def _run(self, principal: Principal, run: str) -> RunView:
+        view = await self.ledger.run(principal.tenant, run)
+        if view is None or not _may_see(principal, view.owner):
+            raise not_found("run")
+        return view
+
+    async def _check_tightens(self, principal: Principal, run: str, limit: int) -> None:
+        view = await self.ledger.run(principal.tenant, run)
+        if view is not None and view.owner not in ("", principal.key):
+            raise not_found("run")
+        set_by_admin = view is not None and view.raised
+        ceilings = [] if set_by_admin else [self.run_ceiling(principal, run)]
+        if view is not None:
+            ceilings.append(view.limit)
+        ceiling = min((each for each in ceilings if each is not None), default=None)
+        if ceiling is not None and limit > ceiling:
+            raise Refused(
+                problem(
+                    "admin_required",
+                    f"Run {run} has a limit of ${format_usd(ceiling)}. A caller may only tighten it; raising it to "
+                    f"${format_usd(limit)} needs the admin token.",
+                    "limit",
+                )
+            )
+
+
+def _may_see(principal: Principal, owner: str) -> bool:
+    return principal.admin or owner == principal.key
+
+
+def _limit_in(body: Mapping[str, object]) -> Microcents:
+    limit = body.get("limit")
+    if not isinstance(limit, str):
+        raise bad_member("limit", 'an amount in USD as a text, such as "$2.00"')
+    try:
+        return parse_usd(limit)
+    except ValueError as error:
+        raise bad_request("bad_request", f"limit: {error}.", "limit") from None
+
+
+def _groups(text: str) -> tuple[str, ...]:
+    names = tuple(name.strip() for name in text.split(","))
+    for name in names:
+        if _DIMENSION.fullmatch(name) is None or name in _COLUMNS:
+            raise bad_member("by", "names of dimensions, or run, key, model, provider, day, separated by commas")
+    if len(set(names)) != len(names) or len(names) > _MAX_GROUPS:
+        raise bad_member("by", f"at most {_MAX_GROUPS} names, each once")
+    return names
+
+
+def _row(by: Sequence[str], row: SpendRow) -> dict[str, object]:
+    group: dict[str, object] = dict(zip(by, row.group, strict=True))
+    return group | {"usd": format_usd(row.usd), "tokens": row.tokens, "calls": row.calls}
+
+
+def _instant(name: str, text: str) -> datetime:
+    """A date is its first instant in UTC; a time says its own offset."""
+    try:
+        # In a query, "+" means a space: `…T00:00:00+02:00` arrives without it.
+        found = datetime.fromisoformat(text.replace(" ", "+"))
+        if len(text) == len("2026-11-30"):
+            found = found.replace(tzinfo=UTC)
+        if found.tzinfo is not None:
+            return found.astimezone(UTC)
+    except (ValueError, OverflowError):
+        pass
+    raise bad_member(name, "a UTC date (2026-11-30) or an RFC 3339 time (2026-11-30T12:00:00Z)")
+
+
+def _last_day(text: str) -> date:
+    """The last day that `to` reaches into: a date means the whole day, a time excludes itself."""
+    to = _instant("to", text)
+    return to.date() if len(text) == len("2026-11-30") else (to - timedelta(microseconds=1)).date()
+
+
+def _day(at_ms: int) -> date:
+    return datetime.fromtimestamp(at_ms / 1000, UTC).date()
+
+
+def _start_ms(day: date) -> int:
+    return (day - date(1970, 1, 1)).days * _DAY_MS

@@ -1,0 +1,94 @@
+"""What runs the gateway asks of it: is it alive, is it ready and what does it enforce, what has it counted."""
+
+import asyncio
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+from multidict import CIMultiDictProxy
+
+from gateway.core.policy import Budget, Policy, Terms
+from gateway.ledger.contract import Ledger
+from gateway.metrics import CONTENT_TYPE, Metrics
+from gateway.server.pages import PrincipalOf, json_reply
+from gateway.server.routes import Route
+from gateway.server.views import Json
+from gateway.wire.exchange import Inbound, Reply
+from gateway.wire.problem import amount_text
+
+_TEXT: Final = (("Content-Type", CONTENT_TYPE), ("Cache-Control", "no-store"))
+
+
+@dataclass(frozen=True, slots=True)
+class Serving:
+    """What is in force at this moment. `policy_error`: why the file, as it is now, could not be taken; the policy before it stays."""
+
+    policy: Policy
+    policy_error: str | None
+    price_table_version: str
+    gateway_version: str
+
+
+@dataclass(frozen=True, slots=True)
+class Ops:
+    """`principal_of`: who may ask for more than /healthz; None on a loopback listener, where no credential is asked."""
+
+    ledger: Ledger
+    metrics: Metrics
+    serving: Callable[[], Serving]
+    principal_of: PrincipalOf | None
+
+    def routes(self) -> Sequence[Route]:
+        return (
+            Route("GET", "/healthz", self.healthz),
+            Route("GET", "/readyz", self.readyz),
+            Route("GET", "/metrics", self.metrics_text),
+        )
+
+    async def healthz(self, inbound: Inbound, params: Mapping[str, str]) -> Reply:
+        """200 while the process serves at all: restarting it would help nothing that /readyz reports."""
+        del inbound, params
+        return json_reply({"status": "ok"})
+
+    async def readyz(self, inbound: Inbound, params: Mapping[str, str]) -> Reply:
+        """503 while the ledger does not serve: without it no call passes. A policy file that can't be taken is told, and is no 503:
+        the gateway goes on with the policy it has."""
+        del params
+        self._check(inbound.headers)
+        serving, ledger = self.serving(), self.ledger.health()
+        ready = bool(ledger.get("ok"))
+        status: Json = {
+            "ready": ready,
+            "ledger": ledger,
+            "policy_version": serving.policy.version,
+            "policy_error": serving.policy_error,
+            "gates": [_gate(budget) for budget in serving.policy.budgets],
+            "versions": {"gateway": serving.gateway_version, "price_table": serving.price_table_version},
+        }
+        return json_reply(status, 200 if ready else 503)
+
+    async def metrics_text(self, inbound: Inbound, params: Mapping[str, str]) -> Reply:
+        """Prometheus' text format, of all workers."""
+        del params
+        self._check(inbound.headers)
+        self.metrics.flush()
+        return Reply(200, await asyncio.to_thread(self.metrics.exposition), _TEXT)
+
+    def _check(self, headers: CIMultiDictProxy[str]) -> None:
+        if self.principal_of is not None:
+            self.principal_of(headers)
+
+
+def _gate(budget: Budget) -> Json:
+    return {
+        "name": budget.name,
+        "scope": "+".join(budget.scope) or "tenant",
+        "window": budget.window.value,
+        "timezone": budget.timezone.key,
+        **_terms(budget.terms),
+        "overrides": [{"match": dict(override.match), **_terms(override.terms)} for override in budget.overrides],
+    }
+
+
+def _terms(terms: Terms) -> Json:
+    return {"limit": amount_text(terms.limit.amount, terms.limit.unit), "mode": terms.mode.value}

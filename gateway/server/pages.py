@@ -1,0 +1,70 @@
+"""What the gateway's own JSON pages share: who asks, what was sent, and how an answer is written."""
+
+from collections.abc import Callable, Collection, Mapping
+from typing import Final
+from urllib.parse import parse_qsl
+
+import orjson
+from multidict import CIMultiDictProxy
+
+from gateway.identity import Principal
+from gateway.wire.body import parse_object
+from gateway.wire.exchange import Inbound, Reply
+from gateway.wire.problem import Refused, bad_request, problem
+
+PrincipalOf = Callable[[CIMultiDictProxy[str]], Principal]  # Refused 401 invalid_key
+
+_MAX_REASON: Final = 500
+
+
+def json_reply(value: Mapping[str, object], status: int = 200) -> Reply:
+    """`no-store`: balances are true for a moment, and for one caller."""
+    return Reply(status, orjson.dumps(value), (("Content-Type", "application/json"), ("Cache-Control", "no-store")))
+
+
+def not_found(what: str) -> Refused:
+    """Says the same of what never was and of what belongs to another."""
+    return Refused(problem("not_found", f"There is no such {what}, or it is not yours to see."))
+
+
+def query_of(inbound: Inbound, known: Collection[str]) -> dict[str, str]:
+    """The query's parameters. One that is unknown or comes twice is refused: ignoring a misspelt `form=` would answer another question."""
+    query: dict[str, str] = {}
+    for name, value in parse_qsl(inbound.query, keep_blank_values=True):
+        if name not in known:
+            raise bad_request("bad_request", f"Unknown parameter {name[:80]!a}; this page takes {', '.join(known)}.", name[:80])
+        if name in query:
+            raise bad_request("bad_request", f"The parameter {name} was sent twice.", name)
+        query[name] = value
+    return query
+
+
+def count_of(query: Mapping[str, str], name: str, default: int, most: int) -> int:
+    """A whole number from 1 to `most`."""
+    text = query.get(name)
+    if text is None:
+        return default
+    if not (text.isascii() and text.isdecimal() and len(text) <= 9 and 1 <= int(text) <= most):
+        raise bad_request("bad_request", f"{name}: expected a whole number from 1 to {most}.", name)
+    return int(text)
+
+
+def body_of(inbound: Inbound, known: Collection[str]) -> Mapping[str, object]:
+    """The JSON object that was sent; an empty body is an empty object. Unknown members are refused."""
+    body: Mapping[str, object] = parse_object(inbound.body) if inbound.body else {}
+    for name in body:
+        if name not in known:
+            raise bad_request("bad_request", f"Unknown member {name[:80]!a}; this page takes {', '.join(known)}.", name[:80])
+    return body
+
+
+def reason_of(body: Mapping[str, object]) -> str:
+    """Why, in the words of who did it: kept with the act."""
+    reason = body.get("reason", "")
+    if not isinstance(reason, str) or len(reason) > _MAX_REASON:
+        raise bad_member("reason", f"a text of at most {_MAX_REASON} characters")
+    return reason
+
+
+def bad_member(name: str, expected: str) -> Refused:
+    return bad_request("bad_request", f"{name}: expected {expected}.", name)

@@ -1,0 +1,178 @@
+"""Ledger records as the JSON that callers and operators read: USD as decimal strings, times in RFC 3339, UTC."""
+
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from typing import Final, TypeAlias
+
+from gateway.core.money import format_usd
+from gateway.core.scopes import Account, Amounts, Unit
+from gateway.core.values import Balance, Mode, Usage
+from gateway.core.windows import WindowKind
+from gateway.ledger.contract import CallRecord, RunView, Settled
+
+Json: TypeAlias = dict[str, object]
+
+# Of an account's line among a decision's inputs: amounts in the account's unit.
+_AMOUNTS: Final = frozenset({"held", "limit", "committed", "reserved", "margin"})
+
+
+def instant(at_ms: int) -> str:
+    return datetime.fromtimestamp(at_ms / 1000, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
+def amount(value: int | None, unit: Unit) -> str | int | None:
+    """USD as a decimal string, tokens and calls as numbers."""
+    return format_usd(value) if value is not None and unit is Unit.USD else value
+
+
+def ceiling_of(view: RunView) -> Balance | None:
+    """The run's own ceiling as its latest call met it: the tightest enforced lifetime account in USD that counts this run. A call
+    without a run id shares one; without its own, a run shows that."""
+    enforced = [
+        balance
+        for balance in view.accounts
+        if [name for name, _ in balance.account.scope] == ["run"]
+        and balance.account.unit is Unit.USD
+        and balance.account.window.kind is WindowKind.LIFETIME
+        and balance.limit is not None
+        and balance.mode is not Mode.ADVISORY_ESTIMATE
+    ]
+    own = [balance for balance in enforced if balance.account.scope == (("run", view.run),)]
+    return min(own or enforced, key=lambda balance: (balance.limit or 0, balance.remaining or 0), default=None)
+
+
+def run_json(view: RunView) -> Json:
+    ceiling = ceiling_of(view)
+    if ceiling is not None:
+        limit, remaining = ceiling.limit, ceiling.remaining
+    else:
+        limit = view.limit
+        remaining = None if limit is None else max(0, limit - view.committed - view.reserved)
+    return {
+        "run_id": view.run,
+        "key": view.owner,
+        "state": view.state.value,
+        "limit_usd": amount(limit, Unit.USD),
+        "committed_usd": format_usd(view.committed),
+        "reserved_usd": format_usd(view.reserved),
+        "remaining_usd": amount(remaining, Unit.USD),
+        "unconfirmed_usd": format_usd(view.unconfirmed),
+        "calls": view.calls,
+        "first_at": instant(view.first_ms),
+        "last_at": instant(view.last_ms),
+        "accounts": [account_json(balance) for balance in view.accounts],
+    }
+
+
+def account_json(balance: Balance) -> Json:
+    account = balance.account
+    unit = account.unit
+    return {
+        "name": account.budget,
+        "scope": account.scope_name,
+        "scope_values": dict(account.scope),
+        "window": _window_json(account),
+        "unit": unit.value,
+        "limit": amount(balance.limit, unit),
+        "committed": amount(balance.committed, unit),
+        "reserved": amount(balance.reserved, unit),
+        "remaining": amount(balance.remaining, unit),
+        "unconfirmed": amount(balance.unconfirmed, unit),
+        "mode": balance.mode.value,
+    }
+
+
+def _window_json(account: Account) -> Json:
+    window = account.window
+    if window.kind is WindowKind.LIFETIME:
+        return {"kind": window.kind.value}
+    return {
+        "kind": window.kind.value,
+        "timezone": window.timezone,
+        "from": instant(window.start_ms),
+        "to": instant(window.end_ms),
+    }
+
+
+def record_json(record: CallRecord) -> Json:
+    """One call: what was decided and why, and what became of it. `state` of a refused call is `refused`."""
+    tail = record.decision_id.removeprefix("bdg_")
+    return {
+        "decision_id": record.decision_id,
+        "reservation_id": None if record.state is None else f"rsv_{tail}",
+        "run_id": record.run,
+        "key": record.owner,
+        "at": instant(record.at_ms),
+        "outcome": record.outcome,
+        "state": "refused" if record.state is None else record.state.value,
+        "requested_model": record.requested_model,
+        "selected_model": record.selected_model,
+        "provider": record.provider,
+        "held_usd": None if record.state is None else format_usd(record.held.usd),
+        "held_tokens": None if record.state is None else record.held.tokens,
+        **_charged_json(record.charged),
+        "usage": None if record.usage is None else _usage_json(record.usage),
+        "ending": record.ending,
+        "dimensions": dict(record.dimensions),
+        "lines": [_line_json(key, held) for key, held in record.lines],
+        "inputs": inputs_json(record.inputs),
+    }
+
+
+def settled_json(hold_id: str, settled: Settled) -> Json:
+    """`changed` is false where the hold had ended before: what it was charged then stands."""
+    return {
+        "reservation_id": hold_id,
+        "state": settled.state.value,
+        "changed": settled.changed,
+        **_charged_json(settled.charged),
+    }
+
+
+def _charged_json(charged: Amounts | None) -> Json:
+    if charged is None:
+        return {"charged_usd": None, "charged_tokens": None}
+    return {"charged_usd": format_usd(charged.usd), "charged_tokens": charged.tokens}
+
+
+def _usage_json(usage: Usage) -> Json:
+    return {
+        "source": usage.source.value,
+        "input_tokens": usage.input_tokens,
+        "cached_tokens": usage.cached_tokens,
+        "cache_write_tokens": usage.cache_write_tokens,
+        "output_tokens": usage.output_tokens,
+    }
+
+
+def _line_json(key: str, held: int) -> Json:
+    unit = _unit_of(key)
+    return {"account": key, "unit": unit.value, "held": amount(held, unit)}
+
+
+def inputs_json(inputs: Mapping[str, object]) -> Json:
+    """The ledger keeps integers; a reader gets USD as everywhere else."""
+    shown = {name: _input(name, value) for name, value in inputs.items()}
+    estimate = inputs.get("estimate")
+    if isinstance(estimate, list):
+        shown["estimate"] = [{"what": what, "tokens": tokens, "usd": format_usd(usd)} for what, tokens, usd in estimate]
+    return shown
+
+
+def _input(name: str, value: object) -> object:
+    if isinstance(value, Mapping):
+        account = value.get("account")
+        unit = _unit_of(account) if isinstance(account, str) else None
+        return {
+            inner: amount(given, unit) if unit is not None and inner in _AMOUNTS else _input(inner, given)
+            for inner, given in value.items()
+        }
+    if isinstance(value, Sequence) and not isinstance(value, str):
+        return [_input(name, each) for each in value]
+    if isinstance(value, int) and (name.endswith("_usd") or name == "run_limit"):
+        return format_usd(value)
+    return value
+
+
+def _unit_of(account_key: str) -> Unit:
+    return Unit(account_key.rpartition("|")[2])
