@@ -1,6 +1,6 @@
 """The policy as frozen objects, and which of its budgets apply to a caller. Reading and checking the YAML is `policy_file`'s."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 from fnmatch import fnmatchcase
 from zoneinfo import ZoneInfo
@@ -153,3 +153,4 @@ class Policy:
     models: ModelPolicy = ModelPolicy()
     identity: tuple[tuple[str, tuple[Source, ...]], ...] = DEFAULT_IDENTITY
     runs: RunsPolicy = RunsPolicy()
+    warnings: tuple[str, ...] = field(default=(), compare=False)  # allowed, but seldom meant: one line each, with file and line
