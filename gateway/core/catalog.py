@@ -15,9 +15,12 @@ class Rates:
     cached_input: int
     cache_write: int
     above_input_tokens: int = 0  # the tier applies to calls with more input than this
+    # Cache writes that live longer (Anthropic's 1 hour, OpenAI's 12): for calls that ask for that. None: as `cache_write`.
+    cache_write_long: int | None = None
 
     @property
     def dearest_input(self) -> int:
+        """For a call that asks for no long-lived cache."""
         return max(self.input, self.cached_input, self.cache_write)
 
 
@@ -37,6 +40,7 @@ class Model:
     encoding: str | None = None  # "o200k_base", "cl100k_base"; None: no public tokenizer
     reasoning: bool = False
     free: bool = False
+    retired: bool = False  # past the end its provider announced: served to those who ask for it, never chosen for them
 
     @property
     def priced(self) -> bool:

@@ -1,0 +1,90 @@
+"""The data that ships in the package, as objects: the model catalog, the provider profiles, the tokenizers. Touches no network."""
+
+import hashlib
+from binascii import a2b_base64
+from collections.abc import Callable, Mapping, Sequence
+from functools import cache
+from importlib.resources import files
+from types import FunctionType
+from typing import Any, Final
+
+import orjson
+import tiktoken
+import yaml
+from tiktoken_ext import openai_public
+
+from gateway.core.catalog import Catalog, Model, Rates
+from gateway.core.profiles import OnDisconnect, Profile
+
+ENCODINGS: Final = ("o200k_base", "cl100k_base")
+
+_DATA: Final = files("gateway") / "data"
+
+
+class BundledDataDamaged(Exception):
+    """A file of the package is not the one that was shipped: install it again."""
+
+
+def load_catalog() -> Catalog:
+    """The bundled models and their prices. The operator's own come on top of it in `settings`."""
+    stored = orjson.loads((_DATA / "catalog.json").read_bytes())
+    return Catalog(version=stored["version"], models={name: _model(name, facts) for name, facts in stored["models"].items()})
+
+
+def load_profiles() -> Mapping[str, Profile]:
+    """Profiles by name; `generic` is the one for a provider that nothing else is known about."""
+    stored = yaml.safe_load((_DATA / "profiles.yaml").read_text(encoding="utf-8"))
+    return {
+        name: Profile(name, **{**facts, "on_disconnect": OnDisconnect(facts["on_disconnect"])}) for name, facts in stored.items()
+    }
+
+
+@cache
+def load_encoding(name: str) -> tiktoken.Encoding:
+    """`o200k_base` or `cl100k_base`, built once. Takes a few tenths of a second the first time.
+
+    Pattern, special tokens and the expected SHA-256 are tiktoken's own: its constructor runs as it is, except that it is handed
+    our reader in place of the one that downloads. It runs on a copy of its module's names, so tiktoken itself stays as it was.
+    """
+    if name not in ENCODINGS:
+        raise ValueError(f"no ranks are bundled for {name!r}; there are {', '.join(ENCODINGS)}")
+
+    def read(_address: str, expected_hash: str | None = None) -> dict[bytes, int]:
+        return load_ranks(name, expected_hash)
+
+    constructor: Callable[[], dict[str, Any]] = FunctionType(
+        getattr(openai_public, name).__code__, {**vars(openai_public), "load_tiktoken_bpe": read}
+    )
+    return tiktoken.Encoding(**constructor())
+
+
+def load_ranks(name: str, expected_sha256: str | None) -> dict[bytes, int]:
+    """Token bytes → rank, from the bundled file, which must be the published one."""
+    content = (_DATA / "ranks" / f"{name}.tiktoken").read_bytes()
+    if hashlib.sha256(content).hexdigest() != expected_sha256:
+        raise BundledDataDamaged(f"the bundled ranks of {name} are not those that tiktoken expects")
+    words = content.split()  # "<base64> <rank>", one pair a line
+    return dict(zip(map(a2b_base64, words[::2]), map(int, words[1::2]), strict=True))
+
+
+def _model(name: str, facts: Mapping[str, Any]) -> Model:
+    parameters = facts["parameters"]
+    return Model(
+        name=name,
+        provider=facts["provider"],
+        tiers=_tiers(facts["tiers"]),
+        context=facts["context"],
+        max_output=facts["max_output"],
+        max_input=facts["max_input"],
+        capabilities=frozenset(facts["capabilities"]),
+        parameters=None if parameters is None else frozenset(parameters),
+        service_tiers=tuple((tier, _tiers(rows)) for tier, rows in facts["service_tiers"].items()),
+        encoding=facts["encoding"],
+        reasoning=facts["reasoning"],
+        retired=facts.get("retired", False),
+    )
+
+
+def _tiers(rows: Sequence[Sequence[int]]) -> tuple[Rates, ...]:
+    """Rows as `scripts/build_catalog.py` writes them: `[above, input, output, cached input, cache write, long cache write]`."""
+    return tuple(Rates(row[1], row[2], row[3], row[4], above_input_tokens=row[0], cache_write_long=row[5]) for row in rows)
