@@ -85,6 +85,7 @@ class TokenCounter:
 
     def __init__(self, encodings: Callable[[str], Encoding], cache_entries: int = 32_768) -> None:
         self._encodings = encodings
+        self._encoders: dict[str, Callable[[str], list[int]]] = {}
         # The least recently used go first, roughly: what is used moves to the young generation; when that is full, the old one
         # is dropped whole. Unlike an ordered dict it needs no lock, and a look-up of something recent changes nothing.
         self._generation_entries = max(1, cache_entries // 2)
@@ -142,7 +143,9 @@ class TokenCounter:
     def _count(self, text: str, name: str) -> int:
         if not text:
             return 0
-        encode = self._encodings(name).encode_ordinary
+        encode = self._encoders.get(name)
+        if encode is None:
+            encode = self._encoders[name] = self._encodings(name).encode_ordinary
         tokens = start = 0
         while len(text) - start > _PIECE_CHARS:
             end = start + _PIECE_CHARS

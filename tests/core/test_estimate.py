@@ -1,0 +1,293 @@
+"""The worst case is never below what a call within its caps can cost, and room is reckoned with what surely is there."""
+
+from dataclasses import replace
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from gateway.bundled import load_encoding
+from gateway.core import estimate
+from gateway.core.catalog import Model, Rates
+from gateway.core.policy import OutputPolicy
+from gateway.core.scopes import Amounts, Caller
+from gateway.core.tokens import TokenCounter
+from gateway.core.values import Call, Image, Part, Usage, UsageSource
+
+MILLION = 1_000_000
+PER_MILLION = 100_000_000  # microcents in one USD: rates below read as USD per million tokens
+COUNTER = TokenCounter(load_encoding)
+POLICY = OutputPolicy()
+HELLO = Part("user", ("hello",), 3)  # 4 tokens
+
+
+def rates(input: float, output: float, cached: float | None = None, write: float | None = None, above: int = 0) -> Rates:  # noqa: A002
+    dollars = (input, output, input if cached is None else cached, input if write is None else write)
+    return Rates(*(round(each * PER_MILLION) for each in dollars), above_input_tokens=above)
+
+
+def model(
+    *tiers: Rates, name: str = "gpt-4o", encoding: str | None = "o200k_base", context: int = 128_000, max_output: int = 16_384
+) -> Model:
+    return Model(name, "openai", tiers or (rates(2.5, 10, 1.25),), context, max_output, encoding=encoding)
+
+
+def call(
+    *parts: Part, choices: int = 1, cap: int | None = None, tier: str | None = None, needs: frozenset[str] = frozenset()
+) -> Call:
+    return Call(
+        Caller("default", "k", "r", "r"), "chat", "gpt-4o", False, choices, cap, parts or (HELLO,), needs, service_tier=tier
+    )
+
+
+def used(fresh: int = 0, cached: int = 0, written: int = 0, output: int = 0) -> Usage:
+    return Usage(UsageSource.PROVIDER, fresh, cached, written, output)
+
+
+# -- input --------------------------------------------------------------------------------------------------------------------
+
+
+def test_text_is_counted_with_its_overhead() -> None:
+    assert estimate.input_tokens(call(HELLO, HELLO), model(), COUNTER) == 8
+
+
+@pytest.mark.parametrize(
+    ("name", "low", "high", "auto"),
+    [
+        ("gpt-4o-2024-08-06", 85, 1445, 1445),
+        ("gpt-4.1", 85, 1445, 1445),
+        ("gpt-5", 70, 1190, 1190),
+        ("o1", 75, 1275, 1275),
+        ("openai/o3", 75, 1275, 1275),
+        ("gpt-4o-mini", 2833, 48_169, 48_169),
+        ("gpt-4.1-mini", 2489, 2489, 2489),
+        ("gpt-4.1-nano-2025-04-14", 3779, 3779, 3779),
+        ("o4-mini", 2642, 2642, 2642),
+        ("gpt-5-mini", 2489, 2489, 2489),
+        ("gpt-5.4-nano", 3779, 3779, 3779),
+        ("gpt-5.4", 3000, 3000, 12_000),
+        ("claude-3-5-sonnet-20241022", 1600, 1600, 1600),
+        ("claude-opus-4-20250514", 1600, 1600, 1600),
+        ("anthropic/claude-sonnet-4-5", 1600, 1600, 1600),
+        ("claude-opus-4-8", 4784, 4784, 4784),
+        ("gemini-2.5-flash", 4128, 4128, 4128),
+        ("some-new-model", 16_384, 16_384, 16_384),
+    ],
+)
+def test_an_image_is_bounded_by_the_rule_of_the_models_family(name: str, low: int, high: int, auto: int) -> None:
+    for detail, expected in (("low", low), ("high", high), ("auto", auto), ("", auto)):
+        with_image = call(replace(HELLO, images=(Image(detail), Image(detail))))
+        assert estimate.input_tokens(with_image, model(name=name, context=MILLION), COUNTER) == 4 + 2 * expected
+
+
+def test_audio_is_bounded_by_its_size() -> None:
+    spoken = call(replace(HELLO, attachments=(30_000, 29)), needs=frozenset({"audio_input"}))
+    assert estimate.input_tokens(spoken, model(), COUNTER) == 4 + 1001 + 1
+
+
+def test_a_file_is_bounded_by_the_context_and_leaves_room_for_output() -> None:
+    filed = call(replace(HELLO, attachments=(500,)), needs=frozenset({"files"}))
+    tokens = estimate.input_tokens(filed, model(), COUNTER)
+    assert tokens == 128_000
+    assert estimate.output_cap(filed, model(), tokens, POLICY) == 8192
+
+
+def test_a_model_without_a_public_tokenizer_is_reckoned_what_its_provider_adds_for_tools() -> None:
+    asked = call(HELLO, needs=frozenset({"tools"}))
+    assert estimate.input_tokens(asked, model(encoding=None), COUNTER) == 7 + 850
+    assert estimate.input_tokens(asked, model(), COUNTER) == 4
+
+
+# -- output -------------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("client", "policy_cap", "models", "context", "expected"),
+    [
+        (100, 32_768, 16_384, 128_000, 100),
+        (50_000, 32_768, 65_536, 128_000, 32_768),
+        (50_000, 32_768, 16_384, 128_000, 16_384),
+        (50_000, 32_768, 16_384, 5_000, 1_000),
+        (None, 32_768, 16_384, 128_000, 8_192),
+        (None, 4_096, 16_384, 128_000, 4_096),
+    ],
+)
+def test_the_cap_is_the_least_of_all_that_apply(
+    client: int | None, policy_cap: int, models: int, context: int, expected: int
+) -> None:
+    asked = call(cap=client)
+    assert (
+        estimate.output_cap(asked, model(context=context, max_output=models), 4_000, OutputPolicy(max_tokens=policy_cap))
+        == expected
+    )
+
+
+def test_where_the_policy_names_no_default_its_own_cap_is_the_default() -> None:
+    assert estimate.output_cap(call(), model(max_output=99_999), 4, OutputPolicy((("o*", 9),), max_tokens=20_000)) == 20_000
+
+
+@pytest.mark.parametrize("context", [4_000, 3_000])
+def test_input_that_fills_the_context_leaves_no_room(context: int) -> None:
+    assert estimate.output_cap(call(cap=1), model(context=context), 4_000, POLICY) == 0
+
+
+def test_input_above_the_models_own_limit_leaves_no_room() -> None:
+    limited = replace(model(), max_input=1_000)
+    assert estimate.output_cap(call(), limited, 1_000, POLICY) == 8192
+    assert estimate.output_cap(call(), limited, 1_001, POLICY) == 0
+
+
+def test_counted_input_larger_than_the_context_is_said_as_it_is() -> None:
+    long = call(Part("user", ("word " * 2_000,)))
+    tokens = estimate.input_tokens(long, model(context=1_000), COUNTER)
+    assert tokens == 2_001
+    assert estimate.output_cap(long, model(context=1_000), tokens, POLICY) == 0
+
+
+def test_input_that_a_factor_lifts_above_the_context_is_held_at_the_context_and_keeps_its_room() -> None:
+    guessed, small = call(Part("user", ("word " * 2_000,)), cap=500), model(encoding=None, context=3_000)
+    tokens = estimate.input_tokens(guessed, small, COUNTER)
+    assert tokens == 3_000  # 3,502 by the factor, which the provider would refuse
+    assert estimate.output_cap(guessed, small, tokens, POLICY) == 500
+
+
+def test_input_that_surely_passes_the_context_is_not_helped_by_the_factor() -> None:
+    guessed, small = call(Part("user", ("word " * 4_000,))), model(encoding=None, context=3_000)
+    tokens = estimate.input_tokens(guessed, small, COUNTER)
+    assert tokens == 7_002
+    assert estimate.output_cap(guessed, small, tokens, POLICY) == 0
+
+
+# -- price --------------------------------------------------------------------------------------------------------------------
+
+
+def test_the_worst_case_is_the_whole_input_and_every_choices_cap() -> None:
+    assert estimate.worst_case(call(choices=2), model(), 1_000, 4_096) == Amounts(250_000 + 2 * 4_096_000, 1_000 + 2 * 4_096, 1)
+
+
+def test_input_is_priced_as_if_all_of_it_were_written_to_the_cache_where_that_is_dearer() -> None:
+    assert estimate.worst_case(call(), model(rates(3, 15, 0.3, 3.75)), 1_000_000, 0).usd == 375_000_000
+
+
+def test_the_dearest_tier_that_the_input_may_fall_in_is_held() -> None:
+    tiered = model(rates(1.25, 10), rates(2.5, 15, above=200_000))
+    assert estimate.worst_case(call(), tiered, 200_000, 0).usd == 25_000_000
+    assert estimate.worst_case(call(), tiered, 200_001, 0).usd == 50_000_250
+    assert estimate.cost_of(tiered, used(150_000, 50_000), None).usd == 25_000_000
+    assert estimate.cost_of(tiered, used(150_000, 50_000, 0, 1), None).usd == 25_000_000 + 1_000
+    assert estimate.cost_of(tiered, used(150_000, 50_001, 0, 1), None).usd == 50_000_250 + 1_500
+
+
+@pytest.mark.parametrize(
+    ("tier", "held", "charged"),
+    [
+        (None, 2.5, 2.5),
+        ("default", 2.5, 2.5),
+        ("priority", 4.25, 4.25),
+        ("auto", 4.25, 2.5),
+        ("flex", 2.5, 1.25),
+        ("scale", 2.5, 2.5),
+    ],
+)
+def test_a_service_tier_is_held_at_the_dearer_of_itself_and_the_ordinary_one(
+    tier: str | None, held: float, charged: float
+) -> None:
+    served = replace(model(), service_tiers=(("priority", (rates(4.25, 17),)), ("flex", (rates(1.25, 5),))))
+    assert estimate.worst_case(call(tier=tier), served, MILLION, 0).usd == held * PER_MILLION
+    assert estimate.cost_of(served, used(MILLION), tier).usd == charged * PER_MILLION
+
+
+def test_a_service_tier_without_a_price_is_told() -> None:
+    priority = replace(model(), service_tiers=(("priority", (rates(4.25, 17),)),))
+    assert estimate.service_tier_priced(priority, "priority")
+    assert all(estimate.service_tier_priced(model(), tier) for tier in (None, "auto", "default", "flex"))
+    assert not estimate.service_tier_priced(model(), "priority")
+    assert not estimate.service_tier_priced(priority, "turbo")
+    assert estimate.service_tier_priced(Model("m", "local", (), 1, 1, free=True), "turbo")
+
+
+def test_a_free_model_costs_nothing_but_its_tokens_and_calls_count() -> None:
+    free = Model("m", "local", (), 8192, 2048, free=True)
+    assert estimate.worst_case(call(choices=3), free, 100, 10) == Amounts(0, 130, 1)
+    assert estimate.cost_of(free, used(1, 2, 3, 4), None) == Amounts(0, 10, 1)
+
+
+def test_each_class_of_tokens_is_rounded_up_on_its_own() -> None:
+    odd = Model("m", "p", (Rates(1, 1, 1, 1),), 8192, 2048)
+    assert estimate.cost_of(odd, used(1, 1, 1, 1), None).usd == 4
+    assert estimate.worst_case(call(), odd, 3, 1).usd == 4
+
+
+def test_an_unpriced_model_never_gets_here() -> None:
+    with pytest.raises(AssertionError, match="has no price"):
+        estimate.worst_case(call(), Model("m", "p", (), 8192, 2048), 1, 1)
+
+
+prices = st.one_of(st.integers(0, 5_000), st.integers(0, 20_000).map(lambda dollars: dollars * PER_MILLION // 100))
+
+
+def tier_lists(draw: st.DrawFn) -> tuple[Rates, ...]:
+    bounds = sorted(draw(st.sets(st.integers(1, 5_000), max_size=2)))
+    return tuple(Rates(*(draw(prices) for _ in range(4)), above_input_tokens=above) for above in (0, *bounds))
+
+
+@st.composite
+def calls_and_usage(draw: st.DrawFn) -> tuple[Call, Model, int, int, Usage, str | None]:
+    priced = replace(model(*tier_lists(draw)), service_tiers=(("priority", tier_lists(draw)), ("flex", tier_lists(draw))))
+    tier = draw(st.sampled_from([None, "auto", "default", "priority", "flex"]))
+    served = draw(
+        st.sampled_from(
+            {"auto": ["default", "priority"], "priority": ["priority", "default"], "flex": ["flex", "default"]}.get(
+                tier or "", [tier]
+            )
+        )
+    )
+    input_tokens, cap, choices = draw(st.integers(0, 6_000)), draw(st.integers(1, 6_000)), draw(st.integers(1, 4))
+    cached = draw(st.integers(0, input_tokens))
+    written = draw(st.integers(0, input_tokens - cached))
+    fresh = draw(st.integers(0, input_tokens - cached - written))
+    usage = used(fresh, cached, written, draw(st.integers(0, cap * choices)))
+    return call(choices=choices, tier=tier), priced, input_tokens, cap, usage, served
+
+
+@given(calls_and_usage())
+def test_what_a_call_within_its_caps_cost_never_passes_what_was_held(
+    case: tuple[Call, Model, int, int, Usage, str | None],
+) -> None:
+    asked, priced, input_tokens, cap, usage, served = case
+    held, cost = estimate.worst_case(asked, priced, input_tokens, cap), estimate.cost_of(priced, usage, served)
+    assert cost.usd <= held.usd
+    assert cost.tokens <= held.tokens
+    assert cost.calls == held.calls == 1
+
+
+# -- explain ------------------------------------------------------------------------------------------------------------------
+
+
+def test_the_estimate_is_explained_line_by_line() -> None:
+    tools, shape = Part("tools", ('{"name": "f"}',), 12), Part("response_format", ('{"type": "object"}',))
+    asked = call(HELLO, replace(HELLO, images=(Image("low"), Image("high"))), HELLO, tools, shape, choices=2)
+    lines = estimate.explain(asked, model(), COUNTER, 4_096)
+    assert [line.what for line in lines] == [
+        "input: 3 messages",
+        "tools",
+        "response format",
+        "image ×2",
+        "output: 2 × 4096 tokens",
+    ]
+    held = estimate.worst_case(asked, model(), estimate.input_tokens(asked, model(), COUNTER), 4_096)
+    assert sum(line.tokens for line in lines) == held.tokens
+    assert sum(line.usd for line in lines) == held.usd
+    assert (lines[0].tokens, lines[0].usd, lines[3].tokens) == (12, 3_000, 85 + 1445)
+
+
+@pytest.mark.parametrize("asked", [
+    call(replace(HELLO, attachments=(900,), images=(Image("auto"),)), needs=frozenset({"files"})),
+    call(Part("user", ("word " * 900,)), HELLO, Part("tools", ("{}",)), needs=frozenset({"tools"})),
+    call(HELLO, HELLO, HELLO, Part("tools", ("a b c",)), Part("functions", ("x",))),
+])  # fmt: skip
+@pytest.mark.parametrize("encoding", ["o200k_base", None])
+def test_the_lines_add_up_to_what_is_held_even_where_it_is_bounded(asked: Call, encoding: str | None) -> None:
+    small = model(encoding=encoding, context=1_500)
+    lines = estimate.explain(asked, small, COUNTER, 100)
+    assert sum(line.tokens for line in lines) == estimate.input_tokens(asked, small, COUNTER) + 100
