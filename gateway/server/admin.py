@@ -18,12 +18,11 @@ from gateway.wire.problem import Refused, bad_request, problem
 
 @dataclass(frozen=True, slots=True)
 class Admin:
-    """`token_env`: the environment variable that holds the admin token; `token_set`: whether it does."""
+    """`unset_token_env`: the environment variable that would hold the admin token, where it is not set; None where it is."""
 
     ledger: Ledger
     principal_of: PrincipalOf
-    token_env: str
-    token_set: bool
+    unset_token_env: str | None
 
     def routes(self) -> Sequence[Route]:
         return (
@@ -59,7 +58,8 @@ class Admin:
     def _admin(self, headers: CIMultiDictProxy[str]) -> Principal:
         principal = self.principal_of(headers)
         if not principal.admin:
-            way = "send it as the bearer token" if self.token_set else f"none is configured: set {self.token_env} and restart"
+            unset = self.unset_token_env
+            way = "send it as the bearer token" if unset is None else f"none is configured: set {unset} and restart"
             raise Refused(problem("admin_required", f"This page needs the admin token; {way}."))
         return principal
 

@@ -14,7 +14,7 @@ LEASE_MS = 600_000
 
 @pytest.fixture
 def ask(ledger: SqliteLedger) -> Asking:
-    return Asking(Admin(ledger, principal_of, "PENSTOCK_ADMIN_TOKEN", token_set=True).routes())
+    return Asking(Admin(ledger, principal_of, unset_token_env=None).routes())
 
 
 async def expired(ledger: SqliteLedger, clock: Clock) -> None:
@@ -103,7 +103,7 @@ async def test_nobody_but_the_admin_gets_in(ask: Asking, ledger: SqliteLedger, c
 
 
 async def test_without_an_admin_token_the_refusal_says_how_to_set_one(ledger: SqliteLedger) -> None:
-    ask = Asking(Admin(ledger, principal_of, "HOUSE_TOKEN", token_set=False).routes())
+    ask = Asking(Admin(ledger, principal_of, unset_token_env="HOUSE_TOKEN").routes())
     status, shown = await ask("GET", "/admin/holds")
     assert (status, shown["code"]) == (403, "admin_required")
     assert "set HOUSE_TOKEN" in shown["error"]["message"]
