@@ -56,7 +56,7 @@ _AUDIO_BYTES_PER_TOKEN: Final = 30
 _HIDDEN_TOOL_TOKENS: Final = 850
 
 # Roles of the parts that are not messages: each is a line of its own.
-_NOT_MESSAGES: Final = frozenset({"tools", "functions", "response_format"})
+_NOT_MESSAGES: Final = frozenset({"tools", "functions", "response_format", "other", "reply"})
 
 # Words for the ordinary rates, or for rates that are never above them.
 _STANDARD_TIERS: Final = frozenset({None, "auto", "default", "standard", "standard_only", "flex"})

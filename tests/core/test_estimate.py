@@ -266,7 +266,9 @@ def test_what_a_call_within_its_caps_cost_never_passes_what_was_held(
 
 def test_the_estimate_is_explained_line_by_line() -> None:
     tools, shape = Part("tools", ('{"name": "f"}',), 12), Part("response_format", ('{"type": "object"}',))
-    asked = call(HELLO, replace(HELLO, images=(Image("low"), Image("high"))), HELLO, tools, shape, choices=2)
+    asked = call(
+        HELLO, replace(HELLO, images=(Image("low"), Image("high"))), HELLO, tools, shape, Part("reply", (), 3), choices=2
+    )
     lines = estimate.explain(asked, model(), COUNTER, 4_096)
     assert [line.what for line in lines] == [
         "input: 3 messages",
@@ -278,7 +280,7 @@ def test_the_estimate_is_explained_line_by_line() -> None:
     held = estimate.worst_case(asked, model(), estimate.input_tokens(asked, model(), COUNTER), 4_096)
     assert sum(line.tokens for line in lines) == held.tokens
     assert sum(line.usd for line in lines) == held.usd
-    assert (lines[0].tokens, lines[0].usd, lines[3].tokens) == (12, 3_000, 85 + 1445)
+    assert (lines[0].tokens, lines[0].usd, lines[4].tokens) == (12, 3_000, 85 + 1445)
 
 
 @pytest.mark.parametrize("asked", [
