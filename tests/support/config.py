@@ -1,0 +1,69 @@
+"""Config and policy files for tests: small builders over plain dicts, written as YAML into a test's own folder."""
+
+import socket
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from tests.support.pricing import MODELS, TestModel
+
+RUN_CEILING = "run-ceiling"
+
+
+def free_port() -> int:
+    """A port that nobody listens on at the moment. Restarts keep it, so it can't be left to the kernel."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+def run_ceiling(limit: str = "$1.00", **keys: Any) -> dict[str, Any]:
+    """The budget most tests need: a hard ceiling per run."""
+    return {"name": RUN_CEILING, "scope": "run", "limit": limit, **keys}
+
+
+def policy(*budgets: Mapping[str, Any], **sections: Any) -> dict[str, Any]:
+    """`policy(run_ceiling("$2"), models={"downgrade": {…}}, output={…})`."""
+    return {"version": 1, "budgets": [dict(budget) for budget in budgets or (run_ceiling(),)], **sections}
+
+
+def ladder(**of_model: Sequence[str]) -> dict[str, Any]:
+    """The policy's `models` section: `ladder(**{"big-model": ["small-model"]})`."""
+    return {"downgrade": {model: list(cheaper) for model, cheaper in of_model.items()}}
+
+
+@dataclass(frozen=True, slots=True)
+class Setup:
+    """Everything a gateway is started from. `upstream` is the provider's base URL; `extra` is laid over the config's top level."""
+
+    folder: Path
+    upstream: str
+    policy: Mapping[str, Any] = field(default_factory=policy)
+    models: Sequence[TestModel] = MODELS
+    provider: Mapping[str, Any] = field(default_factory=dict)  # more keys of `providers.test`
+    extra: Mapping[str, Any] = field(default_factory=dict)
+    port: int = field(default_factory=free_port)
+
+    def write(self) -> Path:
+        """Both files; returns the config's path. Called again, it replaces them: the ledger beside them stays."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        (self.folder / "policy.yaml").write_text(yaml.safe_dump(dict(self.policy), sort_keys=False))
+        path = self.folder / "config.yaml"
+        path.write_text(yaml.safe_dump(self.config(), sort_keys=False))
+        return path
+
+    def config(self) -> dict[str, Any]:
+        provider = {"base_url": self.upstream, "accepts_caller_keys": True, **self.provider}
+        return {
+            "listen": f"127.0.0.1:{self.port}",
+            "policy": str(self.folder / "policy.yaml"),
+            "ledger": f"sqlite:///{self.folder / 'ledger.db'}",
+            "state_dir": str(self.folder / "state"),
+            "providers": {"test": provider},
+            "models": {model.name: model.as_config("test") for model in self.models},
+            **self.extra,
+        }

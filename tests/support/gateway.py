@@ -1,0 +1,167 @@
+"""Real gateways for tests: one as a process (`python -m gateway serve`), which can be killed and restarted on its state, and one
+inside the test's own event loop.
+
+    with GatewayProcess(Setup(tmp_path, provider.base_url)) as gateway:
+        gateway.client("r1").chat.completions.create(…)      # the openai SDK, run r1
+        gateway.kill(); gateway.start()                      # kill -9, and up again on the same ledger
+        gateway.run("r1")["committed_usd"]
+"""
+
+import os
+import subprocess
+import sys
+import time
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Self
+
+import httpx
+import openai
+
+from tests.support.config import Setup
+
+ADMIN_TOKEN = "test-admin-token"
+CALLER_KEY = "sk-test-caller"
+READY_WITHIN_S = 20
+
+
+@dataclass(slots=True)
+class GatewayProcess:
+    """Started by `with`, ended by its pid. `log` collects what all its lives wrote to stdout and stderr."""
+
+    setup: Setup
+    workers: int = 1
+    env: Mapping[str, str] = field(default_factory=dict)
+    process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.setup.port}"
+
+    @property
+    def log_path(self) -> Path:
+        return self.setup.folder / "gateway.log"
+
+    @property
+    def log(self) -> str:
+        return self.log_path.read_text(errors="replace") if self.log_path.exists() else ""
+
+    @property
+    def pid(self) -> int:
+        assert self.process is not None, "the gateway is not running"
+        return self.process.pid
+
+    def __enter__(self) -> Self:
+        self.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.process is not None:
+            self.stop()
+
+    def start(self) -> None:
+        """Returns when /readyz answers 200. AssertionError with the log where it does not."""
+        assert self.process is None, "it runs already"
+        config = self.setup.write()
+        command = [sys.executable, "-m", "gateway", "serve", "--config", str(config), "--workers", str(self.workers)]
+        with self.log_path.open("ab") as log:
+            self.process = subprocess.Popen(
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                env={**os.environ, "PENSTOCK_ADMIN_TOKEN": ADMIN_TOKEN, **self.env},
+            )
+        try:
+            self._wait_until_ready()
+        except BaseException:
+            self.kill()
+            raise
+
+    def stop(self, within_s: float = 30) -> int:
+        """SIGTERM, and the exit code."""
+        process = self._no_longer_running()
+        process.terminate()
+        try:
+            return process.wait(within_s)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+            raise AssertionError(f"the gateway did not stop within {within_s} s:\n{self.log[-4000:]}") from None
+
+    def kill(self) -> None:
+        """SIGKILL, and its end awaited."""
+        process = self._no_longer_running()
+        process.kill()
+        process.wait()
+
+    def restart(self) -> None:
+        """An orderly stop and a start on the same state."""
+        self.stop()
+        self.start()
+
+    def _no_longer_running(self) -> subprocess.Popen[bytes]:
+        assert self.process is not None, "the gateway is not running"
+        process, self.process = self.process, None
+        return process
+
+    def _wait_until_ready(self) -> None:
+        process = self.process
+        assert process is not None
+        deadline = time.monotonic() + READY_WITHIN_S
+        while time.monotonic() < deadline:
+            assert process.poll() is None, f"the gateway ended with code {process.returncode}:\n{self.log[-4000:]}"
+            try:
+                if httpx.get(f"{self.url}/readyz", timeout=2, trust_env=False).status_code == 200:
+                    return
+            except httpx.TransportError:
+                pass
+            time.sleep(0.05)
+        raise AssertionError(f"the gateway was not ready within {READY_WITHIN_S} s:\n{self.log[-4000:]}")
+
+    # -- talking to it -----------------------------------------------------------------------------------------------------------
+
+    def client(self, run: str | None = None, key: str = CALLER_KEY, **headers: str) -> openai.OpenAI:
+        """The real SDK, unmodified; the run goes in the base URL. It keeps its own retries: a refused call has to be one POST."""
+        return openai.OpenAI(base_url=base_url(self.url, run), api_key=key, default_headers=headers)
+
+    def async_client(self, run: str | None = None, key: str = CALLER_KEY, **headers: str) -> openai.AsyncOpenAI:
+        return openai.AsyncOpenAI(base_url=base_url(self.url, run), api_key=key, default_headers=headers)
+
+    def get(self, path: str, key: str = CALLER_KEY) -> Any:
+        """JSON of a page, with the caller's key."""
+        answer = httpx.get(self.url + path, headers={"Authorization": f"Bearer {key}"}, trust_env=False)
+        assert answer.status_code == 200, f"{path}: {answer.status_code} {answer.text}"
+        return answer.json()
+
+    def admin(self, method: str, path: str, body: object = None) -> httpx.Response:
+        headers = {"Authorization": f"Bearer {ADMIN_TOKEN}"}
+        return httpx.request(method, self.url + path, headers=headers, json=body, trust_env=False)
+
+    def run(self, run: str, key: str = CALLER_KEY) -> Any:
+        """`GET /budget/runs/{id}`: decimal strings `committed_usd`, `reserved_usd`, …"""
+        return self.get(f"/budget/runs/{run}", key)
+
+
+def base_url(gateway: str, run: str | None) -> str:
+    return f"{gateway}/v1" if run is None else f"{gateway}/run/{run}/v1"
+
+
+@asynccontextmanager
+async def gateway_here(setup: Setup) -> AsyncIterator[str]:
+    """The same objects in the test's own event loop, through the real composition root; yields the address. For tests that need to
+    reach inside (a fault in a port, a cancelled await) or that would start too many processes."""
+    from gateway import app
+    from gateway.events import Events, open_sink
+
+    config, policy = app.load(setup.write())
+    events = Events(open_sink(config.log))
+    gateway = app.Gateway(config, policy, events)
+    port = await gateway.start()
+    try:
+        yield f"http://127.0.0.1:{port}"
+    finally:
+        await gateway.stop()
+        events.close()
