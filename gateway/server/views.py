@@ -5,9 +5,9 @@ from datetime import UTC, datetime
 from typing import Final, TypeAlias
 
 from gateway.core.money import format_usd
-from gateway.core.scopes import Account, Amounts, Unit
+from gateway.core.scopes import Amounts, Unit
 from gateway.core.values import Balance, Mode, Usage
-from gateway.core.windows import WindowKind
+from gateway.core.windows import Window, WindowKind
 from gateway.ledger.contract import CallRecord, RunView, Settled
 
 Json: TypeAlias = dict[str, object]
@@ -71,7 +71,7 @@ def account_json(balance: Balance) -> Json:
         "name": account.budget,
         "scope": account.scope_name,
         "scope_values": dict(account.scope),
-        "window": _window_json(account),
+        **_window_json(account.window),
         "unit": unit.value,
         "limit": amount(balance.limit, unit),
         "committed": amount(balance.committed, unit),
@@ -82,15 +82,14 @@ def account_json(balance: Balance) -> Json:
     }
 
 
-def _window_json(account: Account) -> Json:
-    window = account.window
+def _window_json(window: Window) -> Json:
     if window.kind is WindowKind.LIFETIME:
-        return {"kind": window.kind.value}
+        return {"window": window.kind.value, "timezone": None, "window_starts": None, "window_ends": None}
     return {
-        "kind": window.kind.value,
+        "window": window.kind.value,
         "timezone": window.timezone,
-        "from": instant(window.start_ms),
-        "to": instant(window.end_ms),
+        "window_starts": instant(window.start_ms),
+        "window_ends": instant(window.end_ms),
     }
 
 
