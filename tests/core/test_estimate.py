@@ -274,6 +274,7 @@ def test_the_estimate_is_explained_line_by_line() -> None:
         "input: 3 messages",
         "tools",
         "response format",
+        "reply",
         "image ×2",
         "output: 2 × 4096 tokens",
     ]
