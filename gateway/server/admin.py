@@ -8,7 +8,17 @@ from multidict import CIMultiDictProxy
 from gateway.core.money import Microcents, parse_usd
 from gateway.identity import Principal
 from gateway.ledger.contract import Ledger
-from gateway.server.pages import PrincipalOf, bad_member, body_of, count_of, json_reply, not_found, query_of, reason_of
+from gateway.server.pages import (
+    PrincipalOf,
+    bad_member,
+    body_of,
+    count_of,
+    json_reply,
+    ledger_page,
+    not_found,
+    query_of,
+    reason_of,
+)
 from gateway.server.routes import Route
 from gateway.server.views import record_json, settled_json
 from gateway.wire.exchange import Inbound, Reply
@@ -26,8 +36,8 @@ class Admin:
 
     def routes(self) -> Sequence[Route]:
         return (
-            Route("GET", "/admin/holds", self.holds),
-            Route("POST", "/admin/holds/{id}/settle", self.settle),
+            ledger_page("GET", "/admin/holds", self.holds),
+            ledger_page("POST", "/admin/holds/{id}/settle", self.settle),
         )
 
     async def holds(self, inbound: Inbound, params: Mapping[str, str]) -> Reply:

@@ -1,7 +1,7 @@
 """`/budget/*`: what a caller may know of its calls, runs and spend; how it tightens a run, and how it stops one.
 
 A caller sees and changes only its own key's runs: another's are 404, as are those that never were. The admin sees the tenant, and
-alone may raise a limit. LedgerUnavailable and LedgerLost pass through: the server answers them the same way on every route.
+alone may raise a limit.
 """
 
 import asyncio
@@ -14,7 +14,17 @@ from typing import Final
 from gateway.core.money import Microcents, format_usd, parse_usd
 from gateway.identity import Principal
 from gateway.ledger.contract import Ledger, RunView, SetLimit, SpendRow
-from gateway.server.pages import PrincipalOf, bad_member, body_of, count_of, json_reply, not_found, query_of, reason_of
+from gateway.server.pages import (
+    PrincipalOf,
+    bad_member,
+    body_of,
+    count_of,
+    json_reply,
+    ledger_page,
+    not_found,
+    query_of,
+    reason_of,
+)
 from gateway.server.routes import Route
 from gateway.server.views import record_json, run_json
 from gateway.wire.exchange import Inbound, Reply
@@ -42,12 +52,12 @@ class BudgetApi:
 
     def routes(self) -> Sequence[Route]:
         return (
-            Route("GET", "/budget/decisions/{id}", self.decision),
-            Route("GET", "/budget/runs", self.runs),
-            Route("GET", "/budget/runs/{id}", self.run),
-            Route("PUT", "/budget/runs/{id}", self.set_limit),
-            Route("POST", "/budget/runs/{id}/stop", self.stop),
-            Route("GET", "/budget/spend", self.spend),
+            ledger_page("GET", "/budget/decisions/{id}", self.decision),
+            ledger_page("GET", "/budget/runs", self.runs),
+            ledger_page("GET", "/budget/runs/{id}", self.run),
+            ledger_page("PUT", "/budget/runs/{id}", self.set_limit),
+            ledger_page("POST", "/budget/runs/{id}/stop", self.stop),
+            ledger_page("GET", "/budget/spend", self.spend),
         )
 
     # -- reading --------------------------------------------------------------------------------------------------------------

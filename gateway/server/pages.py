@@ -8,6 +8,8 @@ import orjson
 from multidict import CIMultiDictProxy
 
 from gateway.identity import Principal
+from gateway.ledger.contract import LedgerLost, LedgerUnavailable
+from gateway.server.routes import Page, Route
 from gateway.wire.body import parse_object
 from gateway.wire.exchange import Inbound, Reply
 from gateway.wire.problem import Refused, bad_request, problem
@@ -20,6 +22,21 @@ _MAX_REASON: Final = 500
 def json_reply(value: Mapping[str, object], status: int = 200) -> Reply:
     """`no-store`: balances are true for a moment, and for one caller."""
     return Reply(status, orjson.dumps(value), (("Content-Type", "application/json"), ("Cache-Control", "no-store")))
+
+
+def ledger_page(method: str, path: str, page: Page) -> Route:
+    """A page that needs the ledger: 503 where it does not serve."""
+
+    async def answer(inbound: Inbound, params: Mapping[str, str]) -> Reply:
+        try:
+            return await page(inbound, params)
+        except LedgerUnavailable:
+            raise Refused(problem("ledger_unavailable", "The ledger does not answer; try again in a moment.")) from None
+        except LedgerLost:
+            lost = "The ledger is not what this gateway saw before; see `penstock ledger adopt`."
+            raise Refused(problem("ledger_lost", lost)) from None
+
+    return Route(method, path, answer)
 
 
 def not_found(what: str) -> Refused:

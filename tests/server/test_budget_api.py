@@ -7,7 +7,7 @@ import pytest
 from gateway.core.scopes import Amounts
 from gateway.core.values import Ending, Hold, Usage, UsageSource
 from gateway.identity import Principal
-from gateway.ledger.contract import Refusal, RunRefusal, Settlement
+from gateway.ledger.contract import LedgerLost, Refusal, RunRefusal, Settlement
 from gateway.ledger.sqlite import SqliteLedger
 from gateway.server.budget_api import BudgetApi
 from tests.support.clock import Clock
@@ -234,6 +234,24 @@ async def test_a_run_id_that_is_none_is_refused(ask: Asking, run: str) -> None:
 async def test_without_a_key_nothing_is_told(ask: Asking) -> None:
     for path in ("/budget/decisions/bdg_1", "/budget/runs", "/budget/runs/r1", "/budget/spend"):
         assert (await ask("GET", path, as_=None))[0] == 401
+
+
+async def test_while_the_ledger_does_not_serve_every_page_says_so(ask: Asking, ledger: SqliteLedger) -> None:
+    await ledger.close()
+    for method, path in (("GET", "/budget/runs"), ("POST", "/budget/runs/r1/stop"), ("GET", "/budget/spend")):
+        status, shown = await ask(method, path)
+        assert (status, shown["code"]) == (503, "ledger_unavailable")
+
+
+async def test_a_ledger_that_lost_something_is_told_apart(
+    ask: Asking, ledger: SqliteLedger, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def lost(tenant: str, run: str) -> None:
+        raise LedgerLost("sequence 7 is behind 9")
+
+    monkeypatch.setattr(ledger, "run", lost)
+    status, shown = await ask("GET", "/budget/runs/r1")
+    assert (status, shown["code"]) == (503, "ledger_lost")
 
 
 # -- limits ---------------------------------------------------------------------------------------------------------------------
