@@ -1,0 +1,312 @@
+"""The composition root: settings → objects → a gateway that serves; start and stop. Nothing else reads the environment or the clock."""
+
+import asyncio
+import gc
+import os
+import random
+import secrets
+import signal
+import socket
+import sys
+import time
+from collections.abc import Coroutine, Sequence
+from pathlib import Path
+from typing import Any, Final
+
+import uvloop
+from multidict import CIMultiDict, CIMultiDictProxy
+from watchfiles import awatch
+
+from gateway import __version__, bundled, policy_file, settings, workers
+from gateway import explain as explaining
+from gateway.core.decide import Rulebook, Unservable
+from gateway.core.policy import Policy
+from gateway.core.scopes import Caller
+from gateway.core.tokens import TokenCounter
+from gateway.events import Events, open_sink
+from gateway.flow import Flow
+from gateway.identity import ANONYMOUS, DEFAULT_TENANT, Identity, Principal
+from gateway.ledger import sqlite
+from gateway.ledger.contract import Ledger, LedgerLost, LedgerUnavailable
+from gateway.ledger.witness import Witness
+from gateway.metrics import Metrics
+from gateway.observer import Observer
+from gateway.reaper import Reaper
+from gateway.relay import Shared
+from gateway.server.admin import Admin
+from gateway.server.budget_api import BudgetApi
+from gateway.server.edge import Edge, Limits
+from gateway.server.guards import LOOPBACK_HOSTS, Guards
+from gateway.server.models import ModelList
+from gateway.server.ops import Ops, Serving
+from gateway.server.routes import Routes
+from gateway.settings import Settings
+from gateway.upstream import AiohttpUpstream, Endpoint
+from gateway.wire import chat
+from gateway.wire.exchange import Inbound
+from gateway.wire.headers import directives
+from gateway.wire.problem import Refused, problem
+from gateway.yaml_source import Mistakes
+
+_REAP_EVERY_MS: Final = 1_000
+_FLUSH_EVERY_S: Final = 1.0
+_WITNESS: Final = "witness.json"
+_SECRET: Final = "secret"  # a file's name
+
+
+class Gateway:
+    """The objects of one process, wired, and their life."""
+
+    def __init__(self, config: Settings, policy: Policy, events: Events) -> None:
+        self.config = config
+        self.events = events
+        self.metrics = Metrics(config.catalog.models, _multiprocess_dir())
+        self.observer = Observer(events, self.metrics, time.perf_counter)
+        self.ledger: Ledger = sqlite.SqliteLedger(
+            str(config.ledger_path), Witness(config.state_dir / _WITNESS), clock_ms, config.synchronous, config.ledger_timeout_ms
+        )
+        self._counter = TokenCounter(bundled.load_encoding)
+        self._policy_error: str | None = None
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._identity = Identity(config, install_secret(config.state_dir), lambda: "run_" + secrets.token_hex(12))
+        self._upstreams = {name: AiohttpUpstream(_endpoint(provider)) for name, provider in config.providers.items()}
+        shared = Shared(
+            ledger=self.ledger,
+            upstreams=self._upstreams,
+            settings=config,
+            alert=self.observer.alert,
+            background=self.background,
+            drains=asyncio.Semaphore(config.drain.number),
+            clock_ms=clock_ms,
+            jitter=random.random,
+        )
+        self.flow = Flow(shared, self._identity, Rulebook(policy, config.catalog, self._counter), self.observer, new_decision_id)
+        self._reaper = Reaper(self.ledger, _REAP_EVERY_MS, self._expired, self._reaping_failed)
+        self._edge = Edge(self._routes(), Limits(config.max_request), self._guards(), events.problem)
+
+    # -- life -----------------------------------------------------------------------------------------------------------------
+
+    async def start(self, listening: socket.socket | None = None) -> int:
+        """Opens the ledger, then listens; returns the port. LedgerLost and LedgerUnavailable: this gateway must not serve."""
+        await self.ledger.start()
+        for encoding in ("o200k_base", "cl100k_base"):
+            await asyncio.to_thread(bundled.load_encoding, encoding)  # half a second that no call should wait for
+        self.background(self.flow.watch())
+        self.background(self._reaper.run())
+        self.background(self._flush_metrics())
+        self.events.policy(self.flow.rulebook.policy.version)
+        if listening is not None:
+            return await self._edge.listen_on(listening)
+        return await self._edge.listen(self.config.listen_host, self.config.listen_port)
+
+    async def stop(self) -> None:
+        """Live streams may finish, for as long as `shutdown.grace` says; then they are ended and settled. Nothing is left unsettled
+        but what the ledger no longer takes."""
+        await self._edge.drain(self.config.shutdown_grace_ms / 1000, self.flow.shut_down)
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self.ledger.close()
+        for upstream in self._upstreams.values():
+            await upstream.close()
+        self.metrics.flush()
+
+    def background(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        """A task that lives as long as the gateway, unless it ends before."""
+        task = asyncio.get_running_loop().create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._ended)
+        return task
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and (failure := task.exception()) is not None:
+            self.events.problem("a background task failed", failure)
+
+    # -- the policy -----------------------------------------------------------------------------------------------------------
+
+    def reload(self) -> None:
+        """Reads the policy again. One with mistakes changes nothing but what /readyz and the log say."""
+        in_force = self.flow.rulebook.policy
+        read = policy_file.reload(in_force, self.config.policy_path, self.config.catalog)
+        if isinstance(read, Mistakes):
+            self._policy_error = "; ".join(str(mistake) for mistake in read.mistakes)
+            self.metrics.policy_reload(ok=False)
+            self.events.policy_refused(in_force.version, [str(mistake) for mistake in read.mistakes])
+            return
+        self._policy_error = None
+        if read.version == in_force.version:
+            return
+        self.flow.rulebook = Rulebook(read, self.config.catalog, self._counter)
+        self.metrics.policy_reload(ok=True)
+        self.events.policy(read.version, policy_file.changed_identities(in_force, read))
+
+    async def watch_policy(self) -> None:
+        """Reloads when the file changes. Its folder is watched, because editors replace files."""
+        path = self.config.policy_path.resolve()
+        async for changes in awatch(path.parent, recursive=False, step=200):
+            if any(Path(changed).name == path.name for _, changed in changes):
+                self.reload()
+
+    # -- wiring ---------------------------------------------------------------------------------------------------------------
+
+    def _routes(self) -> Routes:
+        principal_of = self._identity.principal
+        budget_api = BudgetApi(self.ledger, principal_of, self._run_ceiling, self.flow.run_stopped, clock_ms)
+        admin = Admin(self.ledger, principal_of, self.config.admin_token_env if self.config.admin_token is None else None)
+        ops = Ops(self.ledger, self.metrics, self._serving, principal_of if self.config.auth == "keys" else None)
+        models = ModelList(self._identity, lambda: self.flow.rulebook)
+        return Routes(
+            {("POST", "/v1/chat/completions"): self.flow.serve, ("GET", "/v1/models"): models.serve},
+            [*budget_api.routes(), *admin.routes(), *ops.routes()],
+        )
+
+    def _guards(self) -> Guards:
+        hosts = None if self.config.auth == "keys" else LOOPBACK_HOSTS | frozenset(self.config.allowed_hosts)
+        return Guards(hosts, frozenset(self.config.allowed_origins))
+
+    def _serving(self) -> Serving:
+        rulebook = self.flow.rulebook
+        return Serving(rulebook.policy, self._policy_error, rulebook.catalog.version, __version__)
+
+    def _run_ceiling(self, principal: Principal, run: str) -> int | None:
+        return self.flow.rulebook.run_ceiling(Caller(principal.tenant, principal.key, run, run, dimensions=principal.bound))
+
+    def _expired(self, expired: Any) -> None:
+        self.events.expired(expired)
+        self.metrics.expired(expired)
+        for alert in expired.alerts:
+            self.observer.alert(alert)
+
+    def _reaping_failed(self, failure: Exception) -> None:
+        self.events.log.warning("reaping_failed", why=str(failure))
+
+    async def _flush_metrics(self) -> None:
+        while True:
+            await asyncio.sleep(_FLUSH_EVERY_S)
+            self.metrics.flush()
+
+
+# -- processes --------------------------------------------------------------------------------------------------------------------
+
+
+def load(config: Path) -> tuple[Settings, Policy]:
+    """Reads both files. Mistakes has those of both: with a config that is wrong, the default policy's place is still known."""
+    loaded = settings.load(config, os.environ, bundled.load_catalog(), bundled.load_profiles())
+    return loaded, policy_file.load(loaded.policy_path, loaded.catalog)
+
+
+def serve(config: Path, worker_count: int, listen_fd: int | None) -> int:
+    """`penstock serve`: returns the exit code. With several workers this process only watches over them."""
+    try:
+        loaded, policy = load(config)
+    except Mistakes as mistakes:
+        for mistake in mistakes.mistakes:
+            print(mistake, file=sys.stderr)
+        return 1
+    if worker_count > 1 and listen_fd is None:
+        return workers.run(worker_count, config, loaded.listen_host, loaded.listen_port, loaded.state_dir)
+    listening = None if listen_fd is None else socket.socket(fileno=listen_fd)
+    return uvloop.run(_serve(loaded, policy, listening))
+
+
+async def _serve(config: Settings, policy: Policy, listening: socket.socket | None) -> int:
+    events = Events(open_sink(config.log))
+    gateway = Gateway(config, policy, events)
+    try:
+        port = await gateway.start(listening)
+    except (LedgerLost, LedgerUnavailable, OSError) as failure:
+        print(f"penstock: cannot serve: {failure}", file=sys.stderr)
+        return 1
+    asked_to_stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, _on_stop, asked_to_stop)
+    loop.add_signal_handler(signal.SIGHUP, gateway.reload)
+    gateway.background(gateway.watch_policy())
+    # What lives as long as the process need not be looked through at every collection.
+    gc.collect()
+    gc.freeze()
+    if listening is None:
+        address = f"http://{config.listen_host}:{port}"
+        print(f"penstock {__version__} serves on {address}; set OPENAI_BASE_URL={address}/v1", file=sys.stderr, flush=True)
+    await asked_to_stop.wait()
+    await gateway.stop()
+    events.close()
+    return 0
+
+
+def _on_stop(asked: asyncio.Event) -> None:
+    """The second time, somebody is in a hurry: what is held then is charged when its lease ends."""
+    if asked.is_set():
+        os._exit(1)
+    asked.set()
+
+
+def explain(config: Settings, policy: Policy, body: bytes, header_lines: Sequence[str]) -> explaining.Explanation:
+    """What would be done with the request. Refused: what it would be answered."""
+    return asyncio.run(_explain(config, policy, body, header_lines))
+
+
+async def _explain(config: Settings, policy: Policy, body: bytes, header_lines: Sequence[str]) -> explaining.Explanation:
+    pairs = [line.partition(":") for line in header_lines]
+    headers = CIMultiDictProxy(CIMultiDict((name.strip(), value.strip()) for name, _, value in pairs))
+    identity = Identity(config, install_secret(config.state_dir), lambda: "run_explain")
+    principal = identity.principal(headers, model_route=True) if config.auth == "passthrough" else Principal(DEFAULT_TENANT, ANONYMOUS)
+    inbound = Inbound("POST", "/v1/chat/completions", "", None, headers, body, "req_explain")
+    request = chat.read(body)
+    caller = identity.caller(principal, inbound, request.text_field, policy, clock_ms())
+    rulebook = Rulebook(policy, config.catalog, TokenCounter(bundled.load_encoding))
+    # As if the caller had a key for every provider: whether it has one is not what is asked here.
+    decision = rulebook.decide(request.call(caller, directives(headers)), frozenset(config.providers), clock_ms(), "bdg_explain")
+    if isinstance(decision, Unservable):
+        raise Refused(problem(decision.code, decision.message, decision.param))
+    accounts = [charge.ceiling.account for plan in decision.ladder for charge in plan.charges]
+    if not config.ledger_path.exists():
+        return explaining.Explanation(decision, rulebook, {}, None)
+    ledger = sqlite.SqliteLedger(str(config.ledger_path), Witness(config.state_dir / _WITNESS), clock_ms)
+    await ledger.start()
+    try:
+        balances = await ledger.balances(caller.tenant, accounts)
+        run = await ledger.run(caller.tenant, caller.run)
+    finally:
+        await ledger.close()
+    return explaining.Explanation(decision, rulebook, {balance.account.key: balance for balance in balances}, run)
+
+
+def adopt(config: Settings) -> str:
+    """`penstock ledger adopt`: what the store says from now on is taken for the truth."""
+    seen = sqlite.adopt(str(config.ledger_path), Witness(config.state_dir / _WITNESS))
+    return f"adopted {config.ledger_path} as it is, at epoch {seen.epoch}, step {seen.sequence}"
+
+
+def clock_ms() -> int:
+    return time.time_ns() // 1_000_000
+
+
+def new_decision_id() -> str:
+    """Starts with the time, so that records are written side by side; the rest can't be guessed."""
+    return f"bdg_{clock_ms():011x}{secrets.token_hex(10)}"
+
+
+def install_secret(state_dir: Path) -> bytes:
+    """What callers' keys are hashed with: made once per install, readable by its owner only."""
+    path = state_dir / _SECRET
+    state_dir.mkdir(parents=True, exist_ok=True)
+    try:
+        made = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    except FileExistsError:
+        return path.read_bytes()
+    with os.fdopen(made, "wb") as file:
+        file.write(secrets.token_bytes(32))
+    return path.read_bytes()
+
+
+def _multiprocess_dir() -> Path | None:
+    """Set by the parent of several workers."""
+    directory = os.environ.get("PROMETHEUS_MULTIPROC_DIR")
+    return Path(directory) if directory else None
+
+
+def _endpoint(provider: settings.Provider) -> Endpoint:
+    return Endpoint(provider.connect_timeout_ms / 1000, provider.idle_timeout_ms / 1000)

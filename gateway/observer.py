@@ -1,0 +1,149 @@
+"""What is told of each call, once it is over for the client and for the ledger: one log line, and the metrics."""
+
+from collections.abc import Callable
+
+from gateway.core.scopes import Caller
+from gateway.core.values import Decision, Ending, Hold, Outcome, Receipt
+from gateway.events import CallEvent, Events
+from gateway.ledger.contract import Alert
+from gateway.metrics import Metrics
+
+_NOBODY = Caller("", "", "", "")
+
+
+class Observer:
+    """Opens a story for each call."""
+
+    def __init__(self, events: Events, metrics: Metrics, clock_s: Callable[[], float]) -> None:
+        self.events = events
+        self.metrics = metrics
+        self.clock_s = clock_s  # monotonic
+
+    def story(self, request_id: str) -> "Story":
+        return Story(self, request_id)
+
+    def alert(self, alert: Alert) -> None:
+        self.events.alert(alert)
+        self.metrics.alert(alert)
+
+
+class Story:
+    """One call, as it becomes known. Told when both the client has its answer and the ledger has the settlement, which may be
+    in either order: a drain settles long after its client left."""
+
+    __slots__ = (
+        *("_added_s", "_caller", "_code", "_decision", "_ending", "_hold", "_observer", "_open"),
+        *("_receipt", "_start_s", "_status", "request_id"),
+    )
+
+    def __init__(self, observer: Observer, request_id: str) -> None:
+        self._observer = observer
+        self.request_id = request_id
+        self._start_s = observer.clock_s()
+        self._open = 1  # what is still to come: the answer, and with a hold its settlement
+        self._caller = _NOBODY
+        self._decision: Decision | None = None
+        self._hold: Hold | None = None
+        self._receipt: Receipt | None = None
+        self._ending: Ending | None = None
+        self._added_s: float | None = None
+        self._status = 0
+        self._code = ""
+
+    # -- as it goes -----------------------------------------------------------------------------------------------------------
+
+    def called_by(self, caller: Caller) -> None:
+        self._caller = caller
+
+    def decided(self, decision: Decision) -> None:
+        self._decision = decision
+
+    def reserved(self, seconds: float) -> None:
+        self._observer.metrics.ledger("reserve", seconds)
+
+    def held(self, hold: Hold) -> None:
+        self._open += 1
+        self._hold = hold
+        self._observer.metrics.decided(hold.outcome)
+
+    def sent(self) -> None:
+        """The provider is being called: what went before is what the gateway added."""
+        self._added_s = self._observer.clock_s() - self._start_s
+        self._observer.metrics.added(self._added_s)
+
+    def refused(self, code: str, status: int) -> None:
+        """An answer of the gateway's own."""
+        self._code, self._status = code, status
+        if self._hold is None:
+            self._observer.metrics.decided(Outcome.BLOCK, code)
+
+    def provider_failed(self, provider: str, kind: str) -> None:
+        self._observer.metrics.provider_error(provider, kind)
+
+    # -- its two ends ---------------------------------------------------------------------------------------------------------
+
+    def answered(self, status: int) -> None:
+        """The client has what it gets. `status` 0: it left before."""
+        self._status = status or self._status
+        self._close()
+
+    def settled(self, receipt: Receipt, seconds: float) -> None:
+        self._receipt = receipt
+        metrics = self._observer.metrics
+        released = receipt.ending in (Ending.NOT_SENT, Ending.PROVIDER_REFUSED)
+        metrics.ledger("release" if released else "commit", seconds)
+        if released:
+            metrics.ended(receipt.ending)
+        else:
+            metrics.settled(receipt)
+        self._check_overrun(receipt)
+        self._close()
+
+    def unsettled(self, ending: Ending, why: str) -> None:
+        """The hold was left to its lease: an unknown ending, or a ledger that did not answer."""
+        assert self._hold is not None
+        self._ending = ending
+        self._observer.metrics.ended(ending)
+        self._observer.events.log.warning(
+            "unsettled", hold_id=self._hold.id, run=self._caller.run, ending=ending.value, why=why, request_id=self.request_id
+        )
+        self._close()
+
+    def _check_overrun(self, receipt: Receipt) -> None:
+        held, plan = receipt.hold.plan.cost_max, receipt.hold.plan
+        if receipt.cost.usd <= held.usd and receipt.cost.tokens <= held.tokens:
+            return
+        usage = receipt.usage
+        beyond_input = usage.total_tokens - usage.output_tokens > plan.input_tokens
+        cause = "input" if beyond_input else "output" if receipt.cost.tokens > held.tokens else "price"
+        self._observer.metrics.overrun(cause)
+        self._observer.events.overrun(receipt, cause)
+
+    def _close(self) -> None:
+        self._open -= 1
+        if self._open:
+            return
+        hold, receipt, decision = self._hold, self._receipt, self._decision
+        call = decision.call if decision is not None else None
+        ending = receipt.ending if receipt is not None else self._ending
+        outcome = hold.outcome if hold is not None else Outcome.BLOCK
+        self._observer.events.call(
+            CallEvent(
+                request_id=self.request_id,
+                caller=self._caller,
+                decision_id=decision.id if decision is not None else None,
+                outcome=outcome.value if decision is not None else "",
+                code=self._code,
+                requested_model=call.model if call is not None else "",
+                selected_model=hold.plan.model if hold is not None else None,
+                provider=hold.plan.provider if hold is not None else None,
+                status=self._status,
+                stream=call.stream if call is not None else False,
+                usage=receipt.usage if receipt is not None else None,
+                held=hold.plan.cost_max.usd if hold is not None else None,
+                charged=receipt.cost.usd if receipt is not None else None,
+                ending=ending.value if ending is not None else None,
+                added_ms=None if self._added_s is None else self._added_s * 1000,
+                duration_ms=(self._observer.clock_s() - self._start_s) * 1000,
+            )
+        )

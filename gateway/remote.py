@@ -1,0 +1,70 @@
+"""A running gateway's budget API, for the command line. Blocking, standard library only: it makes one request and ends."""
+
+import json
+import urllib.error
+import urllib.parse
+import urllib.request
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+_TIMEOUT_S = 10
+
+
+class RemoteError(Exception):
+    """The gateway refused, or is not there: the message is for the user."""
+
+
+@dataclass(frozen=True, slots=True)
+class Remote:
+    """`url` without a path: `http://127.0.0.1:8080`. `token`: the admin token, or a caller's own key."""
+
+    url: str
+    token: str | None = field(default=None, repr=False)
+
+    def get(self, path: str, **query: str | None) -> dict[str, Any]:
+        given = {name: value for name, value in query.items() if value is not None}
+        return self._ask("GET", f"{path}?{urllib.parse.urlencode(given)}" if given else path, None)
+
+    def put(self, path: str, body: Mapping[str, Any]) -> dict[str, Any]:
+        return self._ask("PUT", path, body)
+
+    def post(self, path: str, body: Mapping[str, Any]) -> dict[str, Any]:
+        return self._ask("POST", path, body)
+
+    def _ask(self, method: str, path: str, body: Mapping[str, Any] | None) -> dict[str, Any]:
+        if not self.url.startswith(("http://", "https://")):
+            raise RemoteError(f"--gateway: found {self.url!r}, expected an address such as http://127.0.0.1:8080")
+        request = urllib.request.Request(  # noqa: S310 - the scheme was checked above
+            self.url.rstrip("/") + path, method=method, data=None if body is None else json.dumps(body).encode()
+        )
+        request.add_header("Content-Type", "application/json")
+        if self.token:
+            request.add_header("Authorization", f"Bearer {self.token}")
+        try:
+            # The environment's proxies are not for a gateway that is usually on this machine.
+            opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+            with opener.open(request, timeout=_TIMEOUT_S) as answer:
+                told = json.loads(answer.read())
+        except urllib.error.HTTPError as refusal:
+            raise RemoteError(_reason(refusal)) from None
+        except (OSError, ValueError) as failure:
+            raise RemoteError(f"no gateway answers at {self.url} ({failure}); start one with `penstock serve`, or name another with --gateway") from None
+        if not isinstance(told, dict):
+            raise RemoteError(f"{self.url} is not a Penstock gateway")
+        return told
+
+
+def quoted(run: str) -> str:
+    """A run id as a part of a path."""
+    return urllib.parse.quote(run, safe="")
+
+
+def _reason(refusal: urllib.error.HTTPError) -> str:
+    try:
+        detail = json.loads(refusal.read())["detail"]
+    except (OSError, ValueError, KeyError, TypeError):
+        detail = f"HTTP {refusal.code}"
+    if refusal.code in (401, 403):
+        detail += " (the admin token is read from the environment: PENSTOCK_ADMIN_TOKEN)"
+    return str(detail)
