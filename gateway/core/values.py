@@ -80,6 +80,8 @@ class Ceiling:
         RESERVED_AND_COMMITTED:  reserved + committed + a <= limit_eff * share_ppm // 1_000_000 + margin
         COMMITTED:               committed < limit_eff * share_ppm // 1_000_000 + margin
         NONE:                    always; a warning when the first line would not hold
+
+    A plan of amount 0 always fits: a free model passes at $0 left, also where an overrun put committed above the limit.
     """
 
     account: Account

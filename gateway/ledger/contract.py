@@ -8,6 +8,9 @@ A run's own limit. The charge whose ceiling says `own` is the run's ceiling. Its
     min(policy limit, the run's limit)   where a caller set the limit (X-Run-Limit, PUT by the owner): it can only tighten
     the run's limit                      where the admin set it (`raised`): it may be above the policy's
 
+An X-Run-Limit that says what the run's last one said is no new word: clients send it with every call, and it must not undo what
+the admin has raised since.
+
 States of a hold, and what each step does in them (`-` changes nothing and returns the outcome that stands):
 
     state      commit(cost)              release               expire
@@ -19,6 +22,9 @@ States of a hold, and what each step does in them (`-` changes nothing and retur
 
 Commit of an unknown hold changes nothing and answers `None`: there is nothing to say which accounts it was for.
 A reserve with the id of a live hold returns that hold; with the id of an ended one or a tombstone it is refused (`Ended`).
+An operator's settle is a commit (usage `held`) or a release that leaves a record of who and why.
+
+A plan whose amount in an account's unit is 0 always fits there: a free model passes at $0 left.
 
 Amounts: microcents, tokens or calls by the account's unit, all integers. Times: ms since the epoch, by the ledger's own clock.
 """
@@ -54,9 +60,10 @@ class HoldState(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Refusal:
-    """No plan fits. Nothing changed, except that the refusal is kept in the run's ring.
+    """No plan fits. Nothing is held; the run exists now (unless its id was issued), and the refusal is kept in its ring.
 
-    `blocking[i]` is the first account that plan i did not fit; `balances` is every account of every plan, once each.
+    `blocking[i]` is the first account that plan i did not fit; `balances` is every account of every plan, once each, under the
+    limit of the first charge that names it.
     """
 
     decision: Decision
@@ -216,7 +223,8 @@ class Ledger(Protocol):
         """Gives the hold back."""
 
     def extend(self, tenant: str, hold_id: str, lease_ms: int, more: Amounts | None = None) -> Awaitable[bool]:
-        """The lease ends `lease_ms` from now; `more` is held on top, if every account has room. False: nothing changed."""
+        """The lease ends `lease_ms` from now; `more` is held on top, if every account has room by the rule it was reserved under
+        (calls=0 in `more`: it is the same call). False: nothing changed."""
 
     # -- beside the path ------------------------------------------------------------------------------------------------------
 
@@ -224,13 +232,18 @@ class Ledger(Protocol):
         """Ends holds whose lease ran out, of any tenant: charged in full, provisionally."""
 
     async def stopped(self, tenant: str, runs: Sequence[str]) -> frozenset[str]:
-        """Which of these runs take no calls any more."""
+        """Which of these runs take no calls any more. Reads what is committed; never waits for a step."""
 
     async def set_limit(self, tenant: str, run: str, owner: str, change: SetLimit) -> RunView | None:
-        """Sets a run's own limit, also before its first call (which makes `owner` its owner). None: another owns it."""
+        """Sets a run's own limit, also before its first call (which makes `owner` its owner; with "" the first caller becomes
+        it). None: another owns it; the admin's change is taken whoever owns it."""
 
     async def stop(self, tenant: str, run: str, who: str, why: str) -> RunView | None:
         """Sticky. None: no such run."""
+
+    async def settle(self, tenant: str, hold_id: str, cost_usd: int | None, who: str, why: str) -> Settled | None:
+        """An operator says what a live or expired hold cost; `cost_usd` None: nothing, it is released. Tokens and calls are
+        charged as held. None: no such hold; `changed` False: it had been settled before, and nothing is recorded."""
 
     # -- reading --------------------------------------------------------------------------------------------------------------
 
@@ -247,10 +260,9 @@ class Ledger(Protocol):
     async def holds(self, tenant: str, run: str | None, limit: int) -> Sequence[CallRecord]:
         """Live and expired (unconfirmed) holds, oldest first."""
 
-    async def spend(
-        self, tenant: str, by: Sequence[str], from_ms: int, to_ms: int, owner: str | None
-    ) -> Sequence[SpendRow]:
-        """What was committed, grouped by any of: a dimension, run, key, model, provider, day (UTC). Dearest group first."""
+    async def spend(self, tenant: str, by: Sequence[str], from_ms: int, to_ms: int, owner: str | None) -> Sequence[SpendRow]:
+        """What was committed, grouped by any of: a dimension, run, key, model, provider, day. Dearest group first. A call counts
+        on the UTC day of its reserve, and each day that [from_ms, to_ms) touches counts in full."""
 
     def health(self) -> Mapping[str, object]:
         """For /readyz: engine, version, epoch, sequence. Raises nothing; `{"ok": False, "why": …}` when it does not serve."""

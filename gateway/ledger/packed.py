@@ -1,0 +1,273 @@
+"""The packed record of one call: one JSON array for the hold, one for what it became. The order of the fields stands here only."""
+
+from collections.abc import Mapping
+from functools import lru_cache
+from typing import Final, NamedTuple
+from urllib.parse import unquote
+
+import orjson
+
+from gateway.core.scopes import Account, Amounts, Unit
+from gateway.core.values import Balance, Basis, Decision, Ending, Mode, Outcome, Plan, Usage, UsageSource
+from gateway.core.windows import LIFETIME, Window, WindowKind
+from gateway.ledger.contract import CallRecord, HoldState
+
+NOTHING: Final = Amounts(0, 0, 0)
+
+
+class Line(NamedTuple):
+    """One ceiling of the held plan: the account, what is held there, and the rule as it was then.
+
+    `mode` and `basis` hold the words of core.values. A `twin` is a further rule on an account that an earlier line counts already.
+    """
+
+    key: str
+    end_ms: int  # of the account's window
+    held: int
+    limit: int | None
+    mode: str
+    basis: str
+    margin: int
+    own: bool
+    share_ppm: int
+    alerts: tuple[int, ...]
+    twin: bool
+
+
+class Record(NamedTuple):
+    """What is known of a call from its reserve on."""
+
+    run: str
+    owner: str
+    at_ms: int
+    outcome: str
+    requested_model: str
+    selected_model: str
+    provider: str
+    held: Amounts
+    lines: tuple[Line, ...]
+    dimensions: tuple[tuple[str, str], ...]
+    plan: int  # its place in the ladder
+    inputs: Mapping[str, object]
+
+
+class Closing(NamedTuple):
+    """What a hold became."""
+
+    charged: Amounts
+    usage: Usage | None
+    ending: str | None
+    at_ms: int
+
+
+def inputs_of(decision: Decision, plan: Plan | None) -> dict[str, object]:
+    """What the decision was made from, for whoever asks later why. `plan` is the one held; None: none was."""
+    call = decision.call
+    inputs: dict[str, object] = {
+        "price_table_version": decision.price_table_version,
+        "stream": call.stream,
+        "choices": call.choices,
+        "client_requested_max_output_tokens": call.client_cap,
+        "ladder": [
+            {
+                "model": each.model,
+                "provider": each.provider,
+                "output_cap": each.output_cap,
+                "cost_max_usd": each.cost_max.usd,
+                "cost_max_tokens": each.cost_max.tokens,
+            }
+            for each in decision.ladder
+        ],
+    }
+    if decision.passed_over:
+        inputs["passed_over"] = [[each.model, each.reason] for each in decision.passed_over]
+    if call.directives.wrap_up:
+        inputs["wrap_up"] = True
+    if call.directives.run_limit is not None:
+        inputs["run_limit"] = call.directives.run_limit
+    if plan is not None:
+        inputs["effective_max_output_tokens"] = plan.output_cap
+        inputs["input_tokens"] = plan.input_tokens
+        inputs["estimate"] = [[line.what, line.tokens, line.usd] for line in plan.lines]
+    return inputs
+
+
+def pack_record(record: Record) -> bytes:
+    run, owner, at_ms, outcome, requested, selected, provider, held, lines, dimensions, plan, inputs = record
+    return orjson.dumps(
+        (
+            run,
+            owner,
+            at_ms,
+            outcome,
+            requested,
+            selected,
+            provider,
+            (held.usd, held.tokens, held.calls),
+            [(*line,) for line in lines],
+            dimensions,
+            plan,
+            inputs,
+        )
+    )
+
+
+def unpack_record(packed: bytes) -> Record:
+    run, owner, at_ms, outcome, requested, selected, provider, held, lines, dimensions, plan, inputs = orjson.loads(packed)
+    return Record(
+        run,
+        owner,
+        at_ms,
+        outcome,
+        requested,
+        selected,
+        provider,
+        Amounts(*held),
+        tuple([Line(*line) for line in lines]),
+        tuple([(name, value) for name, value in dimensions]),
+        plan,
+        inputs,
+    )
+
+
+def pack_closing(closing: Closing) -> bytes:
+    charged, usage, ending, at_ms = closing
+    used = None
+    if usage is not None:
+        used = (usage.source, usage.input_tokens, usage.cached_tokens, usage.cache_write_tokens, usage.output_tokens)
+    return orjson.dumps(((charged.usd, charged.tokens, charged.calls), used, ending, at_ms))
+
+
+def unpack_closing(packed: bytes) -> Closing:
+    charged, used, ending, at_ms = orjson.loads(packed)
+    usage = None if used is None else Usage(UsageSource(used[0]), *used[1:])
+    return Closing(Amounts(*charged), usage, ending, at_ms)
+
+
+@lru_cache(maxsize=8192)
+def account_of(tenant: str, key: str, end_ms: int) -> Account:
+    """The account that a key names. The key says everything but the tenant and the end of a calendar window."""
+    budget, scope, window_key, unit = key.rsplit("|", 3)
+    pairs = []
+    for pair in scope.split(",") if scope else ():
+        name, _, value = pair.partition("=")
+        pairs.append((name, unquote(value)))
+    window = LIFETIME
+    if window_key != LIFETIME.key:
+        kind, _, rest = window_key.partition("@")
+        timezone, _, start_ms = rest.rpartition(":")
+        window = Window(WindowKind(kind), timezone, int(start_ms), end_ms)
+    account = Account(tenant, budget, tuple(pairs), window, Unit(unit))
+    assert account.key == key, (account.key, key)
+    return account
+
+
+def call_record(tenant: str, tail: str, state: HoldState | None, record: Record, closing: Closing | None) -> CallRecord:
+    """The record as the contract shows it. `state` None: a refusal."""
+    inputs = dict(record.inputs)
+    if record.lines:
+        inputs["accounts"] = [
+            {
+                "account": line.key,
+                "held": line.held,
+                "limit": line.limit,
+                "mode": line.mode,
+                "basis": line.basis,
+                "margin": line.margin,
+                "share_ppm": line.share_ppm,
+                "own": line.own,
+            }
+            for line in record.lines
+        ]
+    return CallRecord(
+        decision_id=f"bdg_{tail}",
+        tenant=tenant,
+        run=record.run,
+        owner=record.owner,
+        at_ms=record.at_ms,
+        outcome=record.outcome,
+        state=state,
+        requested_model=record.requested_model,
+        selected_model=record.selected_model,
+        provider=record.provider,
+        held=record.held,
+        charged=closing.charged if closing else None,
+        usage=closing.usage if closing else None,
+        ending=closing.ending if closing else None,
+        dimensions=record.dimensions,
+        lines=tuple((line.key, line.held) for line in record.lines if not line.twin),
+        inputs=inputs,
+    )
+
+
+def lines_of(plan: Plan) -> tuple[Line, ...]:
+    """The plan's charges as lines. An account that two charges name is counted by the first."""
+    lines = []
+    named = set()
+    cost = plan.cost_max
+    for charge in plan.charges:
+        ceiling = charge.ceiling
+        account = ceiling.account
+        key = account.key
+        lines.append(
+            Line(
+                key,
+                account.window.end_ms,
+                cost.of(account.unit),
+                ceiling.limit,
+                ceiling.mode,
+                ceiling.basis,
+                ceiling.margin,
+                ceiling.own,
+                charge.share_ppm,
+                ceiling.alerts,
+                key in named,
+            )
+        )
+        named.add(key)
+    return tuple(lines)
+
+
+MODES: Final[Mapping[str, Mode]] = {mode.value: mode for mode in Mode}
+ALWAYS_FITS: Final[str] = Basis.NONE.value
+BLOCKED: Final[str] = Outcome.BLOCK.value
+
+
+def refusal_record(
+    decision: Decision, at_ms: int, blocking: tuple[Balance, ...], balances: tuple[Balance, ...], why: str
+) -> Record:
+    """What the ring keeps of a call that was refused. The first plan stands for it."""
+    call = decision.call
+    first = decision.ladder[0]
+    inputs = inputs_of(decision, None)
+    inputs["why"] = why
+    inputs["blocking"] = [_balance_input(balance) for balance in blocking]
+    inputs["accounts"] = [_balance_input(balance) for balance in balances]
+    return Record(
+        call.caller.run,
+        call.caller.key,
+        at_ms,
+        BLOCKED,
+        call.model,
+        first.model,
+        first.provider,
+        first.cost_max,
+        (),
+        call.caller.dimensions,
+        0,
+        inputs,
+    )
+
+
+def _balance_input(balance: Balance) -> dict[str, object]:
+    return {
+        "account": balance.account.key,
+        "limit": balance.limit,
+        "committed": balance.committed,
+        "reserved": balance.reserved,
+        "mode": balance.mode,
+    }
+
+
+def ending_word(ending: Ending | None) -> str | None:
+    return None if ending is None else ending.value

@@ -1,0 +1,334 @@
+"""The ledger on one SQLite file, shared by several gateway processes.
+
+One writer thread takes everything that waits, runs it in one transaction and answers after COMMIT: the more calls wait, the less
+each costs. Reads go through a connection and a thread of their own. The event loop never touches the file.
+"""
+
+import asyncio
+import threading
+from collections import deque
+from collections.abc import Awaitable, Callable, Generator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from queue import Empty, SimpleQueue
+from typing import Any, Final, Generic, TypeVar
+
+import apsw
+
+from gateway.core.scopes import Account, Amounts
+from gateway.core.values import Balance, Decision, Ending, Hold
+from gateway.ledger import reading, steps
+from gateway.ledger.books import Books
+from gateway.ledger.contract import (
+    CallRecord,
+    Expired,
+    LedgerLost,
+    LedgerUnavailable,
+    Reserved,
+    RunView,
+    SetLimit,
+    Settled,
+    Settlement,
+    SpendRow,
+)
+from gateway.ledger.schema import connect, mapped_errors
+from gateway.ledger.store import Store, adopt
+from gateway.ledger.witness import Seen, Witness
+
+__all__ = ["SqliteLedger", "adopt"]
+
+T = TypeVar("T")
+
+_BATCH: Final = 512
+_WITNESS_EVERY_S: Final = 1.0
+
+
+class _Step(Generic[T]):
+    """One step under way: what to do, and who waits for the answer."""
+
+    __slots__ = ("deadline", "future", "work")
+
+    def __init__(self, work: Callable[[Books], T], future: "asyncio.Future[T]", deadline: float) -> None:
+        self.work = work
+        self.future = future
+        self.deadline = deadline
+
+
+class _Reserving:
+    """Waits for a reserve. A hold whose waiter is gone is given back, also when it is cancelled in the very tick of the answer."""
+
+    __slots__ = ("_future", "_give_back")
+
+    def __init__(self, future: "asyncio.Future[Reserved]", give_back: Callable[[Hold], None]) -> None:
+        self._future = future
+        self._give_back = give_back
+
+    def __await__(self) -> Generator[Any, None, Reserved]:
+        try:
+            return (yield from self._future)
+        except asyncio.CancelledError:
+            if self._future.done() and not self._future.cancelled() and self._future.exception() is None:
+                answer = self._future.result()
+                if isinstance(answer, Hold):
+                    self._give_back(answer)
+            raise
+
+
+class SqliteLedger:
+    """`Ledger` on SQLite. `synchronous`: NORMAL survives kill -9, FULL also power loss. Belongs to the event loop that starts it."""
+
+    def __init__(
+        self, path: str, witness: Witness, clock_ms: Callable[[], int], synchronous: str = "NORMAL", timeout_ms: int = 5_000
+    ) -> None:
+        self._path = path
+        self._witness = witness
+        self._clock_ms = clock_ms
+        self._timeout_s = timeout_ms / 1000
+        self._store = Store(path, witness, synchronous, timeout_ms)
+        self._queue: SimpleQueue[_Step[Any] | None] = SimpleQueue()
+        self._writer = threading.Thread(target=self._write, name="ledger-writer", daemon=True)
+        self._readers = ThreadPoolExecutor(1, "ledger-reader")
+        self._reader: apsw.Connection | None = None
+        self._waiting: deque[_Step[Any]] = deque()  # in the order of their deadlines
+        self._under_way = 0
+        self._quiet = asyncio.Event()  # closing, and nothing is under way any more
+        self._timer: asyncio.TimerHandle | None = None
+        self._witnessing: asyncio.Task[None] | None = None
+        self._witnessed = Seen("", 0)
+        self._open = False
+        self._lost: LedgerLost | None = None
+        self._trouble: str | None = None
+
+    # -- life -----------------------------------------------------------------------------------------------------------------
+
+    async def start(self) -> None:
+        self._loop = asyncio.get_running_loop()
+        await self._loop.run_in_executor(self._readers, self._start)
+        self._open = True
+        self._writer.start()
+        self._witnessing = self._loop.create_task(self._witness_now_and_then())
+
+    def _start(self) -> None:
+        self._store.open()
+        self._witnessed = self._store.seen
+        with mapped_errors(self._path):
+            self._reader = connect(self._path, "NORMAL", int(self._timeout_s * 1000))
+            self._reader.pragma("query_only", True)
+
+    async def close(self) -> None:
+        """Idempotent. Steps that are asked for from now on are refused; those under way are answered first."""
+        if not self._open:
+            return
+        self._open = False
+        if self._under_way:
+            await self._quiet.wait()
+        self._queue.put(None)
+        assert self._witnessing is not None
+        self._witnessing.cancel()
+        if self._timer is not None:
+            self._timer.cancel()
+        await self._loop.run_in_executor(self._readers, self._finish)
+        self._readers.shutdown(wait=False)
+
+    def _finish(self) -> None:
+        self._writer.join()
+        if self._reader is not None:
+            self._reader.close()
+        if self._lost is None:
+            with mapped_errors(self._path):
+                self._witness.merge(self._store.seen)
+        self._store.close()
+
+    async def _witness_now_and_then(self) -> None:
+        while True:
+            await asyncio.sleep(_WITNESS_EVERY_S)
+            seen = self._store.seen
+            if seen != self._witnessed and self._lost is None:
+                try:
+                    await self._loop.run_in_executor(self._readers, self._witness.merge, seen)
+                except (OSError, LedgerLost) as error:  # the witness is behind, not the ledger: /readyz tells
+                    self._trouble = f"the witness file cannot be written: {error}"
+                else:
+                    self._witnessed = seen
+                    self._trouble = None
+
+    # -- the writer -----------------------------------------------------------------------------------------------------------
+
+    def _write(self) -> None:
+        """The writer thread. It ends when it finds None."""
+        while True:
+            first = self._queue.get()
+            if first is None:
+                return
+            batch = [first]
+            last = False
+            try:
+                while len(batch) < _BATCH:
+                    step = self._queue.get_nowait()
+                    if step is None:
+                        last = True
+                        break
+                    batch.append(step)
+            except Empty:
+                pass
+            answers = self._run(batch)
+            self._loop.call_soon_threadsafe(self._answer, batch, answers)
+            if last:
+                return
+
+    def _run(self, batch: Sequence[_Step[Any]]) -> Sequence[object]:
+        if self._lost is not None:
+            return [self._lost] * len(batch)
+        try:
+            return self._store.transact([step.work for step in batch], self._clock_ms())
+        except LedgerLost as error:
+            self._lost = error
+            return [error] * len(batch)
+        except Exception as error:  # noqa: BLE001 - the thread must live: whatever it is, the waiters get it
+            return [error] * len(batch)
+
+    def _answer(self, batch: Sequence[_Step[Any]], answers: Sequence[object]) -> None:
+        self._under_way -= len(batch)
+        for step, answer in zip(batch, answers, strict=True):
+            future = step.future
+            if future.done():  # cancelled, or out of time
+                if isinstance(answer, Hold):
+                    self._give_back(answer)
+            elif isinstance(answer, Exception):
+                future.set_exception(answer)
+            else:
+                future.set_result(answer)
+        waiting = self._waiting
+        while waiting and waiting[0].future.done():
+            waiting.popleft()
+        if not self._under_way and not self._open:
+            self._quiet.set()
+
+    # -- asking ---------------------------------------------------------------------------------------------------------------
+
+    def _ask(self, work: Callable[[Books], T]) -> "asyncio.Future[T]":
+        """Under way when it returns."""
+        if not self._open:
+            raise LedgerUnavailable("the ledger is not open")
+        return self._enqueue(work)
+
+    def _enqueue(self, work: Callable[[Books], T]) -> "asyncio.Future[T]":
+        loop = self._loop
+        step = _Step(work, loop.create_future(), loop.time() + self._timeout_s)
+        self._under_way += 1
+        self._waiting.append(step)
+        if self._timer is None:
+            self._timer = loop.call_at(step.deadline, self._out_of_time)
+        self._queue.put(step)
+        return step.future
+
+    def _out_of_time(self) -> None:
+        """Ends the wait for steps whose time is up, and looks again when the next one's is."""
+        self._timer = None
+        waiting = self._waiting
+        now = self._loop.time()
+        while waiting and (waiting[0].future.done() or waiting[0].deadline <= now):
+            future = waiting.popleft().future
+            if not future.done():
+                future.set_exception(LedgerUnavailable(f"{self._path} did not answer within {self._timeout_s:g} s"))
+        if waiting:
+            self._timer = self._loop.call_at(waiting[0].deadline, self._out_of_time)
+
+    def _give_back(self, hold: Hold) -> None:
+        tenant = hold.decision.call.caller.tenant
+        future = self._enqueue(partial(steps.release, tenant=tenant, hold_id=hold.id, ending=Ending.NOT_SENT))
+        future.add_done_callback(_look_at)
+
+    async def _read(self, query: Callable[[apsw.Cursor], T]) -> T:
+        if not self._open:
+            raise LedgerUnavailable("the ledger is not open")
+        if self._lost is not None:
+            raise self._lost
+        return await self._loop.run_in_executor(self._readers, self._query, query)
+
+    def _query(self, query: Callable[[apsw.Cursor], T]) -> T:
+        """One snapshot for everything that a query reads."""
+        assert self._reader is not None
+        with mapped_errors(self._path):
+            cursor = self._reader.cursor()
+            cursor.execute("BEGIN")
+            try:
+                return query(cursor)
+            finally:
+                cursor.execute("ROLLBACK")
+
+    # -- the path of a call ---------------------------------------------------------------------------------------------------
+
+    def reserve(self, decision: Decision, lease_ms: int) -> Awaitable[Reserved]:
+        return _Reserving(self._ask(partial(steps.reserve, decision=decision, lease_ms=lease_ms)), self._give_back)
+
+    def commit(self, tenant: str, hold_id: str, settlement: Settlement) -> Awaitable[Settled | None]:
+        return self._ask(partial(steps.commit, tenant=tenant, hold_id=hold_id, settlement=settlement))
+
+    def release(self, tenant: str, hold_id: str, ending: Ending) -> Awaitable[Settled]:
+        return self._ask(partial(steps.release, tenant=tenant, hold_id=hold_id, ending=ending))
+
+    def extend(self, tenant: str, hold_id: str, lease_ms: int, more: Amounts | None = None) -> Awaitable[bool]:
+        return self._ask(partial(steps.extend, tenant=tenant, hold_id=hold_id, lease_ms=lease_ms, more=more))
+
+    # -- beside the path ------------------------------------------------------------------------------------------------------
+
+    async def expire(self, at_most: int = 100) -> Sequence[Expired]:
+        return await self._ask(partial(steps.expire, at_most=at_most))
+
+    async def stopped(self, tenant: str, runs: Sequence[str]) -> frozenset[str]:
+        return await self._read(partial(reading.stopped, tenant=tenant, runs=runs))
+
+    async def set_limit(self, tenant: str, run: str, owner: str, change: SetLimit) -> RunView | None:
+        done = await self._ask(partial(steps.set_limit, tenant=tenant, run_id=run, owner=owner, change=change))
+        return await self.run(tenant, run) if done else None
+
+    async def stop(self, tenant: str, run: str, who: str, why: str) -> RunView | None:
+        done = await self._ask(partial(steps.stop, tenant=tenant, run_id=run, who=who, why=why))
+        return await self.run(tenant, run) if done else None
+
+    async def settle(self, tenant: str, hold_id: str, cost_usd: int | None, who: str, why: str) -> Settled | None:
+        return await self._ask(partial(steps.settle, tenant=tenant, hold_id=hold_id, cost_usd=cost_usd, who=who, why=why))
+
+    # -- reading --------------------------------------------------------------------------------------------------------------
+
+    async def run(self, tenant: str, run: str) -> RunView | None:
+        return await self._read(partial(reading.run_view, tenant=tenant, run=run))
+
+    async def runs(self, tenant: str, owner: str | None, limit: int, before: str | None = None) -> Sequence[RunView]:
+        return await self._read(partial(reading.run_views, tenant=tenant, owner=owner, limit=limit, before=before))
+
+    async def record(self, tenant: str, decision_id: str) -> CallRecord | None:
+        return await self._read(partial(reading.record, tenant=tenant, decision_id=decision_id))
+
+    async def balances(self, tenant: str, accounts: Sequence[Account]) -> Sequence[Balance]:
+        return await self._read(partial(reading.balances, tenant=tenant, accounts=accounts))
+
+    async def holds(self, tenant: str, run: str | None, limit: int) -> Sequence[CallRecord]:
+        return await self._read(partial(reading.open_holds, tenant=tenant, run=run, limit=limit))
+
+    async def spend(self, tenant: str, by: Sequence[str], from_ms: int, to_ms: int, owner: str | None) -> Sequence[SpendRow]:
+        return await self._read(partial(reading.spend, tenant=tenant, by=by, from_ms=from_ms, to_ms=to_ms, owner=owner))
+
+    def health(self) -> Mapping[str, object]:
+        seen = self._store.seen
+        facts: dict[str, object] = {
+            "ok": self._open and self._lost is None,
+            "engine": "sqlite",
+            "version": apsw.sqlite_lib_version(),
+            "epoch": seen.epoch,
+            "sequence": seen.sequence,
+        }
+        if self._lost is not None:
+            facts["why"] = f"ledger_lost: {self._lost}"
+        elif not self._open:
+            facts["why"] = "the ledger is not open"
+        if self._trouble is not None:
+            facts["witness"] = self._trouble
+        return facts
+
+
+def _look_at(future: "asyncio.Future[Any]") -> None:
+    """Nobody waits for this one: its lease ends what a failed release leaves. Keeps asyncio from logging the exception as forgotten."""
+    if not future.cancelled():
+        future.exception()

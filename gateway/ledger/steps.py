@@ -1,0 +1,411 @@
+"""The steps of the contract, each a function of the books. Pure but for the books: no clock, no I/O of its own.
+
+Always true after every step:
+
+    account.reserved     = the sum of what live holds hold there
+    account.committed    = the sum of what receipts charged there, provisional charges included
+    account.unconfirmed  = the provisional part of it
+    a run's amounts      = the same over its own calls, in USD
+    spend                = the sum of what receipts charged, per group
+    nothing is below zero; in hard_gate, reserved + committed <= ceiling at every reserve
+"""
+
+from collections.abc import Sequence
+from typing import Final
+
+from gateway.core.scopes import Amounts, Caller
+from gateway.core.values import Balance, Basis, Decision, Ending, Hold, Plan, Usage, UsageSource
+from gateway.ledger.books import AccountRow, Books, CallRow, RunRow, minus
+from gateway.ledger.contract import (
+    Alert,
+    Ended,
+    Expired,
+    HoldState,
+    Refusal,
+    Reserved,
+    RunRefusal,
+    RunState,
+    SetLimit,
+    Settled,
+    Settlement,
+    Stale,
+)
+from gateway.ledger.packed import (
+    MODES,
+    NOTHING,
+    Closing,
+    Line,
+    Record,
+    account_of,
+    ending_word,
+    inputs_of,
+    lines_of,
+    refusal_record,
+)
+from gateway.ledger.schema import COMMITTED, EXPIRED, LIVE, RELEASED
+
+STATES: Final = {
+    LIVE: HoldState.LIVE,
+    EXPIRED: HoldState.EXPIRED,
+    COMMITTED: HoldState.COMMITTED,
+    RELEASED: HoldState.RELEASED,
+}
+_ALL: Final = 1_000_000
+
+
+def reserve(books: Books, decision: Decision, lease_ms: int) -> Reserved:
+    caller = decision.call.caller
+    tail = decision.id.removeprefix("bdg_")
+    call = books.call(caller.tenant, tail)
+    if call is not None:
+        return _same_again(books, decision, call)
+    run = books.run(caller.tenant, caller.run)
+    if run is not None and run.owner not in ("", caller.key):
+        return Stale(books.now_ms, run.owner)
+    if run is not None and run.stopped:
+        record = refusal_record(decision, books.now_ms, (), (), "run_stopped")
+        books.add_refusal(caller.tenant, caller.run_scope, tail, record)
+        books.changes += 1
+        return RunRefusal(decision, RunState.STOPPED)
+    if not _inside_windows(decision, books.now_ms):
+        return Stale(books.now_ms, caller.key)
+    limit = _tightened(run, decision.call.directives.run_limit)
+    raised = run is not None and run.raised
+    blocking = []
+    for place, plan in enumerate(decision.ladder):
+        lines = lines_of(plan)
+        blocked_by = _first_blocking(books, caller.tenant, lines, limit, raised)
+        if blocked_by is None:
+            _claim(books, caller, run, decision, limit)
+            return _hold(books, decision, place, plan, lines, lease_ms)
+        blocking.append(blocked_by)
+    if not caller.run_issued:  # nobody comes back to an issued run, and it has nothing to show
+        _claim(books, caller, run, decision, limit)
+    return _refuse(books, decision, tuple(blocking), limit, raised)
+
+
+def _inside_windows(decision: Decision, now_ms: int) -> bool:
+    for plan in decision.ladder:
+        for charge in plan.charges:
+            window = charge.ceiling.account.window
+            if not window.start_ms <= now_ms < window.end_ms:
+                return False
+    return True
+
+
+def _tightened(run: RunRow | None, asked: int | None) -> int | None:
+    """The run's own limit after X-Run-Limit. A header that says what it said before is no new word: it does not undo what
+    an admin has raised since."""
+    limit = None if run is None else run.limit
+    if asked is None or (run is not None and run.asked == asked):
+        return limit
+    return asked if limit is None else min(limit, asked)
+
+
+def _effective(line: Line, own_limit: int | None, raised: bool) -> int | None:
+    if not line.own or own_limit is None:
+        return line.limit
+    if raised or line.limit is None:
+        return own_limit
+    return min(own_limit, line.limit)
+
+
+def _fits(line: Line, row: AccountRow, limit: int | None, amount: int) -> bool:
+    """The rule of core.values.Ceiling."""
+    if limit is None or amount == 0 or line.basis == Basis.NONE:
+        return True
+    ceiling = limit * line.share_ppm // _ALL + line.margin
+    if line.basis == Basis.COMMITTED:
+        return row.committed < ceiling
+    return row.reserved + row.committed + amount <= ceiling
+
+
+def _first_blocking(books: Books, tenant: str, lines: Sequence[Line], own_limit: int | None, raised: bool) -> Balance | None:
+    for line in lines:
+        row = books.account(tenant, line.key, line.end_ms)
+        limit = _effective(line, own_limit, raised)
+        if not _fits(line, row, limit, line.held):
+            return _balance(tenant, line, row, limit)
+    return None
+
+
+def _balance(tenant: str, line: Line, row: AccountRow, limit: int | None) -> Balance:
+    account = account_of(tenant, line.key, line.end_ms)
+    return Balance(account, limit, row.committed, row.reserved, row.unconfirmed, MODES[line.mode])
+
+
+def _balances(books: Books, tenant: str, lines: Sequence[Line], own_limit: int | None, raised: bool) -> tuple[Balance, ...]:
+    return tuple(
+        [
+            _balance(tenant, line, books.account(tenant, line.key, line.end_ms), _effective(line, own_limit, raised))
+            for line in lines
+            if not line.twin
+        ]
+    )
+
+
+def standing(books: Books, tenant: str, lines: Sequence[Line], run: RunRow) -> tuple[Balance, ...]:
+    """The accounts of a hold as they stand now, under the limits it was made with."""
+    return _balances(books, tenant, lines, run.limit, run.raised)
+
+
+def _claim(books: Books, caller: Caller, run: RunRow | None, decision: Decision, limit: int | None) -> None:
+    """The run exists from here on, is the caller's, and has the limit that the call asked for."""
+    row = books.new_run(caller.tenant, caller.run, caller.key) if run is None else run
+    row.owner = caller.key
+    row.limit = limit
+    if decision.call.directives.run_limit is not None:
+        row.asked = decision.call.directives.run_limit
+    row.last_ms = books.now_ms
+    row.changed = True
+
+
+def _hold(books: Books, decision: Decision, place: int, plan: Plan, lines: tuple[Line, ...], lease_ms: int) -> Hold:
+    call = decision.call
+    caller = call.caller
+    tail = decision.id.removeprefix("bdg_")
+    for line in lines:
+        if not line.twin:
+            books.account(caller.tenant, line.key, line.end_ms).move(reserved=line.held)
+    run = books.run(caller.tenant, caller.run)
+    assert run is not None
+    run.move(reserved=plan.cost_max.usd)
+    run.calls += 1
+    run.latest = tail
+    hold = _as_held(books, decision, plan, lines, run, books.now_ms + lease_ms)
+    record = Record(
+        caller.run,
+        caller.key,
+        books.now_ms,
+        hold.outcome,
+        call.model,
+        plan.model,
+        plan.provider,
+        plan.cost_max,
+        lines,
+        caller.dimensions,
+        place,
+        inputs_of(decision, plan),
+    )
+    books.new_call(caller.tenant, CallRow(tail, LIVE, hold.lease_until_ms, record, None, None, False))
+    books.changes += 1
+    return hold
+
+
+def _as_held(books: Books, decision: Decision, plan: Plan, lines: Sequence[Line], run: RunRow, lease_until_ms: int) -> Hold:
+    tenant = decision.call.caller.tenant
+    warnings = []
+    for line in lines:
+        limit = _effective(line, run.limit, run.raised)
+        if line.basis == Basis.NONE and limit is not None and line.held:
+            row = books.account(tenant, line.key, line.end_ms)
+            if row.reserved + row.committed > limit * line.share_ppm // _ALL + line.margin:  # this hold is counted already
+                warnings.append(_balance(tenant, line, row, limit))
+    return Hold(decision, plan, standing(books, tenant, lines, run), lease_until_ms, tuple(warnings))
+
+
+def _same_again(books: Books, decision: Decision, call: CallRow) -> Hold | Ended:
+    if call.state != LIVE:
+        return Ended(STATES[call.state])
+    record = call.record
+    assert record is not None
+    caller = decision.call.caller
+    assert (record.owner, record.run) == (caller.key, caller.run), "two callers use one decision id"
+    plan = decision.ladder[record.plan]
+    assert (record.selected_model, record.provider) == (plan.model, plan.provider), "two ladders use one decision id"
+    run = books.run(caller.tenant, caller.run)
+    assert run is not None
+    return _as_held(books, decision, plan, record.lines, run, call.lease_ms)
+
+
+def _refuse(books: Books, decision: Decision, blocking: tuple[Balance, ...], own_limit: int | None, raised: bool) -> Refusal:
+    caller = decision.call.caller
+    balances: dict[str, Balance] = {}
+    for plan in decision.ladder:
+        for balance in _balances(books, caller.tenant, lines_of(plan), own_limit, raised):
+            balances.setdefault(balance.account.key, balance)
+    refusal = Refusal(decision, blocking, tuple(balances.values()))
+    record = refusal_record(decision, books.now_ms, blocking, refusal.balances, "ceiling_reached")
+    books.add_refusal(caller.tenant, caller.run_scope, decision.id.removeprefix("bdg_"), record)
+    books.changes += 1
+    return refusal
+
+
+def commit(books: Books, tenant: str, hold_id: str, settlement: Settlement) -> Settled | None:
+    cost = settlement.cost
+    assert min(cost.usd, cost.tokens, cost.calls) >= 0, cost
+    call = books.call(tenant, hold_id.removeprefix("rsv_"))
+    if call is None:
+        return None
+    if call.state > EXPIRED:
+        return _as_it_stands(books, tenant, call)
+    return _end(books, tenant, call, COMMITTED, Closing(cost, settlement.usage, ending_word(settlement.ending), books.now_ms))
+
+
+def release(books: Books, tenant: str, hold_id: str, ending: Ending) -> Settled:
+    tail = hold_id.removeprefix("rsv_")
+    call = books.call(tenant, tail)
+    closing = Closing(NOTHING, None, ending_word(ending), books.now_ms)
+    if call is None:
+        books.new_call(tenant, CallRow(tail, RELEASED, 0, None, closing, None, False))
+        books.changes += 1
+        return Settled(HoldState.RELEASED, True, NOTHING)
+    if call.state > EXPIRED:
+        return _as_it_stands(books, tenant, call)
+    return _end(books, tenant, call, RELEASED, closing)
+
+
+def settle(books: Books, tenant: str, hold_id: str, cost_usd: int | None, who: str, why: str) -> Settled | None:
+    call = books.call(tenant, hold_id.removeprefix("rsv_"))
+    if call is None:
+        return None
+    if call.state > EXPIRED:
+        return _as_it_stands(books, tenant, call)
+    record = call.record
+    assert record is not None
+    if cost_usd is None:
+        settled: Settled | None = release(books, tenant, hold_id, Ending.UNKNOWN)
+        books.add_act(tenant, who, "release", hold_id, why)
+    else:
+        cost = Amounts(cost_usd, record.held.tokens, record.held.calls)
+        settled = commit(books, tenant, hold_id, Settlement(cost, Usage(UsageSource.HELD), Ending.UNKNOWN))
+        books.add_act(tenant, who, "settle", f"{hold_id} {cost_usd}", why)
+    return settled
+
+
+def expire(books: Books, at_most: int) -> list[Expired]:
+    expired = []
+    for tenant, call in books.due(at_most):
+        record = call.record
+        assert record is not None
+        closing = Closing(record.held, Usage(UsageSource.HELD), Ending.UNKNOWN.value, books.now_ms)
+        settled = _end(books, tenant, call, EXPIRED, closing)
+        expired.append(Expired(f"rsv_{call.tail}", record.run, record.held, settled.alerts))
+    return expired
+
+
+def _as_it_stands(books: Books, tenant: str, call: CallRow) -> Settled:
+    assert call.closing is not None
+    if call.record is None:
+        return Settled(STATES[call.state], False, call.closing.charged)
+    run = books.run(tenant, call.record.run)
+    assert run is not None
+    return Settled(STATES[call.state], False, call.closing.charged, standing(books, tenant, call.record.lines, run))
+
+
+def _end(books: Books, tenant: str, call: CallRow, state: int, closing: Closing) -> Settled:
+    """Takes what is held (or was charged provisionally) out of every account, and puts what was charged in its place."""
+    record = call.record
+    assert record is not None
+    run = books.run(tenant, record.run)
+    assert run is not None
+    live = call.state == LIVE
+    provisional = state == EXPIRED
+    balances = []
+    alerts = []
+    for line in record.lines:
+        if line.twin:
+            continue
+        account = account_of(tenant, line.key, line.end_ms)
+        row = books.account(tenant, line.key, line.end_ms)
+        charged = closing.charged.of(account.unit)
+        if live:
+            row.move(reserved=-line.held, committed=charged, unconfirmed=charged if provisional else 0)
+        else:
+            row.move(committed=charged - line.held, unconfirmed=-line.held)
+        limit = _effective(line, run.limit, run.raised)
+        balances.append(Balance(account, limit, row.committed, row.reserved, row.unconfirmed, MODES[line.mode]))
+        if limit is not None and line.alerts and row.committed > 0:
+            share_of_limit = row.committed * _ALL
+            for threshold in line.alerts:
+                if threshold > row.alerted and share_of_limit >= limit * threshold:
+                    row.alerted = threshold
+                    alerts.append(Alert(account, threshold, limit, row.committed))
+    usd = closing.charged.usd
+    if live:
+        run.move(reserved=-record.held.usd, committed=usd, unconfirmed=usd if provisional else 0)
+        charged_anew = closing.charged
+    else:
+        run.move(committed=usd - record.held.usd, unconfirmed=-record.held.usd)
+        charged_anew = minus(closing.charged, record.held)
+    if state == RELEASED:
+        run.calls -= 1
+    books.add_spend(tenant, record, charged_anew.usd, charged_anew.tokens, charged_anew.calls)
+    call.state = state
+    call.closing = closing
+    call.changed = True
+    books.changes += 1
+    return Settled(STATES[state], True, closing.charged, tuple(balances), tuple(alerts))
+
+
+def extend(books: Books, tenant: str, hold_id: str, lease_ms: int, more: Amounts | None) -> bool:
+    call = books.call(tenant, hold_id.removeprefix("rsv_"))
+    if call is None or call.state != LIVE:
+        return False
+    record = call.record
+    assert record is not None
+    if more is not None:
+        assert min(more.usd, more.tokens, more.calls) >= 0, more
+        if not _hold_more(books, tenant, call, record, more):
+            return False
+    call.lease_ms = books.now_ms + lease_ms
+    call.changed = True
+    books.changes += 1
+    return True
+
+
+def _hold_more(books: Books, tenant: str, call: CallRow, record: Record, more: Amounts) -> bool:
+    run = books.run(tenant, record.run)
+    assert run is not None
+    wider = []
+    for line in record.lines:
+        amount = more.of(account_of(tenant, line.key, line.end_ms).unit)
+        row = books.account(tenant, line.key, line.end_ms)
+        if not _fits(line, row, _effective(line, run.limit, run.raised), amount):
+            return False
+        wider.append((line, row, amount))
+    for line, row, amount in wider:
+        if not line.twin:
+            row.move(reserved=amount)
+    run.move(reserved=more.usd)
+    held = record.held
+    call.record = record._replace(
+        held=Amounts(held.usd + more.usd, held.tokens + more.tokens, held.calls + more.calls),
+        lines=tuple([line._replace(held=line.held + amount) for line, _, amount in wider]),
+    )
+    call.packed = None
+    return True
+
+
+def set_limit(books: Books, tenant: str, run_id: str, owner: str, change: SetLimit) -> bool:
+    """False: another owns the run."""
+    run = books.run(tenant, run_id)
+    if run is not None and run.owner not in ("", owner) and not change.by_admin:
+        return False
+    if run is None:
+        run = books.new_run(tenant, run_id, owner)
+        books.changes += 1
+    if change.by_admin:
+        limit, raised = change.limit, True
+    else:
+        if run.owner != owner:
+            run.owner, run.changed = owner, True
+            books.changes += 1
+        limit, raised = change.limit if run.limit is None else min(run.limit, change.limit), run.raised
+    if (limit, raised) != (run.limit, run.raised):
+        run.limit, run.raised, run.changed = limit, raised, True
+        books.add_act(tenant, change.who, "limit", f"{run_id} {limit}", "")
+        books.changes += 1
+    return True
+
+
+def stop(books: Books, tenant: str, run_id: str, who: str, why: str) -> bool:
+    """False: no such run."""
+    run = books.run(tenant, run_id)
+    if run is None:
+        return False
+    if not run.stopped:
+        run.stopped = run.changed = True
+        books.add_act(tenant, who, "stop", run_id, why)
+        books.changes += 1
+    return True
