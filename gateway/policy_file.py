@@ -5,7 +5,7 @@ worse than none.
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from fnmatch import fnmatchcase
@@ -63,7 +63,6 @@ from gateway.yaml_source import (
     Section,
     Unexpected,
     did_you_mean,
-    quoted,
     read_document,
 )
 
@@ -473,7 +472,7 @@ def _check_budget(reader: Reader, place: Place, budget: BudgetFile, names: Seque
         if ppm in budget.alerts[:i]:
             reader.refuse((*place, "alerts", i), "each share once")
     _check_margin(reader, place, budget.mode, budget.margin, budget.limit)
-    for index in reader.keys(*place, "overrides"):
+    for index in reader.indexes(*place, "overrides"):
         spot = (*place, "overrides", index)
         _check_override(reader, spot, reader.part(OverrideFile, *spot), place, budget)
 
@@ -536,7 +535,7 @@ def _in_words(unit: Unit) -> str:
 
 
 def _check_names(reader: Reader) -> list[object]:
-    names = [reader.plain("budgets", i, "name") for i in reader.keys("budgets")]
+    names = [reader.plain("budgets", i, "name") for i in reader.indexes("budgets")]
     for i, name in enumerate(names):
         if isinstance(name, str) and name in names[:i]:
             _, first = reader.document.find(("budgets", names.index(name)))
@@ -546,17 +545,24 @@ def _check_names(reader: Reader) -> list[object]:
 
 
 def _check_models(reader: Reader, models: ModelsFile, catalog: Catalog) -> None:
-    for glob, ladder in models.downgrade.by_glob:
-        for i, name in enumerate(ladder):
-            place: Place = ("models", "downgrade", glob, i)
+    for glob in reader.names("models", "downgrade"):
+        for place in _ladder_places(reader, ("models", "downgrade", glob)):
+            name = reader.plain(*place)
+            if not isinstance(name, str) or not reader.sound(*place):
+                continue
             model = catalog.find(name)
             if model is None:
                 known = did_you_mean(name, catalog.models)
-                reader.refuse(place, f"a model of the bundled catalog or of the config's `models`{known}", quoted(name))
+                reader.refuse(place, f"a model of the bundled catalog or of the config's `models`{known}")
             elif not model.priced:
                 reader.warn(place, f"{name} has no price, so nothing is downgraded to it")
             elif not any(fnmatchcase(name, allowed) for allowed in models.allow):
                 reader.warn(place, f"{name} is not in `models.allow`, so nothing is downgraded to it")
+
+
+def _ladder_places(reader: Reader, place: Place) -> list[Place]:
+    """A ladder is a list, or short for one."""
+    return [(*place, i) for i in reader.indexes(*place)] or [place]
 
 
 def _check_runs(reader: Reader, runs: RunsFile) -> None:
@@ -588,7 +594,7 @@ def load(path: Path, catalog: Catalog | None) -> Policy:
     whole_file = reader.part(PolicyFile)
     identity = _identity_of(whole_file)
     provided = ("tenant", *OWN_DIMENSIONS, *(dimension for dimension, _ in identity))
-    for i in reader.keys("budgets"):
+    for i in reader.indexes("budgets"):
         place: Place = ("budgets", i)
         _check_budget(reader, place, reader.part(BudgetFile, *place), names, provided)
     models = reader.part(ModelsFile, "models")
@@ -689,39 +695,64 @@ def reload(current: Policy, path: Path, catalog: Catalog) -> Policy | Mistakes:
     return current if loaded.version == current.version else loaded
 
 
+@dataclass(frozen=True, slots=True)
+class _Identity:
+    """What makes a budget's accounts the same accounts, in words."""
+
+    name: str
+    scope: str
+    window: str
+    timezone: str
+    unit: str
+
+    def changes_from(self, old: "_Identity") -> list[str]:
+        def change(what: str, before: str, after: str) -> list[str]:
+            return [f"its {what} changed from {before} to {after}"] if before != after else []
+
+        calendar = WindowKind.LIFETIME not in (old.window, self.window)  # a lifetime is the same in every timezone
+        return [
+            *change("scope", old.scope, self.scope),
+            *change("window", old.window, self.window),
+            *(change("timezone", old.timezone, self.timezone) if calendar else []),
+            *change("unit", old.unit, self.unit),
+        ]
+
+
 def changed_identities(old: Policy, new: Policy) -> list[str]:
     """Budgets whose accounts start at zero because their identity changed, one sentence each, in the new file's order."""
-    before = {budget.name: budget for budget in old.budgets}
-    kept = {budget.name for budget in new.budgets}
+    return _changes([_identity(budget) for budget in old.budgets], [_identity(budget) for budget in new.budgets])
+
+
+def changes_against(gates: Sequence[Mapping[str, str]], new: Policy) -> list[str]:
+    """The same, against the `gates` that a running gateway's /readyz lists."""
+    running = [
+        _Identity(gate["name"], gate["scope"], gate["window"], gate["timezone"], _unit_in(gate["limit"])) for gate in gates
+    ]
+    return _changes(running, [_identity(budget) for budget in new.budgets])
+
+
+def _changes(old: Sequence[_Identity], new: Sequence[_Identity]) -> list[str]:
+    before = {budget.name: budget for budget in old}
+    kept = {budget.name for budget in new}
     sentences: list[str] = []
-    for budget in new.budgets:
+    for budget in new:
+        start = f"{budget.name} starts at {'$0' if budget.unit == _in_words(Unit.USD) else f'0 {budget.unit}'} from now"
         if (known := before.get(budget.name)) is not None:
-            changes = _identity_changes(known, budget)
-            if changes:
-                sentences.append(f"{budget.name} starts at {_zero(budget)} from now: {' and '.join(changes)}")
+            if changes := budget.changes_from(known):
+                sentences.append(f"{start}: {' and '.join(changes)}")
             continue
-        gone = [known for known in old.budgets if known.name not in kept and not _identity_changes(known, budget)]
+        # A new budget that differs from a lost one in nothing but its name was probably renamed.
+        gone = [known for known in old if known.name not in kept and not budget.changes_from(known)]
         if gone:
-            sentences.append(
-                f"{budget.name} starts at {_zero(budget)} from now: its name is new "
-                f"({gone[0].name}, with the same scope, window and unit, is gone)"
-            )
+            sentences.append(f"{start}: its name is new ({gone[0].name}, with the same scope, window and unit, is gone)")
     return sentences
 
 
-def _identity_changes(old: Budget, new: Budget) -> list[str]:
-    def change(what: str, before: str, after: str) -> list[str]:
-        return [f"its {what} changed from {before} to {after}"] if before != after else []
-
-    calendar = WindowKind.LIFETIME not in (old.window, new.window)
-    return [
-        *change("scope", "+".join(old.scope) or "tenant", "+".join(new.scope) or "tenant"),
-        *change("window", old.window, new.window),
-        *(change("timezone", old.timezone.key, new.timezone.key) if calendar else []),
-        *change("unit", _in_words(old.terms.limit.unit), _in_words(new.terms.limit.unit)),
-    ]
+def _identity(budget: Budget) -> _Identity:
+    scope = "+".join(budget.scope) or "tenant"
+    return _Identity(budget.name, scope, budget.window, budget.timezone.key, _in_words(budget.terms.limit.unit))
 
 
-def _zero(budget: Budget) -> str:
-    unit = budget.terms.limit.unit
-    return "$0" if unit is Unit.USD else f"0 {unit}"
+def _unit_in(amount: str) -> str:
+    """The unit of an amount in words: `$5.00`, `60 calls`, `1 call`."""
+    return _in_words(Unit.USD) if amount.startswith("$") else amount.rpartition(" ")[2].removesuffix("s") + "s"

@@ -369,14 +369,15 @@ class Reader:
         """Whether nothing at this place or below it is wrong."""
         return not any(known[: len(place)] == place for known in self._mistakes)
 
-    def keys(self, *place: str | int) -> tuple[str | int, ...]:
-        """The keys of the mapping or the indexes of the list at a place; none where it is neither."""
+    def names(self, *place: str | int) -> tuple[str, ...]:
+        """The keys of the mapping at a place; none where there is no mapping."""
         _, node = self.document.find(place)
-        if node is None:
-            return ()
-        if isinstance(node.value, dict):
-            return tuple(node.value)
-        return tuple(range(len(node.value))) if isinstance(node.value, tuple) else ()
+        return tuple(node.value) if node is not None and isinstance(node.value, dict) else ()
+
+    def indexes(self, *place: str | int) -> range:
+        """The indexes of the list at a place; none where there is no list."""
+        _, node = self.document.find(place)
+        return range(len(node.value) if node is not None and isinstance(node.value, tuple) else 0)
 
     def has(self, *place: str | int) -> bool:
         """Whether the file says something at this place."""

@@ -1,0 +1,719 @@
+"""The config file and the environment → `Settings`, once, at start. Every mistake is named, all at once; no secret is ever shown."""
+
+import hashlib
+import ipaddress
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from decimal import Decimal, InvalidOperation
+from enum import StrEnum
+from glob import escape
+from pathlib import Path
+from typing import Annotated, ClassVar, Final, Literal, TypeAlias
+from urllib.parse import SplitResult, urlsplit
+
+from pydantic import BeforeValidator, Field
+
+from gateway.core.catalog import Catalog, Model, Rates
+from gateway.core.money import MICROCENTS_PER_USD
+from gateway.core.profiles import OnDisconnect, Profile
+from gateway.yaml_fields import (
+    BoundDimension,
+    EnvironmentName,
+    Glob,
+    ModelName,
+    Switch,
+    Word,
+    duration,
+    listed,
+    matching,
+    one_of,
+    preset,
+    size,
+    text_of,
+    whole,
+)
+from gateway.yaml_source import Mistakes, Place, Reader, Reads, Section, Unexpected, did_you_mean, read_document
+
+MAX_PRICE_USD: Final = 100_000  # per million tokens: a slipped decimal point, rather than a price
+MIN_TOKEN_LENGTH: Final = 16
+CAPABILITIES: Final = ("tools", "vision", "json_schema", "audio_input", "audio_output", "files")
+
+
+class Auth(StrEnum):
+    PASSTHROUGH = "passthrough"
+    KEYS = "keys"
+
+
+class Scheme(StrEnum):
+    """The header in which a provider takes its key."""
+
+    AUTHORIZATION = "authorization"
+    X_API_KEY = "x-api-key"
+
+
+class Synchronous(StrEnum):
+    NORMAL = "NORMAL"
+    FULL = "FULL"
+
+
+@dataclass(frozen=True, slots=True)
+class Provider:
+    """One provider, as the config describes it."""
+
+    name: str
+    base_url: str  # without a trailing slash
+    scheme: Literal["authorization", "x-api-key"]
+    profile: Profile
+    accepts_caller_keys: bool = False
+    api_key_env: str | None = None
+    api_key: str | None = field(default=None, repr=False)
+    models: tuple[str, ...] = ()  # globs of the names it serves
+    connect_timeout_ms: int = 10_000
+    idle_timeout_ms: int = 600_000
+    retries: int = 2
+
+
+@dataclass(frozen=True, slots=True)
+class StaticKey:
+    """A Penstock key that the config lists: its SHA-256 in lower-case hex, and what it is bound to."""
+
+    name: str
+    sha256: str
+    tenant: str = "default"
+    dimensions: tuple[tuple[str, str], ...] = ()  # sorted
+
+
+@dataclass(frozen=True, slots=True)
+class Drain:
+    """How far streams whose client left are read on: in time, bytes and number at once."""
+
+    time_ms: int = 30_000
+    bytes: int = 8 << 20
+    number: int = 64
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """Everything the config says, read and checked."""
+
+    listen_host: str
+    listen_port: int
+    policy_path: Path
+    ledger_path: Path  # SQLite
+    state_dir: Path
+    providers: Mapping[str, Provider]
+    catalog: Catalog  # bundled, with the config's models over it
+    auth: Literal["passthrough", "keys"] = "passthrough"
+    admin_token_env: str = "PENSTOCK_ADMIN_TOKEN"  # noqa: S105 - a variable's name
+    admin_token: str | None = field(default=None, repr=False)
+    keys: tuple[StaticKey, ...] = ()
+    allowed_hosts: tuple[str, ...] = ()  # beside the loopback names; lower case, without port or brackets
+    allowed_origins: tuple[str, ...] = ()
+    log: str = "stderr"  # or stdout, or a file's path
+    lease_ms: int = 600_000
+    commit_wait_ms: int = 250
+    ledger_timeout_ms: int = 5_000
+    synchronous: Literal["NORMAL", "FULL"] = "NORMAL"
+    max_request: int = 20 << 20  # bytes, as max_response
+    max_response: int = 32 << 20
+    drain: Drain = Drain()
+    shutdown_grace_ms: int = 30_000
+    warnings: tuple[str, ...] = field(default=(), compare=False)  # allowed, but seldom meant: one line each
+
+
+# -- kinds of values that only a config has ---------------------------------------------------------------------------------------
+
+Listen: TypeAlias = tuple[str, int]
+_HOST_AND_PORT = re.compile(r"(\[[0-9A-Fa-f:.]{2,45}\]|[A-Za-z0-9._-]{1,253}):([0-9]{1,5})", re.ASCII)
+_HOST = re.compile(r"[A-Za-z0-9._-]{1,253}|\[?[0-9A-Fa-f:.]{2,45}\]?", re.ASCII)
+_NOT_SHOWN: Final = "a URL with a user or password (not shown)"
+
+
+def _parse_listen(value: object) -> Listen:
+    match = _HOST_AND_PORT.fullmatch(text_of(value))
+    if match is None or int(match[2]) > 65_535:
+        raise Unexpected
+    return match[1].strip("[]"), int(match[2])
+
+
+def _parse_ledger(value: object) -> str:
+    """The path of `sqlite:///relative.db` or `sqlite:////absolute.db`."""
+    text = text_of(value)
+    scheme, found_scheme, rest = text.partition("://")
+    if found_scheme and scheme in ("redis", "rediss", "redis+cluster", "redis+sentinel"):
+        raise Unexpected("a sqlite:/// URL: Redis is not supported yet", f"a {scheme}:// URL")
+    if scheme != "sqlite" or not found_scheme:
+        raise Unexpected(found="a URL with another scheme" if found_scheme else None)
+    path = rest.removeprefix("/")
+    if not rest.startswith("/") or not path or path.endswith("/") or "?" in path or "\0" in path:
+        raise Unexpected
+    return path
+
+
+def _parse_base_url(value: object) -> str:
+    text = text_of(value)
+    try:
+        url = urlsplit(text)
+        port = url.port
+    except ValueError:
+        raise Unexpected from None
+    if url.username is not None or url.password is not None:
+        raise Unexpected("a URL without a user: keys come from `api_key_env`", _NOT_SHOWN)
+    if not _is_http(url, port) or not text.isascii() or not text.isprintable() or " " in text:
+        raise Unexpected
+    return text.rstrip("/")
+
+
+def _is_http(url: SplitResult, port: int | None) -> bool:
+    return url.scheme in ("http", "https") and bool(url.hostname) and port != 0 and not url.query and not url.fragment
+
+
+def _parse_host(value: object) -> str:
+    text = text_of(value)
+    if _HOST.fullmatch(text) is None:
+        raise Unexpected
+    return text.strip("[]").lower()
+
+
+def _parse_price(value: object) -> int:
+    """USD per million tokens → microcents per million tokens, exactly."""
+    if isinstance(value, bool) or not isinstance(value, int | float | str):
+        raise Unexpected
+    try:
+        usd = Decimal(value.removeprefix("$") if isinstance(value, str) else str(value))
+    except InvalidOperation:
+        raise Unexpected from None
+    if not usd.is_finite() or usd <= 0:
+        raise Unexpected(f"a price above 0; a model that costs nothing says `free: true`{'' if usd.is_finite() else ', not NaN'}")
+    if usd > MAX_PRICE_USD:
+        raise Unexpected(f"at most {MAX_PRICE_USD:,} US dollars per million tokens")
+    microcents = usd * MICROCENTS_PER_USD
+    if microcents != microcents.to_integral_value():
+        raise Unexpected("a price with at most 8 decimals")
+    return int(microcents)
+
+
+def _parse_capability(value: object) -> str:
+    if value not in CAPABILITIES:
+        raise Unexpected(f"one of {', '.join(CAPABILITIES)}{did_you_mean(value, CAPABILITIES) if isinstance(value, str) else ''}")
+    return str(value)
+
+
+def _parse_bound_value(value: object) -> str:
+    text = text_of(value)
+    if not 1 <= len(text) <= 256 or not text.isprintable():
+        raise Unexpected
+    return text
+
+
+def _parse_log(value: object) -> str:
+    text = text_of(value)
+    if not text or not text.isprintable():
+        raise Unexpected
+    return text
+
+
+_PATH: Final = matching(r"[^\x00-\x1f]{1,4096}", "a path")
+_ORIGIN: Final = matching(
+    r"https?://[A-Za-z0-9.\[\]:_-]{1,260}", "an origin such as https://app.example.com", "https://app.example.com"
+)
+_PRICE: Final = Reads(
+    _parse_price,
+    "a price in US dollars per million tokens, such as 0.25",
+    {"anyOf": [{"type": "number", "exclusiveMinimum": 0}, {"type": "string"}], "examples": [0.25]},
+)
+FilePath = Annotated[str, _PATH]
+Price = Annotated[int, _PRICE]
+Tokens = Annotated[int, whole(1, 100_000_000)]
+Timeout = duration("100ms", "1h")
+ProviderName = Annotated[str, matching("[A-Za-z0-9._-]{1,64}", "a provider's name: letters, digits, dots, dashes or underscores")]
+
+
+# -- the file's shape -------------------------------------------------------------------------------------------------------------
+
+
+class TimeoutsFile(Section):
+    connect: Annotated[int, Timeout] = preset("10s", description="Name look-up, TCP and TLS together.")
+    idle: Annotated[int, Timeout] = preset(
+        "10m", description="The longest silence, before the first byte or between two: a model may think for minutes."
+    )
+
+
+class ProviderTimeoutsFile(Section):
+    connect: Annotated[int, Timeout] | None = preset(None, description="Instead of `upstream.timeouts.connect`.")
+    idle: Annotated[int, Timeout] | None = preset(None, description="Instead of `upstream.timeouts.idle`.")
+
+
+Retries = Annotated[int, whole(0, 10)]
+
+
+class UpstreamFile(Section):
+    timeouts: TimeoutsFile = preset({}, description="How long a provider may take.")
+    retries: Retries = preset(
+        2, description="How often a call is sent again, under the same hold, after what was provably not billed."
+    )
+
+
+class ProviderFile(Section):
+    base_url: Annotated[
+        str,
+        Reads(
+            _parse_base_url,
+            "an http or https URL such as https://api.openai.com/v1",
+            {"type": "string", "pattern": "^https?://", "examples": ["https://api.openai.com/v1"]},
+        ),
+    ] = Field(description="Where the provider's API is, up to and with its version.")
+    api_key_env: EnvironmentName | None = preset(
+        None,
+        description="The environment variable that holds the provider's key. It may be unset: then only callers' own keys go there.",
+    )
+    accepts_caller_keys: Switch = preset(
+        False, description="With `auth: passthrough`, callers' own keys are forwarded to this provider. One provider per scheme."
+    )
+    scheme: Annotated[Scheme, one_of(Scheme)] | None = preset(
+        None,
+        description="The header that carries the key. Default: `x-api-key` with the profile `anthropic`, else `authorization`.",
+    )
+    models: Annotated[list[Glob], BeforeValidator(listed, json_schema_input_type=Glob | list[Glob])] = preset(
+        [], description="Names or patterns of the models it serves, beside those that the catalog knows as its own."
+    )
+    profile: Word | None = preset(
+        None, description="How it wants its requests. Default: the profile with the provider's name, else `generic`."
+    )
+    on_disconnect: Annotated[OnDisconnect, one_of(OnDisconnect)] | None = preset(
+        None,
+        description="When a client leaves mid-answer: read on for the real usage (`drain`), close and charge what was relayed "
+        "(`count`), or charge the whole hold (`full_hold`). Default: the profile's.",
+    )
+    timeouts: ProviderTimeoutsFile = preset({}, description="Other time-outs for this provider.")
+    retries: Retries | None = preset(None, description="Instead of `upstream.retries`.")
+    stand_in: ClassVar = {"base_url": "http://127.0.0.1"}
+
+
+class RatesFile(Section):
+    input: Price = Field(description="Input tokens, in US dollars per million.")
+    output: Price = Field(description="Output tokens.")
+    cached_input: Price | None = preset(None, description="Input read from the provider's cache. Default: the input price.")
+    cache_write: Price | None = preset(None, description="Input written to the provider's cache. Default: the input price.")
+    cache_write_long: Price | None = preset(
+        None, description="The same, where the request asks for a cache that lives longer. Default: the cache-write price."
+    )
+
+
+class TierFile(RatesFile):
+    above_input_tokens: Tokens = Field(description="The tier counts for calls with more input than this.")
+
+
+class PriceFile(RatesFile):
+    tiers: list[TierFile] = preset([], description="Other prices for long input, in ascending order.")
+
+
+class ModelFile(Section):
+    provider: ProviderName | None = preset(
+        None, description="One of `providers`. Required for a model that the catalog does not know."
+    )
+    price: PriceFile | None = preset(None, description="Prices in US dollars per million tokens. Without any, calls are refused.")
+    free: Switch = preset(False, description="The model costs nothing: it needs no price, and passes with $0 left.")
+    context: Tokens | None = preset(None, description="Tokens of input and output together. Required for a new model.")
+    max_output: Tokens | None = preset(None, description="The most output tokens of one answer. Required for a new model.")
+    max_input: Tokens | None = preset(None, description="The most input tokens, where that is less than the context.")
+    capabilities: (
+        list[
+            Annotated[
+                str,
+                Reads(_parse_capability, f"one of {', '.join(CAPABILITIES)}", {"type": "string", "enum": list(CAPABILITIES)}),
+            ]
+        ]
+        | None
+    ) = preset(None, description="What it can do. A call is downgraded only to a model that can do what the call needs.")
+    parameters: list[Word] | None = preset(None, description="Request parameters that it accepts. Default: all.")
+    encoding: Annotated[str, matching("o200k_base|cl100k_base", "o200k_base or cl100k_base")] | None = preset(
+        None, description="The tokenizer, where it is a public one."
+    )
+    reasoning: Switch | None = preset(None, description="Whether it reasons before it answers.")
+
+
+class KeyFile(Section):
+    name: Word = Field(description="The key's id in the ledger and in logs.")
+    sha256: Annotated[
+        str,
+        matching("[0-9a-f]{64}", "the SHA-256 of a key in lower-case hex, as `penstock keys hash` prints it", hidden=True),
+    ] = Field(description="The SHA-256 of the key, as `penstock keys hash` prints it.")
+    tenant: Word = preset("default", description="Whose budgets its calls count in.")
+    dimensions: dict[
+        BoundDimension, Annotated[str, Reads(_parse_bound_value, "text of 1 to 256 characters", {"type": "string"})]
+    ] = preset({}, description="What the key is bound to: user, team, agent … No header overrides it.")
+    stand_in: ClassVar = {"name": "-", "sha256": "0" * 64}
+
+
+class ReservationFile(Section):
+    lease: Annotated[int, duration("1s", "24h")] = preset(
+        "10m", description="How long a hold lasts without a sign of life; then it is charged in full, provisionally."
+    )
+    commit_wait: Annotated[int, duration("0ms", "10s")] = preset(
+        "250ms", description="How long an answer's last bytes wait for the ledger, so that the run's next call sees the refund."
+    )
+    ledger_timeout: Annotated[int, duration("10ms", "60s")] = preset(
+        "5s", description="How long the ledger may take to answer; then the call is answered 503."
+    )
+
+
+class SqliteFile(Section):
+    synchronous: Annotated[Synchronous, one_of(Synchronous)] = preset(
+        "NORMAL", description="`NORMAL` survives a killed process; `FULL` also a power loss, and is slower."
+    )
+
+
+class LimitsFile(Section):
+    max_request: Annotated[int, size("1 KB", "1 GB")] = preset(
+        "20 MB", description="The largest request body, inflated; beyond it 413."
+    )
+    max_response: Annotated[int, size("1 KB", "1 GB")] = preset("32 MB", description="The largest answer that is not streamed.")
+
+
+class DrainFile(Section):
+    time: Annotated[int, duration("0s", "1h")] = preset("30s", description="For how long.")
+    bytes: Annotated[int, size("0 B", "1 GB")] = preset("8 MB", description="How much of one answer.")
+    number: Annotated[int, whole(1, 10_000)] = preset(64, description="How many at once.")
+
+
+class ShutdownFile(Section):
+    grace: Annotated[int, duration("0s", "1h")] = preset(
+        "30s", description="How long live streams may finish; what is left then is ended and settled."
+    )
+
+
+class ConfigFile(Section):
+    listen: Annotated[
+        Listen,
+        Reads(
+            _parse_listen,
+            "HOST:PORT such as 127.0.0.1:8080",
+            {"type": "string", "pattern": "^.+:[0-9]{1,5}$", "examples": ["127.0.0.1:8080", "[::1]:8080"]},
+        ),
+    ] = preset(
+        "127.0.0.1:8080",
+        description="Where the gateway listens. Port 0 takes a free one. Beyond loopback `auth: keys` is required.",
+    )
+    policy: FilePath = preset("policies/default.yaml", description="The policy file.")
+    ledger: Annotated[
+        str,
+        Reads(
+            _parse_ledger,
+            "a URL such as sqlite:///var/penstock.db (three slashes: relative; four: absolute)",
+            {"type": "string", "pattern": "^(sqlite:///.+|rediss?://.+|redis\\+(cluster|sentinel)://.+)$"},
+        ),
+    ] = preset("sqlite:///var/penstock.db", description="Where balances are kept. Redis URLs are not supported yet.")
+    state_dir: FilePath = preset("var", description="A folder for the witness file and the install's secret.")
+    auth: Annotated[Auth, one_of(Auth)] = preset(
+        "passthrough",
+        description="`passthrough`: callers bring their provider's key; loopback only. `keys`: callers bring a key of this gateway.",
+    )
+    admin_token_env: EnvironmentName = preset(
+        "PENSTOCK_ADMIN_TOKEN", description="The environment variable with the admin token. Unset: nobody is the admin."
+    )
+    reservation: ReservationFile = preset({}, description="How long holds last and the ledger may take.")
+    providers: dict[ProviderName, ProviderFile] = Field(description="The providers, by name. At least one.")
+    models: dict[ModelName, ModelFile] = preset(
+        {}, description="Adds to or overrides the bundled catalog; what an entry does not say stays as bundled."
+    )
+    keys: list[KeyFile] = preset([], description="The keys of `auth: keys`.")
+    allowed_hosts: list[Annotated[str, Reads(_parse_host, "a host name without a port", {"type": "string"})]] = preset(
+        [], description="With `auth: passthrough`, host names that requests may use beside the loopback names."
+    )
+    allowed_origins: list[Annotated[str, _ORIGIN]] = preset(
+        [], description="Web pages that may send requests, by origin. Any other `Origin` is refused."
+    )
+    log: Annotated[str, Reads(_parse_log, "stderr, stdout or a file's path", {"type": "string"})] = preset(
+        "stderr", description="Where the log goes, one JSON line a call: `stderr`, `stdout` or a file's path."
+    )
+    limits: LimitsFile = preset({}, description="How large things may be. 1 MB is 1,048,576 bytes.")
+    upstream: UpstreamFile = preset({}, description="How providers are called.")
+    drain: DrainFile = preset(
+        {}, description="How far an answer whose client left is read on for its usage, where `on_disconnect` is `drain`."
+    )
+    shutdown: ShutdownFile = preset({}, description="How the gateway stops.")
+    sqlite: SqliteFile = preset({}, description="Settings of the SQLite ledger.")
+    stand_in: ClassVar = {"providers": {}}
+
+
+def config_schema() -> dict[str, object]:
+    """The JSON Schema of the config file."""
+    return {
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        **ConfigFile.model_json_schema(),
+        "title": "Penstock config",
+        "description": "Where the gateway listens, its providers, models and keys. See docs/config.md.",
+    }
+
+
+# -- reading ----------------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """A config as far as it could be read. `policy_path` is known for most broken configs too, so that the mistakes of both
+    files can be told at once."""
+
+    settings: Settings | None
+    mistakes: Mistakes | None
+    policy_path: Path | None
+
+
+def load(path: Path, environ: Mapping[str, str], catalog: Catalog, profiles: Mapping[str, Profile]) -> Settings:
+    """Reads the config, or raises Mistakes. `catalog` and `profiles` are the bundled ones. Paths are relative to the file's folder."""
+    reading = read(path, environ, catalog, profiles)
+    if reading.mistakes is not None:
+        raise reading.mistakes
+    assert reading.settings is not None
+    return reading.settings
+
+
+def read(path: Path, environ: Mapping[str, str], catalog: Catalog, profiles: Mapping[str, Profile]) -> Reading:
+    """As `load`, but hands over what is known beside the mistakes."""
+    try:
+        reader = Reader(read_document(path), ConfigFile)
+    except Mistakes as mistakes:
+        return Reading(None, mistakes, None)
+    folder = path.parent
+    file = reader.part(ConfigFile)
+    _check_access(reader, file)
+    admin_token = _secret(reader, ("admin_token_env",), file.admin_token_env, environ)
+    providers = _providers(reader, file, environ, profiles)
+    models = _models(reader, catalog)
+    keys = _keys(reader, file)
+    if admin_token is not None and len(admin_token) < MIN_TOKEN_LENGTH:
+        reader.warn(("admin_token_env",), f"the admin token is shorter than {MIN_TOKEN_LENGTH} characters")
+    policy_path = folder / file.policy
+    if reader.mistakes:
+        return Reading(None, Mistakes(reader.mistakes), policy_path)
+    host, port = file.listen
+    settings = Settings(
+        listen_host=host,
+        listen_port=port,
+        policy_path=policy_path,
+        ledger_path=folder / file.ledger,
+        state_dir=folder / file.state_dir,
+        providers=providers,
+        catalog=_overlaid(catalog, models, file, reader),
+        auth=file.auth.value,
+        admin_token_env=file.admin_token_env,
+        admin_token=admin_token,
+        keys=keys,
+        allowed_hosts=tuple(file.allowed_hosts),
+        allowed_origins=tuple(file.allowed_origins),
+        log=file.log if file.log in ("stderr", "stdout") else str(folder / file.log),
+        lease_ms=file.reservation.lease,
+        commit_wait_ms=file.reservation.commit_wait,
+        ledger_timeout_ms=file.reservation.ledger_timeout,
+        synchronous=file.sqlite.synchronous.value,
+        max_request=file.limits.max_request,
+        max_response=file.limits.max_response,
+        drain=Drain(file.drain.time, file.drain.bytes, file.drain.number),
+        shutdown_grace_ms=file.shutdown.grace,
+        warnings=tuple(reader.warnings),
+    )
+    return Reading(settings, None, policy_path)
+
+
+def _check_access(reader: Reader, file: ConfigFile) -> None:
+    host, _ = file.listen
+    if not is_loopback(host) and file.auth is not Auth.KEYS and reader.sound("auth"):
+        reader.refuse(
+            ("listen",), "a loopback address such as 127.0.0.1:8080, or `auth: keys`: anyone who reaches it could spend"
+        )
+    if not file.providers and reader.sound("providers"):
+        reader.refuse(("providers",), "at least one provider")
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this machine reaches that address."""
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def _secret(reader: Reader, place: Place, name: str, environ: Mapping[str, str]) -> str | None:
+    """A secret from the environment. It goes into a header, so it must be able to."""
+    value = environ.get(name, "").strip()
+    if not value:
+        return None
+    if not value.isascii() or not value.isprintable() or " " in value:
+        reader.refuse(place, "a variable whose value is one word of printable ASCII", f"{name} with another value (not shown)")
+        return None
+    return value
+
+
+# -- providers --------------------------------------------------------------------------------------------------------------------
+
+
+def _providers(
+    reader: Reader, file: ConfigFile, environ: Mapping[str, str], profiles: Mapping[str, Profile]
+) -> dict[str, Provider]:
+    providers: dict[str, Provider] = {}
+    first_of_scheme: dict[str, str] = {}
+    for name in reader.names("providers"):
+        place: Place = ("providers", name)
+        entry = reader.part(ProviderFile, *place)
+        provider = _provider(reader, place, name, entry, file.upstream, environ, profiles)
+        providers[name] = provider
+        if provider.accepts_caller_keys:
+            first = first_of_scheme.setdefault(provider.scheme, name)
+            if first != name:
+                expected = f"one provider that accepts callers' keys in `{provider.scheme}`: {first} does already"
+                reader.refuse((*place, "accepts_caller_keys"), expected)
+        _warn_about_provider(reader, place, provider, file.auth)
+    return providers
+
+
+def _provider(
+    reader: Reader,
+    place: Place,
+    name: str,
+    entry: ProviderFile,
+    upstream: UpstreamFile,
+    environ: Mapping[str, str],
+    profiles: Mapping[str, Profile],
+) -> Provider:
+    if entry.profile is not None and entry.profile not in profiles:
+        known = ", ".join(sorted(profiles))
+        reader.refuse((*place, "profile"), f"one of {known}{did_you_mean(entry.profile, profiles)}")
+    profile = profiles.get(entry.profile or name) or profiles["generic"]
+    scheme = entry.scheme or (Scheme.X_API_KEY if profile.name == "anthropic" else Scheme.AUTHORIZATION)
+    api_key = None
+    if entry.api_key_env is not None:
+        api_key = _secret(reader, (*place, "api_key_env"), entry.api_key_env, environ)
+    timeouts = entry.timeouts
+    return Provider(
+        name=name,
+        base_url=entry.base_url,
+        scheme=scheme.value,
+        profile=profile if entry.on_disconnect is None else replace(profile, on_disconnect=entry.on_disconnect),
+        accepts_caller_keys=entry.accepts_caller_keys,
+        api_key_env=entry.api_key_env,
+        api_key=api_key,
+        models=tuple(entry.models),
+        connect_timeout_ms=upstream.timeouts.connect if timeouts.connect is None else timeouts.connect,
+        idle_timeout_ms=upstream.timeouts.idle if timeouts.idle is None else timeouts.idle,
+        retries=upstream.retries if entry.retries is None else entry.retries,
+    )
+
+
+def _warn_about_provider(reader: Reader, place: Place, provider: Provider, auth: Auth) -> None:
+    url = urlsplit(provider.base_url)
+    keyed = provider.accepts_caller_keys or provider.api_key_env is not None
+    if url.scheme == "http" and keyed and not is_loopback(url.hostname or ""):
+        reader.warn((*place, "base_url"), "keys go there over plain http, readable on the way")
+    serves_callers = auth is Auth.PASSTHROUGH and provider.accepts_caller_keys
+    if provider.api_key_env is not None and provider.api_key is None and not serves_callers:
+        reader.warn((*place, "api_key_env"), f"{provider.api_key_env} is not set, so calls go there without a key")
+
+
+# -- models -----------------------------------------------------------------------------------------------------------------------
+
+
+def _models(reader: Reader, catalog: Catalog) -> dict[str, Model]:
+    models: dict[str, Model] = {}
+    providers = reader.names("providers")
+    for name in reader.names("models"):
+        place: Place = ("models", name)
+        entry = reader.part(ModelFile, *place)
+        bundled = catalog.find(name)
+        if entry.provider is not None and entry.provider not in providers:
+            reader.refuse(
+                (*place, "provider"), f"one of `providers`: {', '.join(providers)}{did_you_mean(entry.provider, providers)}"
+            )
+        if entry.free and reader.has(*place, "price"):
+            reader.refuse((*place, "free"), "either a price or `free: true`, not both")
+        _check_tiers(reader, place, entry.price)
+        model = _model(reader, place, name, entry, bundled)
+        if not model.priced and reader.sound(*place):
+            reader.warn(place, "no price and not `free: true`, so its calls are refused")
+        models[name] = model
+    return models
+
+
+def _check_tiers(reader: Reader, place: Place, price: PriceFile | None) -> None:
+    tiers = price.tiers if price is not None else []
+    for i in range(1, len(tiers)):
+        if tiers[i].above_input_tokens <= tiers[i - 1].above_input_tokens:
+            reader.refuse((*place, "price", "tiers", i, "above_input_tokens"), "more than the tier before it")
+
+
+def _model(reader: Reader, place: Place, name: str, entry: ModelFile, bundled: Model | None) -> Model:
+    """The entry over the bundled model, where there is one."""
+    if bundled is None:
+        if entry.provider is None:
+            reader.refuse((*place, "provider"), "the provider that serves it: the bundled catalog does not know this model")
+        for key, value in (("context", entry.context), ("max_output", entry.max_output)):
+            if value is None:
+                reader.refuse((*place, key), "a number of tokens: the bundled catalog does not know this model")
+        bundled = Model(name, provider=entry.provider or "", tiers=(), context=0, max_output=0)
+    tiers, service_tiers, free = bundled.tiers, bundled.service_tiers, bundled.free
+    if entry.free:
+        tiers, service_tiers, free = (), (), True
+    elif entry.price is not None:
+        tiers, free = _tiers(entry.price), False
+    return replace(
+        bundled,
+        provider=entry.provider or bundled.provider,
+        tiers=tiers,
+        service_tiers=service_tiers,
+        free=free,
+        context=entry.context or bundled.context,
+        max_output=entry.max_output or bundled.max_output,
+        max_input=entry.max_input or bundled.max_input,
+        capabilities=bundled.capabilities if entry.capabilities is None else frozenset(entry.capabilities),
+        parameters=bundled.parameters if entry.parameters is None else frozenset(entry.parameters),
+        encoding=entry.encoding or bundled.encoding,
+        reasoning=bundled.reasoning if entry.reasoning is None else entry.reasoning,
+    )
+
+
+def _tiers(price: PriceFile) -> tuple[Rates, ...]:
+    return (_rates(price, 0), *(_rates(tier, tier.above_input_tokens) for tier in price.tiers))
+
+
+def _rates(price: RatesFile, above_input_tokens: int) -> Rates:
+    return Rates(
+        input=price.input,
+        output=price.output,
+        cached_input=price.cached_input or price.input,
+        cache_write=price.cache_write or price.input,
+        above_input_tokens=above_input_tokens,
+        cache_write_long=price.cache_write_long,
+    )
+
+
+def _overlaid(catalog: Catalog, models: Mapping[str, Model], file: ConfigFile, reader: Reader) -> Catalog:
+    """An exact name in `models` goes before any provider's pattern; patterns go before the bundled catalog."""
+    exact = [(escape(name), entry.provider) for name, entry in file.models.items() if entry.provider is not None]
+    patterns = [(glob, name) for name, provider in file.providers.items() for glob in provider.models]
+    version = catalog.version
+    if models:
+        own = hashlib.sha256(repr(reader.plain("models")).encode()).hexdigest()
+        version = f"{version}+{own[:8]}"
+    return Catalog(version, {**catalog.models, **models}, (*exact, *patterns))
+
+
+# -- keys -------------------------------------------------------------------------------------------------------------------------
+
+
+def _keys(reader: Reader, file: ConfigFile) -> tuple[StaticKey, ...]:
+    keys: list[StaticKey] = []
+    for i in reader.indexes("keys"):
+        place: Place = ("keys", i)
+        entry = reader.part(KeyFile, *place)
+        for key, known in (("name", [key.name for key in keys]), ("sha256", [key.sha256 for key in keys])):
+            if reader.plain(*place, key) in known:
+                reader.refuse((*place, key), "each key once")
+        keys.append(StaticKey(entry.name, entry.sha256, entry.tenant, tuple(sorted(entry.dimensions.items()))))
+    if file.auth is Auth.KEYS and not keys and reader.sound("keys"):
+        reader.warn(("auth",), "`keys` is empty, so nobody can call")
+    if file.auth is Auth.PASSTHROUGH and keys and reader.sound("auth"):
+        reader.warn(("keys",), "not used without `auth: keys`")
+    return tuple(keys)
