@@ -477,10 +477,13 @@ class ChatStream:
         return b"".join(relayed)
 
     def finish(self) -> bytes:
-        """The provider's stream has ended, or nothing more of it is wanted: what is still to be relayed."""
+        """The provider's stream has ended, or nothing more of it is wanted: what is still to be relayed. Half an event of a stream
+        that was cut is not: the client would read it together with the error that follows."""
         event = self._events.finish()
-        if event is not None and not self._take(event.data, event.raw):
-            self._tail.append(event.raw)
+        if event is not None:
+            hidden = self._take(event.data, event.raw)
+            if not hidden and not self.cut:
+                self._tail.append(event.raw)
         tail, self._tail = b"".join(self._tail), []
         return tail
 
@@ -515,10 +518,10 @@ class ChatStream:
             return False
         if chunk.get("error"):
             self.error_seen = True
+        self.service_tier = _service_tier(chunk) or self.service_tier
         choices = _dicts(chunk.get("choices"))
         if choices:
             self._last = chunk
-            self.service_tier = _service_tier(chunk) or self.service_tier
             for choice in choices:
                 index = choice.get("index")
                 key = index if type(index) is int else 0
