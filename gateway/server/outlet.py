@@ -1,6 +1,6 @@
 """An answer on its way to the client: written straight to the transport, framed here and nowhere else.
 
-aiohttp's response objects cost about half of what serving a small answer costs, and hide what an aborted stream needs: to end without
+aiohttp's response objects cost about a third of what serving a small answer costs, and hide what an aborted stream needs: to end without
 its last chunk. What remains of HTTP/1.1 on this side is short enough to read:
 
     whole answer                Content-Length

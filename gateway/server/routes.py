@@ -59,9 +59,9 @@ class Routes:
     """`metered` maps (method, path) to what serves it, under `/` and under `/run/RUN_ID/`. A HEAD is served by the GET of its path."""
 
     def __init__(self, metered: Mapping[tuple[str, str], Proxy], pages: Sequence[Route] = ()) -> None:
-        self._metered: dict[str, dict[str, Proxy]] = {}
+        self._metered: dict[str, dict[str, Metered]] = {}
         for (method, path), proxy in metered.items():
-            self._metered.setdefault(path, {})[method] = proxy
+            self._metered.setdefault(path, {})[method] = Metered(proxy, path, None)
         self._pages: dict[str, dict[str, Page]] = {}  # without parameters
         self._patterns: list[tuple[tuple[str, ...], dict[str, Page]]] = []
         for route in pages:
@@ -75,10 +75,12 @@ class Routes:
         if path.startswith(_RUN):
             path_run, slash, rest = path[len(_RUN) :].partition("/")
             inner = slash + rest
-        proxies = self._metered.get(inner)
-        if proxies is not None and path_run != "":
-            proxy = proxies.get(method)
-            return Metered(proxy, inner, path_run) if proxy is not None else _wrong_method(proxies)
+        methods = self._metered.get(inner)
+        if methods is not None and path_run != "":
+            found = methods.get(method)
+            if found is None:
+                return _wrong_method(methods)
+            return found if path_run is None else Metered(found.proxy, inner, path_run)
         if inner == "/v1" or inner.startswith("/v1/"):
             return Miss(problem("route_not_metered", f"Nothing meters {_shown(path)}, so it is not forwarded."))
         return self._visit(method, path)
