@@ -57,6 +57,7 @@ class Scene:
     sub_agents: int
     steps: int  # of each sub-agent, while nothing guards it
     seconds: float  # the most that either phase may take
+    event_ms: float  # the scripted provider's pace: six tokens each time
     note: str  # what the unguarded agent talks to
 
 
@@ -70,6 +71,7 @@ SCRIPTED: Final = Scene(
     sub_agents=3,
     steps=9,
     seconds=20,
+    event_ms=8,
     note="a scripted provider, at a large model's prices",
 )
 # A small model on one thread makes some 20 tokens a second: it has to be dear to run away within a minute.
@@ -83,6 +85,7 @@ LOCAL: Final = Scene(
     sub_agents=2,
     steps=6,
     seconds=18,
+    event_ms=0,
     note=f"{local_model.MODEL} on this machine; its prices are made up",
 )
 
@@ -147,18 +150,19 @@ def main(model: str) -> int:
         return 1
     folder = Path(tempfile.mkdtemp(prefix="penstock-demo-"))
     try:
-        return asyncio.run(_play(scene, view_for(console), console, folder))
+        return asyncio.run(play(scene, view_for(console), console, folder))
     except KeyboardInterrupt:
         return 130
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-async def _play(scene: Scene, view: View, console: Console, folder: Path) -> int:
+async def play(scene: Scene, view: View, console: Console, folder: Path) -> int:
+    """Both phases and the verdict, with every process ended; returns the exit code."""
     try:
         async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=5)) as session:
             with _provider(scene) as base_url:
-                invoice = ScriptedInvoice(session, base_url.removesuffix("/v1")) if scene is SCRIPTED else None
+                invoice = ScriptedInvoice(session, base_url.removesuffix("/v1")) if scene.profile == SCRIPTED.profile else None
                 stage = Stage(base_url, invoice)
                 unguarded = await _unguarded(scene, stage, view)
                 guarded = await _guarded(scene, stage, view, session, folder)
@@ -269,7 +273,7 @@ def _work(scene: Scene, steps: int) -> "Work":
 @contextlib.contextmanager
 def _provider(scene: Scene) -> Iterator[str]:
     """The base URL of a provider that runs as long as the block."""
-    if scene is LOCAL:
+    if scene.profile == LOCAL.profile:
         with local_model.running() as model:
             yield model.base_url
         return
