@@ -27,7 +27,7 @@ from gateway.events import Events, open_sink
 from gateway.flow import Flow
 from gateway.identity import ANONYMOUS, DEFAULT_TENANT, Identity, Principal
 from gateway.ledger import sqlite
-from gateway.ledger.contract import Ledger, LedgerLost, LedgerUnavailable
+from gateway.ledger.contract import Expired, Ledger, LedgerLost, LedgerUnavailable
 from gateway.ledger.witness import Witness
 from gateway.metrics import Metrics
 from gateway.observer import Observer
@@ -51,7 +51,7 @@ from gateway.yaml_source import Mistakes
 _REAP_EVERY_MS: Final = 1_000
 _FLUSH_EVERY_S: Final = 1.0
 _WITNESS: Final = "witness.json"
-_SECRET: Final = "secret"  # a file's name
+_KEY_FILE: Final = "secret"  # its name in the state folder
 
 
 class Gateway:
@@ -82,7 +82,7 @@ class Gateway:
         )
         self.flow = Flow(shared, self._identity, Rulebook(policy, config.catalog, self._counter), self.observer, new_decision_id)
         self._reaper = Reaper(self.ledger, _REAP_EVERY_MS, self._expired, self._reaping_failed)
-        self._edge = Edge(self._routes(), Limits(config.max_request), self._guards(), events.problem)
+        self._edge = Edge(self._routes(), Limits(config.max_request), self._guards(), self._failed)
 
     # -- life -----------------------------------------------------------------------------------------------------------------
 
@@ -172,14 +172,17 @@ class Gateway:
     def _run_ceiling(self, principal: Principal, run: str) -> int | None:
         return self.flow.rulebook.run_ceiling(Caller(principal.tenant, principal.key, run, run, dimensions=principal.bound))
 
-    def _expired(self, expired: Any) -> None:
+    def _failed(self, where: str, failure: BaseException) -> None:
+        self.events.problem(where, failure)
+
+    def _expired(self, expired: Expired) -> None:
         self.events.expired(expired)
         self.metrics.expired(expired)
         for alert in expired.alerts:
             self.observer.alert(alert)
 
     def _reaping_failed(self, failure: Exception) -> None:
-        self.events.log.warning("reaping_failed", why=str(failure))
+        self.events.problem("ending holds whose lease ran out", failure)
 
     async def _flush_metrics(self) -> None:
         while True:
@@ -191,9 +194,20 @@ class Gateway:
 
 
 def load(config: Path) -> tuple[Settings, Policy]:
-    """Reads both files. Mistakes has those of both: with a config that is wrong, the default policy's place is still known."""
-    loaded = settings.load(config, os.environ, bundled.load_catalog(), bundled.load_profiles())
-    return loaded, policy_file.load(loaded.policy_path, loaded.catalog)
+    """Reads both files. Mistakes has those of both."""
+    reading = settings.read(config, os.environ, bundled.load_catalog(), bundled.load_profiles())
+    mistakes = [] if reading.mistakes is None else [*reading.mistakes.mistakes]
+    policy: Policy | None = None
+    if reading.policy_path is not None:
+        try:
+            policy = policy_file.load(reading.policy_path, None if reading.settings is None else reading.settings.catalog)
+        except Mistakes as found:
+            mistakes += found.mistakes
+    if mistakes:
+        raise Mistakes(mistakes)
+    assert reading.settings is not None
+    assert policy is not None
+    return reading.settings, policy
 
 
 def serve(config: Path, worker_count: int, listen_fd: int | None) -> int:
@@ -224,6 +238,8 @@ async def _serve(config: Settings, policy: Policy, listening: socket.socket | No
         loop.add_signal_handler(number, _on_stop, asked_to_stop)
     loop.add_signal_handler(signal.SIGHUP, gateway.reload)
     gateway.background(gateway.watch_policy())
+    if listening is not None:
+        gateway.background(_stop_when_orphaned(asked_to_stop))
     # What lives as long as the process need not be looked through at every collection.
     gc.collect()
     gc.freeze()
@@ -234,6 +250,11 @@ async def _serve(config: Settings, policy: Policy, listening: socket.socket | No
     await gateway.stop()
     events.close()
     return 0
+
+
+async def _stop_when_orphaned(asked_to_stop: asyncio.Event) -> None:
+    await workers.until_orphaned()
+    asked_to_stop.set()
 
 
 def _on_stop(asked: asyncio.Event) -> None:
@@ -252,7 +273,9 @@ async def _explain(config: Settings, policy: Policy, body: bytes, header_lines: 
     pairs = [line.partition(":") for line in header_lines]
     headers = CIMultiDictProxy(CIMultiDict((name.strip(), value.strip()) for name, _, value in pairs))
     identity = Identity(config, install_secret(config.state_dir), lambda: "run_explain")
-    principal = identity.principal(headers, model_route=True) if config.auth == "passthrough" else Principal(DEFAULT_TENANT, ANONYMOUS)
+    principal = (
+        identity.principal(headers, model_route=True) if config.auth == "passthrough" else Principal(DEFAULT_TENANT, ANONYMOUS)
+    )
     inbound = Inbound("POST", "/v1/chat/completions", "", None, headers, body, "req_explain")
     request = chat.read(body)
     caller = identity.caller(principal, inbound, request.text_field, policy, clock_ms())
@@ -291,7 +314,7 @@ def new_decision_id() -> str:
 
 def install_secret(state_dir: Path) -> bytes:
     """What callers' keys are hashed with: made once per install, readable by its owner only."""
-    path = state_dir / _SECRET
+    path = state_dir / _KEY_FILE
     state_dir.mkdir(parents=True, exist_ok=True)
     try:
         made = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)

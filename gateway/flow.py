@@ -45,26 +45,17 @@ class Flow:
     async def serve(self, inbound: Inbound, outlet: Outlet) -> None:
         """`POST /v1/chat/completions`. Every refusal is answered here; whatever else is raised is a bug, and the server's to answer."""
         story = self._observer.story(inbound.request_id)
-        status = 0
         try:
-            try:
-                relay = await self._admit(inbound, story)
-            except Refused as refusal:
-                story.refused(refusal.problem.code, refusal.problem.status)
-                status = refusal.problem.status
-                headers = [*refusal.problem.headers(), *refusal.headers]
-                await outlet.answer(status, headers, refusal.problem.body())
-                return
-            self._live.add(relay)
-            try:
-                await relay.run(outlet)
-            finally:
-                relay.when_settled(self._live.discard)
-                status = relay.status
-        except ClientGone:
-            pass  # it was refused, and is not there to hear it
+            relay = await self._admit(inbound, story)
+        except Refused as refusal:
+            await _refuse(refusal, outlet, story)
+            return
+        self._live.add(relay)
+        try:
+            await relay.run(outlet)
         finally:
-            story.answered(status)
+            relay.when_settled(self._live.discard)
+            story.answered(relay.status)
 
     async def _admit(self, inbound: Inbound, story: Story) -> Relay:
         """Everything before the provider: the relay it returns has a hold."""
@@ -107,7 +98,9 @@ class Flow:
             try:
                 reserved = await self._shared.ledger.reserve(decision, self._shared.settings.lease_ms)
             except LedgerUnavailable as failure:
-                raise Refused(problem("ledger_unavailable", f"the ledger does not answer ({failure}): no call is let through")) from failure
+                raise Refused(
+                    problem("ledger_unavailable", f"the ledger does not answer ({failure}): no call is let through")
+                ) from failure
             except LedgerLost as failure:
                 raise Refused(problem("ledger_lost", f"{failure}: no call is let through")) from failure
             story.reserved(time.perf_counter() - began_s)
@@ -120,7 +113,11 @@ class Flow:
                 raise Refused(said, refusal_headers(decision, None, ()))
             if isinstance(reserved, Stale):
                 if reserved.owner != call.caller.key:
-                    raise Refused(problem("run_owned_by_another", f"the run {call.caller.run} belongs to another key: choose another run id"))
+                    raise Refused(
+                        problem(
+                            "run_owned_by_another", f"the run {call.caller.run} belongs to another key: choose another run id"
+                        )
+                    )
                 at_ms = reserved.now_ms
             else:
                 assert isinstance(reserved, Ended)  # an id that was used before: the next one will not be
@@ -150,8 +147,7 @@ class Flow:
         told = _told(refusal)
         balances = {balance.account.key: balance for balance in refusal.balances}
         alternatives = [
-            Alternative.of(model, plan, _fits(plan, balances))
-            for model, plan in rulebook.alternatives(decision, served)
+            Alternative.of(model, plan, _fits(plan, balances)) for model, plan in rulebook.alternatives(decision, served)
         ]
         said = budget_refusal(decision, decision.ladder[told], refusal.blocking[told], alternatives)
         return Refused(said, refusal_headers(decision, refusal.blocking[told], refusal.balances))
@@ -197,10 +193,24 @@ class Flow:
                 relay.interrupt(Ending.RUN_STOPPED)
 
 
+async def _refuse(refusal: Refused, outlet: Outlet, story: Story) -> None:
+    said = refusal.problem
+    story.refused(said.code, said.status)
+    try:
+        await outlet.answer(said.status, [*said.headers(), *refusal.headers], said.body())
+    except ClientGone:
+        pass  # nothing was held for it
+    finally:
+        story.answered(said.status)
+
+
 def _told(refusal: Refusal) -> int:
     """Which plan the answer speaks of: the requested one, unless only the share kept for cheaper plans stood in its way."""
     blocking, plan = refusal.blocking[0], refusal.decision.ladder[0]
-    if blocking.limit is None or blocking.committed + blocking.reserved + plan.cost_max.of(blocking.account.unit) > blocking.limit:
+    if (
+        blocking.limit is None
+        or blocking.committed + blocking.reserved + plan.cost_max.of(blocking.account.unit) > blocking.limit
+    ):
         return 0
     return len(refusal.blocking) - 1
 

@@ -139,7 +139,7 @@ class Story:
                 provider=hold.plan.provider if hold is not None else None,
                 status=self._status,
                 stream=call.stream if call is not None else False,
-                usage=receipt.usage if receipt is not None else None,
+                usage=receipt.usage if receipt is not None and receipt.usage.total_tokens else None,
                 held=hold.plan.cost_max.usd if hold is not None else None,
                 charged=receipt.cost.usd if receipt is not None else None,
                 ending=ending.value if ending is not None else None,

@@ -144,7 +144,9 @@ class Relay:
         if self._phase is Phase.SETTLED or now_ms < self._lease_until_ms - lease_ms * 2 // 3:
             return
         self._lease_until_ms = now_ms + lease_ms
-        extended = asyncio.ensure_future(self._shared.ledger.extend(self.hold.decision.call.caller.tenant, self.hold.id, lease_ms))
+        extended = asyncio.ensure_future(
+            self._shared.ledger.extend(self.hold.decision.call.caller.tenant, self.hold.id, lease_ms)
+        )
         extended.add_done_callback(self._lease_kept)
 
     def _lease_kept(self, extended: asyncio.Future[bool]) -> None:
@@ -318,7 +320,8 @@ class Relay:
 
     async def _drain(self) -> None:
         """Reads the stream to its end for the provider's own usage: bounded in time, in bytes and in number."""
-        assert self._answer is not None and self._stream is not None
+        assert self._answer is not None
+        assert self._stream is not None
         drain, read = self._shared.settings.drain, 0
         try:
             async with self._shared.drains, asyncio.timeout(drain.time_ms / 1000):
@@ -383,7 +386,7 @@ class Relay:
 
     def _must_charge_the_hold(self, phase: Phase, ending: Ending) -> bool:
         """Without the provider's word, what was relayed is the charge, unless there may be output that nobody saw."""
-        if phase is Phase.OPENED or self._stream is None and ending is not Ending.COMPLETED:
+        if phase is Phase.OPENED or (self._stream is None and ending is not Ending.COMPLETED):
             return True
         if ending not in (Ending.CLIENT_LEFT, Ending.RUN_STOPPED, Ending.GATEWAY_STOPPED):
             return False
