@@ -277,17 +277,8 @@ def _provider(scene: Scene) -> Iterator[str]:
         with local_model.running() as model:
             yield model.base_url
         return
-    command = [
-        sys.executable,
-        "-m",
-        "gateway.demo.provider",
-        "--tokens",
-        "300-1000",
-        "--event-ms",
-        "8",
-        "--tokens-per-event",
-        "6",
-    ]
+    pace = ["--tokens", "300-1000", "--event-ms", str(scene.event_ms), "--tokens-per-event", "6"]
+    command = [sys.executable, "-m", "gateway.demo.provider", *pace]
     for name, price in scene.prices.items():
         command += ["--price", f"{name}={price}"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:  # noqa: S603 - our own module
