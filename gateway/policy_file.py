@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import Annotated, ClassVar, Final
+from typing import Annotated, ClassVar, Final, Literal
 from zoneinfo import ZoneInfo, available_timezones
 
 from pydantic import BeforeValidator, Field, GetCoreSchemaHandler
@@ -330,7 +330,7 @@ class BudgetFile(Section):
     keep_for_wrap_up: Annotated[int, share(0, 1_000_000)] | None = preset(
         None, description="A share that only calls with `X-Budget-Wrap-Up: true` may use. Not supported yet."
     )
-    alerts: list[Annotated[int, share(1, 10_000_000)]] = preset(
+    alerts: list[Annotated[int, share(10_000, 10_000_000)]] = preset(
         ["50%", "80%", "100%"], description="Shares of the limit at which an alert is sent, once per account."
     )
     on_exhausted: Annotated[OnExhausted, one_of(OnExhausted)] = preset(
@@ -402,8 +402,11 @@ class RunsFile(Section):
     forget_after: Annotated[int, duration("1h", "3650d")] = preset(
         "30d", description="When an idle run is forgotten. Another value than the default is not supported yet."
     )
-    repeat_limit: Annotated[RepeatLimitFile | None, BeforeValidator(_off_as_none)] = preset(
-        None,
+    repeat_limit: Annotated[
+        RepeatLimitFile | None,
+        BeforeValidator(_off_as_none, json_schema_input_type=Literal["off", False] | RepeatLimitFile),
+    ] = preset(
+        "off",
         description="`off`, or refuse a run that repeats one request: `{same_request: 5, within_calls: 20}`. Not supported yet.",
     )
 
@@ -596,6 +599,8 @@ def load(path: Path, catalog: Catalog | None) -> Policy:
     provided = ("tenant", *OWN_DIMENSIONS, *(dimension for dimension, _ in identity))
     for i in reader.indexes("budgets"):
         place: Place = ("budgets", i)
+        if reader.refused(*place):
+            continue
         _check_budget(reader, place, reader.part(BudgetFile, *place), names, provided)
     models = reader.part(ModelsFile, "models")
     if catalog is not None:

@@ -126,7 +126,7 @@ class Settings:
 
 Listen: TypeAlias = tuple[str, int]
 _HOST_AND_PORT = re.compile(r"(\[[0-9A-Fa-f:.]{2,45}\]|[A-Za-z0-9._-]{1,253}):([0-9]{1,5})", re.ASCII)
-_HOST = re.compile(r"[A-Za-z0-9._-]{1,253}|\[?[0-9A-Fa-f:.]{2,45}\]?", re.ASCII)
+_HOST = re.compile(r"[A-Za-z0-9._-]{1,253}", re.ASCII)
 _NOT_SHOWN: Final = "a URL with a user or password (not shown)"
 
 
@@ -170,10 +170,12 @@ def _is_http(url: SplitResult, port: int | None) -> bool:
 
 
 def _parse_host(value: object) -> str:
-    text = text_of(value)
-    if _HOST.fullmatch(text) is None:
+    """A name, or an IPv6 address with or without its brackets."""
+    text = text_of(value).lower()
+    bare = text.removeprefix("[").removesuffix("]")
+    if _HOST.fullmatch(text) is None and not (":" in bare and _is_address(bare)):
         raise Unexpected
-    return text.strip("[]").lower()
+    return bare
 
 
 def _parse_price(value: object) -> int:
@@ -529,12 +531,15 @@ def _check_access(reader: Reader, file: ConfigFile) -> None:
 
 def is_loopback(host: str) -> bool:
     """Whether only this machine reaches that address."""
-    if host == "localhost":
-        return True
+    return host == "localhost" or (_is_address(host) and ipaddress.ip_address(host).is_loopback)
+
+
+def _is_address(text: str) -> bool:
     try:
-        return ipaddress.ip_address(host).is_loopback
+        ipaddress.ip_address(text)
     except ValueError:
         return False
+    return True
 
 
 def _secret(reader: Reader, place: Place, name: str, environ: Mapping[str, str]) -> str | None:
@@ -558,6 +563,8 @@ def _providers(
     first_of_scheme: dict[str, str] = {}
     for name in reader.names("providers"):
         place: Place = ("providers", name)
+        if reader.refused(*place):
+            continue
         entry = reader.part(ProviderFile, *place)
         provider = _provider(reader, place, name, entry, file.upstream, environ, profiles)
         providers[name] = provider
@@ -621,6 +628,8 @@ def _models(reader: Reader, catalog: Catalog) -> dict[str, Model]:
     providers = reader.names("providers")
     for name in reader.names("models"):
         place: Place = ("models", name)
+        if reader.refused(*place):
+            continue
         entry = reader.part(ModelFile, *place)
         bundled = catalog.find(name)
         if entry.provider is not None and entry.provider not in providers:
@@ -707,6 +716,8 @@ def _keys(reader: Reader, file: ConfigFile) -> tuple[StaticKey, ...]:
     keys: list[StaticKey] = []
     for i in reader.indexes("keys"):
         place: Place = ("keys", i)
+        if reader.refused(*place):
+            continue
         entry = reader.part(KeyFile, *place)
         for key, known in (("name", [key.name for key in keys]), ("sha256", [key.sha256 for key in keys])):
             if reader.plain(*place, key) in known:

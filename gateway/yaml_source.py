@@ -11,6 +11,7 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from difflib import get_close_matches
+from functools import cache
 from pathlib import Path
 from typing import ClassVar, Final, Self, TypeAlias, TypeVar
 
@@ -278,7 +279,8 @@ def _scalar(event: ScalarEvent) -> Node:
 
 def quoted(text: str) -> str:
     """A text as a mistake shows it: on one line, not endless."""
-    return json.dumps(text if len(text) <= 60 else text[:57] + "…", ensure_ascii=False)
+    shown = text if len(text) <= 60 else text[:57] + "…"
+    return json.dumps(shown, ensure_ascii=not shown.isprintable())
 
 
 def key_name(place: Place) -> str:
@@ -346,7 +348,7 @@ class Reader:
     def __init__(self, document: Document, root: type[Section]) -> None:
         self.document = document
         self.warnings: list[str] = []
-        self._schema = root.model_json_schema()
+        self._root = root
         self._mistakes: dict[Place, Mistake] = {}
         try:
             root.model_validate(document.root.plain())
@@ -368,6 +370,10 @@ class Reader:
     def sound(self, *place: str | int) -> bool:
         """Whether nothing at this place or below it is wrong."""
         return not any(known[: len(place)] == place for known in self._mistakes)
+
+    def refused(self, *place: str | int) -> bool:
+        """Whether what stands at this very place is of no use: not a section at all, or under a key that can't be."""
+        return place in self._mistakes
 
     def names(self, *place: str | int) -> tuple[str, ...]:
         """The keys of the mapping at a place; none where there is no mapping."""
@@ -413,19 +419,22 @@ class Reader:
         self.warnings.append(f"{self.document.file}:{line}: {key_name(place)}: {what}")
 
     def _add_from_pydantic(self, detail: ErrorDetails) -> None:
-        place = tuple(step for step in detail["loc"] if step != "[key]")
+        place = detail["loc"]
         context = detail.get("ctx", {})
         match detail["type"]:
             case "unexpected":
+                found = context["found"]
+                if place[-1] == "[key]" and self.document.find(place)[1] is None:  # pydantic's mark for what is wrong with a key
+                    place = place[:-1]
+                    found = quoted(str(place[-1]))
                 # A kind that wraps a single value into a list reports a place inside it that the file does not have.
                 while place and self.document.find(place)[1] is None:
                     place = place[:-1]
-                found = quoted(str(place[-1])) if detail["loc"][-1] == "[key]" else context["found"]
                 self.refuse(place, context["expected"], found)
             case "extra_forbidden":
                 self.refuse(place, _one_of(str(place[-1]), self._known_keys(place[:-1])), "an unknown key")
             case "missing":
-                about = _schema_at(self._schema, place).get("x-expected")
+                about = _schema_at(_schema_of(self._root), place).get("x-expected")
                 self.refuse(place, f"{about} (the key is required)" if about else "this key: it is required")
             case "list_type" | "tuple_type":
                 self.refuse(place, "a list")
@@ -433,7 +442,7 @@ class Reader:
                 self.refuse(place, "a mapping of keys to values")
 
     def _known_keys(self, place: Place) -> list[str]:
-        properties = _schema_at(self._schema, place).get("properties")
+        properties = _schema_at(_schema_of(self._root), place).get("properties")
         return list(properties) if isinstance(properties, dict) else []
 
 
@@ -447,6 +456,11 @@ def _one_of(typed: str, known: list[str]) -> str:
     return f"one of {', '.join(known)}{did_you_mean(typed, known)}"
 
 
+@cache
+def _schema_of(root: type[Section]) -> Mapping[str, object]:
+    return root.model_json_schema()
+
+
 def _schema_at(schema: Mapping[str, object], place: Place) -> Mapping[str, object]:
     """The part of a JSON Schema that describes a place; {} where none does."""
     definitions = schema.get("$defs")
@@ -455,6 +469,8 @@ def _schema_at(schema: Mapping[str, object], place: Place) -> Mapping[str, objec
         """Follows references and takes the branch with keys of `X | null`, `X | "word"`."""
         if not isinstance(part, dict):
             return {}
+        if "x-expected" in part:
+            return part
         reference = part.get("$ref")
         if isinstance(reference, str) and isinstance(definitions, dict):
             return resolve(definitions[reference.rsplit("/", 1)[1]])
@@ -472,5 +488,8 @@ def _schema_at(schema: Mapping[str, object], place: Place) -> Mapping[str, objec
         if isinstance(properties, dict) and step in properties:
             here = resolve(properties[step])
         else:
-            here = resolve(here.get("additionalProperties"))
+            # A mapping with free keys; where these have a pattern, JSON Schema has another word for it.
+            patterns = here.get("patternProperties")
+            by_pattern = next(iter(patterns.values()), None) if isinstance(patterns, dict) else None
+            here = resolve(by_pattern or here.get("additionalProperties"))
     return here

@@ -1,0 +1,563 @@
+"""A policy file becomes a Policy, or every mistake in it is named with its line."""
+
+import re
+from pathlib import Path
+from textwrap import dedent
+from zoneinfo import ZoneInfo
+
+import pytest
+import yaml
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from jsonschema import Draft202012Validator
+
+from gateway import bundled, policy_file
+from gateway.core.catalog import Catalog, Model, Rates
+from gateway.core.policy import DEFAULT_IDENTITY, Limit, Margin, Missing, OutputPolicy, Policy, RunsPolicy, Source, Untagged
+from gateway.core.scopes import Caller, Unit
+from gateway.core.values import Mode
+from gateway.core.windows import WindowKind
+from gateway.yaml_source import Mistakes
+
+SHIPPED = sorted(Path("policies").glob("*.yaml"))
+PRICED = (Rates(100, 200, 100, 100),)
+CATALOG = Catalog(
+    "v1",
+    {
+        "gpt-5": Model("gpt-5", "openai", PRICED, 1000, 100),
+        "gpt-5-mini": Model("gpt-5-mini", "openai", PRICED, 1000, 100),
+        "unpriced": Model("unpriced", "openai", (), 1000, 100),
+    },
+)
+BUDGET = "version: 1\nbudgets:\n  - name: b\n    scope: run\n    limit: $5.00\n"
+
+
+@pytest.fixture
+def load(tmp_path, monkeypatch):
+    """Loads a policy's text from a file named p.yaml in the current folder."""
+    monkeypatch.chdir(tmp_path)
+
+    def load(text: str) -> Policy:
+        Path("p.yaml").write_text(text)
+        return policy_file.load(Path("p.yaml"), CATALOG)
+
+    return load
+
+
+def mistakes_of(load, text: str) -> list[str]:
+    with pytest.raises(Mistakes) as raised:
+        load(text)
+    return [str(mistake) for mistake in raised.value.mistakes]
+
+
+# -- what is read -----------------------------------------------------------------------------------------------------------------
+
+
+def test_three_keys_make_a_budget_and_the_rest_is_right_by_default(load):
+    policy = load(BUDGET)
+    (budget,) = policy.budgets
+    assert (budget.name, budget.scope, budget.window, budget.timezone) == ("b", ("run",), WindowKind.LIFETIME, ZoneInfo("UTC"))
+    assert budget.terms.limit == Limit(Unit.USD, 500_000_000)
+    assert (budget.terms.mode, budget.terms.margin, budget.terms.downgrade_below_ppm) == (Mode.HARD_GATE, Margin(), 0)
+    assert (budget.alerts_ppm, budget.missing, budget.overrides) == ((500_000, 800_000, 1_000_000), Missing.SHARE, ())
+    assert (policy.output, policy.identity, policy.runs) == (OutputPolicy(), DEFAULT_IDENTITY, RunsPolicy())
+    assert (policy.models.allow, policy.models.downgrade, policy.models.auto) == (("*",), (), False)
+    assert policy.warnings == ()
+
+
+@pytest.mark.parametrize(
+    ("scope", "window"),
+    [
+        ("run", WindowKind.LIFETIME),
+        ("[run]", WindowKind.LIFETIME),
+        ("agent", WindowKind.MONTH),
+        ("[run, agent]", WindowKind.MONTH),
+    ],
+)
+def test_only_a_run_has_a_lifetime_by_default(load, scope, window):
+    assert load(BUDGET.replace("scope: run", f"scope: {scope}")).budgets[0].window is window
+
+
+@pytest.mark.parametrize("scope", ["tenant", "[]", "[tenant]"])
+def test_the_whole_tenant_can_be_written_in_words(load, scope):
+    assert load(BUDGET.replace("scope: run", f"scope: {scope}")).budgets[0].scope == ()
+
+
+@pytest.mark.parametrize(
+    ("written", "unit", "amount"),
+    [
+        ("$5", Unit.USD, 500_000_000),
+        ("$0", Unit.USD, 0),
+        ("$0.00000001", Unit.USD, 1),
+        ("$50000000", Unit.USD, 5_000_000_000_000_000),
+        ("200k tokens", Unit.TOKENS, 200_000),
+        ("1.5M tokens", Unit.TOKENS, 1_500_000),
+        ("1 token", Unit.TOKENS, 1),
+        ("60 calls", Unit.CALLS, 60),
+    ],
+)
+def test_a_limit_is_exact_in_its_unit(load, written, unit, amount):
+    assert load(BUDGET.replace("$5.00", written)).budgets[0].terms.limit == Limit(unit, amount)
+
+
+def test_every_supported_key_of_a_budget_reaches_the_policy(load):
+    policy = load(
+        dedent("""
+        version: 1
+        budgets:
+          - name: b
+            scope: [team, agent]
+            window: week
+            timezone: Europe/Berlin
+            limit: $10
+            mode: soft_gate
+            margin: 12.5%
+            downgrade_below: 25%
+            alerts: [90%, 50%]
+            missing: refuse
+            on_exhausted: block
+            on_outage: block
+            overrides:
+              - {match: {team: research, agent: "nightly-*"}, limit: $20, margin: $0.50}
+              - {match: {team: lab}, mode: hard_gate, downgrade_below: 0%}
+        """)
+    )
+    (budget,) = policy.budgets
+    assert (budget.scope, budget.window, budget.timezone.key) == (("team", "agent"), WindowKind.WEEK, "Europe/Berlin")
+    assert (budget.terms.mode, budget.terms.margin, budget.terms.downgrade_below_ppm) == (
+        Mode.SOFT_GATE,
+        Margin(ppm=125_000),
+        250_000,
+    )
+    assert (budget.alerts_ppm, budget.missing) == ((500_000, 900_000), Missing.REFUSE)
+
+    def terms_of(team: str, agent: str):
+        return budget.terms_for(Caller("t", "k", "r", "r", dimensions=(("agent", agent), ("team", team))))
+
+    nightly = terms_of("research", "nightly-1")
+    assert (nightly.limit.amount, nightly.margin, nightly.mode) == (2_000_000_000, Margin(amount=50_000_000), Mode.SOFT_GATE)
+    lab = terms_of("lab", "any")
+    assert (lab.limit.amount, lab.margin, lab.mode, lab.downgrade_below_ppm) == (1_000_000_000, Margin(), Mode.HARD_GATE, 0)
+    assert terms_of("other", "any") == budget.terms
+
+
+def test_output_models_identity_and_runs_are_read(load):
+    policy = load(
+        BUDGET
+        + dedent("""
+        output: {default_max_tokens: 500, max_tokens: 1000, clamp_to_budget: on}
+        models: {allow: "gpt-*", downgrade: {gpt-5: gpt-5-mini, "gpt-*": [gpt-5-mini]}}
+        identity: {squad: [header:X-Squad, body:squad], feature: [], team: header:X-My-Team}
+        runs: {id_from: [header:X-Session, path], untagged: per_call, repeat_limit: off}
+        """)
+    )
+    assert policy.output == OutputPolicy((("*", 500),), 1000, True)
+    assert policy.models.allow == ("gpt-*",)
+    assert policy.models.downgrade == (("gpt-5", ("gpt-5-mini",)), ("gpt-*", ("gpt-5-mini",)))
+    assert dict(policy.identity) == {
+        "agent": (Source("header", "x-agent-id"),),
+        "user": (Source("header", "x-user-id"), Source("body", "user")),
+        "team": (Source("header", "x-my-team"),),
+        "squad": (Source("header", "x-squad"), Source("body", "squad")),
+    }
+    assert policy.runs == RunsPolicy("x-session", id_from_path=True, path_first=False, untagged=Untagged.PER_CALL)
+
+
+def test_downgrade_auto_names_no_ladder(load):
+    models = load(BUDGET + "models: {downgrade: auto}\n").models
+    assert (models.auto, models.downgrade) == (True, ())
+
+
+@pytest.mark.parametrize("off", ["off", '"off"', "false", "null"])
+def test_off_is_off_however_yaml_is_read(load, off):
+    assert load(BUDGET + f"runs: {{repeat_limit: {off}}}\n").runs == RunsPolicy()
+
+
+def test_the_version_is_the_contents(load):
+    first, second, changed = load(BUDGET), load(BUDGET), load(BUDGET + "\n")
+    assert first == second
+    assert first.version != changed.version
+
+
+# -- what is refused --------------------------------------------------------------------------------------------------------------
+
+SUPPORTED_DEFAULTS = (
+    "runs: {max_active_per_key: 200, idle_ttl: 24h, forget_after: 30d, repeat_limit: off}",
+    "runs: {idle_ttl: 1440m}",
+)
+
+
+@pytest.mark.parametrize("text", SUPPORTED_DEFAULTS)
+def test_a_key_at_its_default_is_accepted_before_its_behaviour_exists(load, text):
+    assert load(BUDGET + text).runs == RunsPolicy()
+
+
+@pytest.mark.parametrize("mode", ["actuals_only", "advisory_estimate"])
+def test_the_outage_default_depends_on_the_mode(load, mode):
+    load(BUDGET + f"    mode: {mode}\n    on_outage: allow\n")
+    (mistake,) = mistakes_of(load, BUDGET + f"    mode: {mode}\n    on_outage: block\n")
+    assert (
+        mistake
+        == f'p.yaml:7: budgets[0].on_outage: found "block", expected allow (the default of {mode}): another choice is not supported yet'
+    )
+
+
+AMOUNT = 'an amount such as "$5.00", "200k tokens" or "60 calls"'
+# What follows BUDGET (which ends on line 5, in its one budget), and the line that is told.
+IN_A_BUDGET = [
+    ("limt: $5", "p.yaml:6: budgets[0].limt: found an unknown key, expected one of name, scope, limit, … (did you mean \"limit\"?)"),
+    ("window: fortnight", 'p.yaml:6: budgets[0].window: found "fortnight", expected one of lifetime, minute, hour, day, week, month'),
+    ("window: rolling 1m", "p.yaml:6: budgets[0].window: found \"rolling 1m\", expected one of … rolling windows are not supported yet"),
+    ("window: rolling soon", 'p.yaml:6: budgets[0].window: found "rolling soon", expected a length such as "rolling 10m"'),
+    ("timezone: Europe/Berln", 'p.yaml:6: budgets[0].timezone: found "Europe/Berln", expected a timezone … (did you mean "Europe/Berlin"?)'),
+    ("timezone: Europe", 'p.yaml:6: budgets[0].timezone: found "Europe", expected a timezone such as Europe/Berlin…'),
+    ("timezone: ../UTC", 'p.yaml:6: budgets[0].timezone: found "../UTC", expected a timezone such as Europe/Berlin…'),
+    ("mode: hard", 'p.yaml:6: budgets[0].mode: found "hard", expected one of hard_gate, … (did you mean "hard_gate"?)'),
+    ("mode: soft_gate", 'p.yaml:3: budgets[0].margin: found nothing, expected a margin such as "10%" or "$0.50": soft_gate needs one'),
+    ("margin: 10%", 'p.yaml:6: budgets[0].margin: found "10%", expected no margin: only soft_gate has one, and the mode is hard_gate'),
+    ("mode: soft_gate\n    margin: 5 calls", 'p.yaml:7: budgets[0].margin: found "5 calls", expected a percentage, or an amount in US dollars…'),
+    ("mode: soft_gate\n    margin: much", 'p.yaml:7: budgets[0].margin: found "much", expected a share of the limit such as "10%" or…'),
+    ("downgrade_below: 0.25", 'p.yaml:6: budgets[0].downgrade_below: found 0.25, expected a percentage such as "25%" (0% to 100%)'),
+    ("downgrade_below: 101%", 'p.yaml:6: budgets[0].downgrade_below: found "101%", expected a percentage such as "25%" (0% to 100%)'),
+    ("keep_for_wrap_up: 5%", "p.yaml:6: budgets[0].keep_for_wrap_up: found \"5%\", expected … not supported yet"),
+    ("renamed_from: a", "p.yaml:6: budgets[0].renamed_from: found \"a\", expected … not supported yet"),
+    ("on_exhausted: pause", 'p.yaml:6: budgets[0].on_exhausted: found "pause", expected block: pausing is not supported yet'),
+    ("on_outage: allow", 'p.yaml:6: budgets[0].on_outage: found "allow", expected block (the default of hard_gate): … not supported yet'),
+    ("missing: shar", 'p.yaml:6: budgets[0].missing: found "shar", expected one of share, refuse, skip (did you mean "share"?)'),
+    ("alerts: 50%", 'p.yaml:6: budgets[0].alerts: found "50%", expected a list'),
+    ("alerts: [50%, half]", 'p.yaml:6: budgets[0].alerts[1]: found "half", expected a percentage such as "25%" (1% to 1000%)'),
+    ("alerts: [50%, 50.0%]", 'p.yaml:6: budgets[0].alerts[1]: found "50.0%", expected each share once'),
+    ("limit: $6", "p.yaml:6: budgets[0].limit: found the key again, expected each key once (it also stands on line 5)"),
+    ("overrides: {}", "p.yaml:6: budgets[0].overrides: found a mapping, expected a list"),
+    ("overrides:\n    - limit: $5", "p.yaml:7: budgets[0].overrides[0].match: found nothing, expected this key: it is required"),
+    ("overrides:\n    - {match: {}, limit: $5}", "p.yaml:7: budgets[0].overrides[0].match: found a mapping, expected at least one dimension…"),
+    ("overrides:\n    - {match: {model: x}, limit: $5}", "p.yaml:7: budgets[0].overrides[0].match.model: found this key, expected a dimension of the caller…"),
+    ("overrides:\n    - {match: {Team: x}, limit: $5}", 'p.yaml:7: budgets[0].overrides[0].match.Team: found "Team", expected a dimension: …'),
+    ("overrides:\n    - {match: {team: x}}", "p.yaml:7: budgets[0].overrides[0]: found a mapping, expected something that it changes…"),
+    ("overrides:\n    - {match: {team: x}, limit: 5 calls}", 'p.yaml:7: budgets[0].overrides[0].limit: found "5 calls", expected an amount in US dollars, the budget\'s unit'),
+    ("overrides:\n    - {match: {team: x}, limit: 5% of b}", 'p.yaml:7: budgets[0].overrides[0].limit: found "5% of b", expected an amount: … not supported yet'),
+    ("overrides:\n    - {match: {team: x}, mode: soft_gate}", "p.yaml:7: budgets[0].overrides[0].margin: found nothing, expected a margin such as…"),
+    ("overrides:\n    - {match: {team: x}, margin: 5%}", 'p.yaml:7: budgets[0].overrides[0].margin: found "5%", expected no margin…'),
+    ("overrides:\n    - {match: {team: x}, mode: soft_gate, margin: 5 calls}", 'p.yaml:7: budgets[0].overrides[0].margin: found "5 calls", expected a percentage, or an amount in US dollars…'),
+    ("overrides:\n    - {match: {team: x}, limit: $5, on_exhausted: block}", 'p.yaml:7: budgets[0].overrides[0].on_exhausted: found "block", expected … not supported yet'),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("text", "told"), IN_A_BUDGET)
+def test_a_mistake_in_a_budget_is_told_with_its_line_and_key(load, text, told):
+    assert_told(mistakes_of(load, BUDGET + "    " + text + "\n"), told)
+
+
+BESIDE_BUDGETS = [
+    ("budget: []", 'p.yaml:6: budget: found an unknown key, expected one of version, budgets, … (did you mean "budgets"?)'),
+    ("output: 5", "p.yaml:6: output: found 5, expected a mapping of keys to values"),
+    ("output: {default_max_tokens: 0}", 'p.yaml:6: output.default_max_tokens: found 0, expected a whole number from 1 to 100,000,000'),
+    ('output: {default_max_tokens: {"*": x}}', 'p.yaml:6: output.default_max_tokens["*"]: found "x", expected a whole number…'),
+    ("output: {max_tokens: 1.5}", "p.yaml:6: output.max_tokens: found 1.5, expected a whole number from 1 to 100,000,000"),
+    ("output: {max_tokens: true}", "p.yaml:6: output.max_tokens: found true, expected a whole number from 1 to 100,000,000"),
+    ("output: {clamp_to_budget: maybe}", 'p.yaml:6: output.clamp_to_budget: found "maybe", expected true or false'),
+    ("models: {allow: [5]}", 'p.yaml:6: models.allow[0]: found 5, expected a name or a pattern such as "gpt-5*"'),
+    ("models: {downgrade: manual}", 'p.yaml:6: models.downgrade: found "manual", expected a mapping of keys to values'),
+    ("models:\n  downgrade:\n    gpt-5: [gpt-5-mni]", 'p.yaml:8: models.downgrade.gpt-5[0]: found "gpt-5-mni", expected a model of the bundled catalog or of the config\'s `models` (did you mean "gpt-5-mini"?)'),
+    ("models: {downgrade: {gpt-5: gpt-6}}", 'p.yaml:6: models.downgrade.gpt-5: found "gpt-6", expected a model of the bundled catalog…'),
+    ('models: {downgrade: {gpt-5: ["gpt-*"]}}', 'p.yaml:6: models.downgrade.gpt-5[0]: found "gpt-*", expected a model\'s name, without … and ?'),
+    ("identity: {run: header:X-R}", 'p.yaml:6: identity.run: found "run", expected another name: run, key, tenant, model, provider are filled by the gateway itself'),
+    ("identity: {Squad: header:X-S}", 'p.yaml:6: identity.Squad: found "Squad", expected a dimension: a lower-case name…'),
+    ("identity: {squad: X-S}", 'p.yaml:6: identity.squad: found "X-S", expected header:NAME or body:FIELD'),
+    ("identity: {squad: [body:a.b]}", 'p.yaml:6: identity.squad[0]: found "body:a.b", expected header:NAME or body:FIELD'),
+    ("identity: {user: header:Authorization}", 'p.yaml:6: identity.user: found "header:Authorization", expected a header that holds no secret…'),
+    ("runs: {id_from: [cookie]}", 'p.yaml:6: runs.id_from[0]: found "cookie", expected path or header:NAME'),
+    ("runs: {id_from: [header:A, header:B]}", 'p.yaml:6: runs.id_from[1]: found "header:B", expected at most one header'),
+    ("runs: {id_from: [path, path]}", 'p.yaml:6: runs.id_from[1]: found "path", expected each source once'),
+    ("runs: {untagged: share}", 'p.yaml:6: runs.untagged: found "share", expected one of shared, per_call, refuse (did you mean "shared"?)'),
+    ("runs: {max_active_per_key: 5}", "p.yaml:6: runs.max_active_per_key: found 5, expected 200 (the default): … not supported yet"),
+    ("runs: {idle_ttl: 1h}", 'p.yaml:6: runs.idle_ttl: found "1h", expected 24h (the default): … not supported yet'),
+    ("runs: {idle_ttl: 60}", "p.yaml:6: runs.idle_ttl: found 60, expected a duration from 1m to 365d…"),
+    ("runs: {forget_after: 1d}", 'p.yaml:6: runs.forget_after: found "1d", expected 30d (the default): … not supported yet'),
+    ("runs: {repeat_limit: {same_request: 5, within_calls: 20}}", "p.yaml:6: runs.repeat_limit: found a mapping, expected off: … not supported yet"),
+    ("runs: {repeat_limit: {same_request: 5}}", "p.yaml:6: runs.repeat_limit.within_calls: found nothing, expected a whole number from 2 to 10,000 (the key is required)"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("text", "told"), BESIDE_BUDGETS)
+def test_a_mistake_beside_the_budgets_is_told_with_its_line_and_key(load, text, told):
+    assert_told(mistakes_of(load, BUDGET + text + "\n"), told)
+
+
+OF_THE_WHOLE = [
+    ("version: 2\nbudgets: []", "p.yaml:1: version: found 2, expected 1"),
+    ("version: true\nbudgets: []", "p.yaml:1: version: found true, expected 1"),
+    ("budgets: []", "p.yaml:1: version: found nothing, expected 1 (the key is required)"),
+    ("version: 1", "p.yaml:1: budgets: found nothing, expected this key: it is required"),
+    ("version: 1\nbudgets: {a: 1}", "p.yaml:2: budgets: found a mapping, expected a list"),
+    ("version: 1\nbudgets:", "p.yaml:2: budgets: found nothing, expected a list"),
+    ("version: 1\nbudgets: [run]", 'p.yaml:2: budgets[0]: found "run", expected a mapping of keys to values'),
+    ("version: 1\nbudgets:\n- {name: b, scope: run}", f"p.yaml:3: budgets[0].limit: found nothing, expected {AMOUNT} (the key is required)"),
+    ("version: 1\nbudgets:\n- {scope: run, limit: $1}", "p.yaml:3: budgets[0].name: found nothing, expected 1 to 64 letters…"),
+    ("version: 1\nbudgets:\n- {name: a b, scope: run, limit: $1}", 'p.yaml:3: budgets[0].name: found "a b", expected 1 to 64 letters, digits, dots, dashes or underscores'),
+    ("version: 1\nbudgets:\n- {name: 7, scope: run, limit: $1}", "p.yaml:3: budgets[0].name: found 7, expected 1 to 64 letters, digits, dots, dashes or underscores"),
+    ("version: 1\nbudgets:\n- {name: a, scope: [run, 5], limit: $1}", "p.yaml:3: budgets[0].scope[1]: found 5, expected a dimension…"),
+    ("version: 1\nbudgets:\n- {name: a, scope: [run, run], limit: $1}", 'p.yaml:3: budgets[0].scope[1]: found "run", expected each dimension once'),
+    ("version: 1\nbudgets:\n- {name: a, scope: run, limit: $1}\n- {name: a, scope: agent, limit: $1}", 'p.yaml:4: budgets[1].name: found "a", expected a name of its own: the budget on line 3 has this one'),
+    ("version: 1\nbudgets:\n- {name: a, scope: run, limit: 50% of month}", 'p.yaml:3: budgets[0].limit: found "50% of month", expected a share of a budget in this file; none is named month'),
+    ("version: 1\nbudgets:\n- {name: a, scope: run, limit: 50% of b}\n- {name: b, scope: [], limit: $1}", 'p.yaml:3: budgets[0].limit: found "50% of b", expected an amount … a share of another budget is not supported yet'),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("text", "told"), OF_THE_WHOLE)
+def test_a_mistake_in_the_files_frame_is_told(load, text, told):
+    assert_told(mistakes_of(load, text), told)
+
+
+@pytest.mark.parametrize(
+    ("limit", "told"),
+    [
+        ("five", f'found "five", expected {AMOUNT}'),
+        ("5", f"found 5, expected {AMOUNT}"),
+        ("5.00", f"found 5.00, expected {AMOUNT}"),
+        ("-$5", f'found "-$5", expected {AMOUNT}'),
+        ("$5.123456789", f'found "$5.123456789", expected {AMOUNT}'),
+        ("$1,000", f'found "$1,000", expected {AMOUNT}'),
+        ("$NaN", f'found "$NaN", expected {AMOUNT}'),
+        ("true", f"found true, expected {AMOUNT}"),
+        ("", f"found nothing, expected {AMOUNT}"),
+        ("[$5]", f"found a list, expected {AMOUNT}"),
+        ("$50000000.01", 'found "$50000000.01", expected at most $50,000,000'),
+        ("$9999999999999999999999", 'found "$9999999999999999999999", expected at most $50,000,000'),
+        ("9999999999999M calls", 'found "9999999999999M calls", expected at most 1,000,000,000,000,000 calls'),
+        ("1.5 calls", 'found "1.5 calls", expected a whole number of calls'),
+        ("1.0001k tokens", 'found "1.0001k tokens", expected a whole number of tokens'),
+        ("120% of b", 'found "120% of b", expected a share such as "50% of tenant-month", up to 100%'),
+    ],
+)
+def test_a_limit_that_is_none_is_told_with_what_would_be(load, limit, told):
+    assert mistakes_of(load, BUDGET.replace("$5.00", limit)) == [f"p.yaml:5: budgets[0].limit: {told}"]
+
+
+def assert_told(mistakes: list[str], told: str) -> None:
+    """`…` in what should be told stands for anything."""
+    (mistake,) = mistakes
+    assert re.fullmatch(".*".join(map(re.escape, told.split("…"))), mistake), mistake
+
+
+def test_all_mistakes_of_a_file_are_told_at_once_in_its_order(load):
+    mistakes = mistakes_of(
+        load,
+        dedent("""\
+        version: 1
+        budgets:
+          - name: run-ceiling
+            scope: run
+            limit: five
+            mode: soft_gate
+          - name: run-ceiling
+            scope: agnt
+            limit: $60000000
+            overrides:
+              - {match: {team: x}, limit: 5 calls, mod: hard_gate}
+          - {name: c, scope: run, limit: 5% of nobody, window: rolling 1m, timezone: Mars/Base}
+        models: {downgrade: {gpt-5: [gpt-5-mini, nope, 5]}}
+        runs: {idle_ttl: 1h, untagged: never}
+        """),
+    )
+    assert [mistake.split(" ")[:2] for mistake in mistakes] == [
+        ["p.yaml:3:", "budgets[0].margin:"],
+        ["p.yaml:5:", "budgets[0].limit:"],
+        ["p.yaml:7:", "budgets[1].name:"],
+        ["p.yaml:9:", "budgets[1].limit:"],
+        ["p.yaml:11:", "budgets[1].overrides[0].mod:"],
+        ["p.yaml:12:", "budgets[2].timezone:"],
+        ["p.yaml:12:", "budgets[2].limit:"],
+        ["p.yaml:12:", "budgets[2].window:"],
+        ["p.yaml:13:", "models.downgrade.gpt-5[2]:"],
+        ["p.yaml:13:", "models.downgrade.gpt-5[1]:"],
+        ["p.yaml:14:", "runs.untagged:"],
+        ["p.yaml:14:", "runs.idle_ttl:"],
+    ]
+
+
+def test_without_a_catalog_models_are_not_looked_up(tmp_path):
+    path = tmp_path / "p.yaml"
+    path.write_text(BUDGET + "models: {downgrade: {gpt-5: [nobody-knows]}}\n")
+    assert policy_file.load(path, None).models.ladder_for("gpt-5") == ("nobody-knows",)
+
+
+# -- what is allowed but seldom meant ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("text", "warning"),
+    [
+        ("version: 1\nbudgets: []\n", "p.yaml:2: budgets: no budget, so nothing is limited"),
+        (BUDGET.replace("scope: run", "scope: squad"), "p.yaml:4: budgets[0].scope: squad is in no `identity` source: only keys that bind it give it a value"),
+        (BUDGET + "    downgrade_below: 25%\n", "p.yaml:6: budgets[0].downgrade_below: `models.downgrade` names no cheaper model, so this does nothing"),
+        (BUDGET + "models: {downgrade: {gpt-5: [unpriced]}}\n", "p.yaml:6: models.downgrade.gpt-5[0]: unpriced has no price, so nothing is downgraded to it"),
+        (BUDGET + "models: {allow: [gpt-5], downgrade: {gpt-5: [gpt-5-mini]}}\n", "p.yaml:6: models.downgrade.gpt-5[0]: gpt-5-mini is not in `models.allow`, so nothing is downgraded to it"),
+    ],
+)  # fmt: skip
+def test_what_is_seldom_meant_is_a_warning(load, text, warning):
+    assert load(text).warnings == (warning,)
+
+
+# -- hot reload -------------------------------------------------------------------------------------------------------------------
+
+
+def test_a_reload_hands_over_the_new_policy_the_same_one_or_the_mistakes(tmp_path):
+    path = tmp_path / "p.yaml"
+    path.write_text(BUDGET)
+    current = policy_file.load(path, CATALOG)
+    assert policy_file.reload(current, path, CATALOG) is current
+    path.write_text(BUDGET.replace("$5", "$6"))
+    changed = policy_file.reload(current, path, CATALOG)
+    assert isinstance(changed, Policy)
+    assert changed.budgets[0].terms.limit.amount == 600_000_000
+    path.write_text(BUDGET.replace("$5", "six"))
+    refused = policy_file.reload(current, path, CATALOG)
+    assert isinstance(refused, Mistakes)
+    path.unlink()
+    assert isinstance(policy_file.reload(current, path, CATALOG), Mistakes)
+
+
+def changes(load, old: str, new: str) -> list[str]:
+    header = "version: 1\nbudgets:\n"
+    return policy_file.changed_identities(load(header + old), load(header + new))
+
+
+AGENT_DAY = "- {name: agent-day, scope: agent, window: day, timezone: Europe/Berlin, limit: $40}\n"
+
+
+@pytest.mark.parametrize(
+    ("new", "sentence"),
+    [
+        (AGENT_DAY.replace("day,", "week,", 2).replace("agent-week", "agent-day"), "agent-day starts at $0 from now: its window changed from day to week"),
+        (AGENT_DAY.replace("scope: agent", "scope: [team, agent]"), "agent-day starts at $0 from now: its scope changed from agent to team+agent"),
+        (AGENT_DAY.replace("Europe/Berlin", "UTC"), "agent-day starts at $0 from now: its timezone changed from Europe/Berlin to UTC"),
+        (AGENT_DAY.replace("$40", "40 calls"), "agent-day starts at 0 calls from now: its unit changed from US dollars to calls"),
+        (AGENT_DAY.replace("agent-day", "daily"), "daily starts at $0 from now: its name is new (agent-day, with the same scope, window and unit, is gone)"),
+    ],
+)  # fmt: skip
+def test_a_changed_identity_is_reported(load, new, sentence):
+    assert changes(load, AGENT_DAY, new) == [sentence]
+
+
+def test_what_is_not_identity_is_not_reported(load):
+    assert changes(load, AGENT_DAY, AGENT_DAY.replace("$40", "$50, mode: advisory_estimate")) == []
+    assert changes(load, AGENT_DAY, AGENT_DAY + "- {name: other, scope: run, limit: $1}\n") == []
+    assert changes(load, AGENT_DAY, "- {name: other, scope: run, limit: $1}\n") == []
+    lifetime = AGENT_DAY.replace("window: day", "window: lifetime")
+    assert changes(load, lifetime, lifetime.replace("Europe/Berlin", "UTC")) == []
+
+
+def test_changes_are_found_against_a_running_gateways_gates_too(load):
+    gates = [{"name": "b", "scope": "run", "window": "day", "timezone": "UTC", "limit": "1 call", "mode": "hard_gate"}]
+    assert policy_file.changes_against(gates, load(BUDGET)) == [
+        "b starts at $0 from now: its window changed from day to lifetime and its unit changed from calls to US dollars"
+    ]
+    same = [{"name": "b", "scope": "run", "window": "lifetime", "timezone": "UTC", "limit": "$9.00", "mode": "hard_gate"}]
+    assert policy_file.changes_against(same, load(BUDGET)) == []
+
+
+# -- the shipped policies and the schema ------------------------------------------------------------------------------------------
+
+
+def test_four_policies_are_shipped():
+    assert [path.stem for path in SHIPPED] == ["advisory", "coding-agents", "default", "per-agent-daily"]
+
+
+@pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
+def test_a_shipped_policy_is_read_without_a_mistake_or_a_warning(path):
+    policy = policy_file.load(path, bundled.load_catalog())
+    assert policy.budgets
+    assert policy.warnings == ()
+
+
+@pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
+def test_the_schema_accepts_a_shipped_policy(path):
+    Draft202012Validator(policy_file.policy_schema()).validate(yaml.safe_load(path.read_text()))
+
+
+def test_the_default_policy_has_the_ceilings_it_promises():
+    policy = policy_file.load(Path("policies/default.yaml"), bundled.load_catalog())
+    ceiling = policy.budgets[0]
+    assert (ceiling.name, ceiling.scope, ceiling.terms.limit.amount) == ("run-ceiling", ("run",), 500_000_000)
+    assert ceiling.terms.downgrade_below_ppm == 250_000
+    assert policy.models.ladder_for("gpt-5") == ("gpt-5-mini", "gpt-5-nano")
+
+
+def test_the_schema_is_valid_refuses_what_is_wrong_and_describes_every_key():
+    schema = policy_file.policy_schema()
+    Draft202012Validator.check_schema(schema)
+    validator = Draft202012Validator(schema)
+    budget = {"name": "b", "scope": "run", "limit": "$5"}
+    assert validator.is_valid(
+        {"version": 1, "budgets": [budget], "runs": {"repeat_limit": "off"}, "models": {"downgrade": "auto"}}
+    )
+    for wrong in ({"limit": "five"}, {"limt": "$5"}, {"window": "dya"}, {"mode": "hard"}, {"alerts": ["half"]}):
+        assert not validator.is_valid({"version": 1, "budgets": [budget | wrong]}), wrong
+    sections = [schema, *schema["$defs"].values()]
+    assert all(value.get("description") for section in sections for value in section["properties"].values())
+
+
+# -- whatever is typed ------------------------------------------------------------------------------------------------------------
+
+EMPTY = Policy("", ())
+WORDS = st.sampled_from(
+    [
+        "version",
+        "budgets",
+        "name",
+        "scope",
+        "limit",
+        "window",
+        "mode",
+        "margin",
+        "overrides",
+        "match",
+        "alerts",
+        "output",
+        "models",
+        "downgrade",
+        "allow",
+        "identity",
+        "runs",
+        "id_from",
+        "repeat_limit",
+        "run",
+        "team",
+        "$5",
+        "50%",
+        "60 calls",
+        "50% of a",
+        "rolling 1m",
+        "soft_gate",
+        "auto",
+        "off",
+        "header:X",
+        "path",
+        "*",
+        "[key]",
+        "default_max_tokens",
+        "renamed_from",
+        "",
+    ]
+)
+LEAVES = st.one_of(WORDS, st.none(), st.booleans(), st.integers(), st.floats(), st.text(max_size=5))
+TREES = st.recursive(
+    LEAVES, lambda inner: st.one_of(st.lists(inner, max_size=4), st.dictionaries(WORDS, inner, max_size=5)), max_leaves=25
+)
+ENTRIES = st.dictionaries(st.sampled_from(list(policy_file.BudgetFile.model_fields)), TREES, max_size=6)
+FILES = st.fixed_dictionaries(
+    {"version": st.just(1), "budgets": st.lists(ENTRIES, max_size=3)},
+    optional={"output": TREES, "models": TREES, "identity": TREES, "runs": TREES},
+)
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.one_of(TREES, FILES))
+def test_any_yaml_is_a_policy_or_mistakes(tmp_path_factory, tree):
+    path = tmp_path_factory.getbasetemp() / "fuzz.yaml"
+    path.write_text(yaml.safe_dump(tree))
+    outcome = policy_file.reload(EMPTY, path, CATALOG)
+    if isinstance(outcome, Mistakes):
+        assert outcome.mistakes
+        assert all(str(mistake).startswith(str(path)) and "\n" not in str(mistake) for mistake in outcome.mistakes)

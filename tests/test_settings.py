@@ -1,0 +1,520 @@
+"""A config becomes Settings, or every mistake in it is named with its line; no secret is ever shown."""
+
+import re
+from pathlib import Path
+
+import pytest
+import yaml
+from hypothesis import given
+from hypothesis import settings as hypothesis_settings
+from hypothesis import strategies as st
+from jsonschema import Draft202012Validator
+
+from gateway import bundled, policy_file, settings
+from gateway.core.catalog import Catalog, Model, Rates
+from gateway.core.profiles import OnDisconnect, Profile
+from gateway.settings import Settings, StaticKey
+from gateway.yaml_source import Mistakes
+
+PROFILES = {name: Profile(name, "max_tokens", stream_options=True) for name in ("generic", "openai", "anthropic", "llama.cpp")}
+CATALOG = Catalog(
+    "v1",
+    {
+        "gpt-5": Model(
+            "gpt-5", "openai", (Rates(100, 200, 50, 100),), 1000, 100, capabilities=frozenset({"tools"}), encoding="o200k_base"
+        ),
+        "given-away": Model("given-away", "openai", (), 1000, 100, free=True),
+    },
+)
+SHA = "ab" * 32
+CONFIG = "providers:\n  openai: {base_url: https://api.openai.com/v1, accepts_caller_keys: true}\n"
+
+
+@pytest.fixture
+def load(tmp_path, monkeypatch):
+    """Loads a config's text from a file named c.yaml in the current folder."""
+    monkeypatch.chdir(tmp_path)
+
+    def load(text: str, **environ: str) -> Settings:
+        Path("c.yaml").write_text(text)
+        return settings.load(Path("c.yaml"), environ, CATALOG, PROFILES)
+
+    return load
+
+
+def mistakes_of(load, text: str, **environ: str) -> list[str]:
+    with pytest.raises(Mistakes) as raised:
+        load(text, **environ)
+    return [str(mistake) for mistake in raised.value.mistakes]
+
+
+# -- what is read -----------------------------------------------------------------------------------------------------------------
+
+
+def test_a_provider_is_enough_and_the_rest_is_right_by_default(load):
+    config = load(CONFIG)
+    assert (config.listen_host, config.listen_port, config.auth) == ("127.0.0.1", 8080, "passthrough")
+    assert (config.policy_path, config.ledger_path, config.state_dir) == (
+        Path("policies/default.yaml"),
+        Path("var/penstock.db"),
+        Path("var"),
+    )
+    assert (config.admin_token_env, config.admin_token) == ("PENSTOCK_ADMIN_TOKEN", None)
+    assert (config.lease_ms, config.commit_wait_ms, config.ledger_timeout_ms, config.synchronous) == (
+        600_000,
+        250,
+        5_000,
+        "NORMAL",
+    )
+    assert (config.max_request, config.max_response, config.shutdown_grace_ms) == (20 << 20, 32 << 20, 30_000)
+    assert config.drain == settings.Drain(30_000, 8 << 20, 64)
+    assert (config.keys, config.allowed_hosts, config.allowed_origins, config.log) == ((), (), (), "stderr")
+    assert config.catalog.version == "v1"
+    assert config.warnings == ()
+    openai = config.providers["openai"]
+    assert (openai.name, openai.base_url, openai.scheme, openai.profile.name) == (
+        "openai",
+        "https://api.openai.com/v1",
+        "authorization",
+        "openai",
+    )
+    assert (openai.connect_timeout_ms, openai.idle_timeout_ms, openai.retries) == (10_000, 600_000, 2)
+
+
+def test_every_other_key_reaches_the_settings(load):
+    config = load(
+        """\
+listen: "[::1]:0"
+policy: other.yaml
+ledger: sqlite:////srv/ledger.db
+state_dir: /srv/state
+auth: keys
+admin_token_env: MY_TOKEN
+reservation: {lease: 1.5m, commit_wait: 10ms, ledger_timeout: 1s}
+providers:
+  own: {base_url: "http://127.0.0.1:9801/v1/", models: "gemma-*", profile: llama.cpp, on_disconnect: full_hold,
+        scheme: x-api-key, api_key_env: OWN_KEY, timeouts: {connect: 1s}, retries: 0}
+keys:
+  - {name: ci, sha256: """
+        + SHA
+        + """, tenant: acme, dimensions: {team: research, agent: a1}}
+allowed_hosts: [Gateway.Internal, "[::2]"]
+allowed_origins: ["https://app.example.com"]
+log: log/calls.jsonl
+limits: {max_request: 1 KB, max_response: 2MB}
+upstream: {timeouts: {connect: 5s, idle: 1m}, retries: 5}
+drain: {time: 1s, bytes: 0 B, number: 1}
+shutdown: {grace: 0s}
+sqlite: {synchronous: FULL}
+""",
+        MY_TOKEN=" an-admin-token-of-length ",
+        OWN_KEY="sk-own",
+    )
+    assert (config.listen_host, config.listen_port, config.auth) == ("::1", 0, "keys")
+    assert (config.policy_path, config.ledger_path, config.state_dir) == (
+        Path("other.yaml"),
+        Path("/srv/ledger.db"),
+        Path("/srv/state"),
+    )
+    assert config.admin_token == "an-admin-token-of-length"
+    assert (config.lease_ms, config.commit_wait_ms, config.ledger_timeout_ms, config.synchronous) == (90_000, 10, 1_000, "FULL")
+    assert (config.max_request, config.max_response, config.shutdown_grace_ms) == (1 << 10, 2 << 20, 0)
+    assert config.drain == settings.Drain(1_000, 0, 1)
+    assert config.keys == (StaticKey("ci", SHA, "acme", (("agent", "a1"), ("team", "research"))),)
+    assert (config.allowed_hosts, config.allowed_origins) == (("gateway.internal", "::2"), ("https://app.example.com",))
+    assert config.log == "log/calls.jsonl"
+    own = config.providers["own"]
+    assert (own.base_url, own.scheme, own.api_key, own.models) == (
+        "http://127.0.0.1:9801/v1",
+        "x-api-key",
+        "sk-own",
+        ("gemma-*",),
+    )
+    assert (own.profile.name, own.profile.on_disconnect) == ("llama.cpp", OnDisconnect.FULL_HOLD)
+    assert (own.connect_timeout_ms, own.idle_timeout_ms, own.retries) == (1_000, 60_000, 0)
+    assert config.catalog.provider_of("gemma-3") == "own"
+
+
+def test_paths_are_relative_to_the_configs_folder(tmp_path):
+    path = tmp_path / "c.yaml"
+    path.write_text(CONFIG + "log: calls.jsonl\n")
+    config = settings.load(path, {}, CATALOG, PROFILES)
+    assert config.policy_path == tmp_path / "policies/default.yaml"
+    assert config.ledger_path == tmp_path / "var/penstock.db"
+    assert (config.state_dir, config.log) == (tmp_path / "var", str(tmp_path / "calls.jsonl"))
+
+
+def test_an_anthropic_provider_takes_its_key_in_its_own_header(load):
+    config = load(CONFIG + "  anthropic: {base_url: https://api.anthropic.com, accepts_caller_keys: true}\n")
+    assert config.providers["anthropic"].scheme == "x-api-key"
+
+
+def test_a_provider_of_another_name_is_generic_unless_it_names_a_profile(load):
+    config = load(CONFIG + "  a: {base_url: http://127.0.0.1}\n  b: {base_url: http://127.0.0.1, profile: openai}\n")
+    assert [config.providers[name].profile.name for name in ("a", "b")] == ["generic", "openai"]
+
+
+def test_no_secret_is_in_a_repr(load):
+    config = load(
+        CONFIG.replace("accepts", "api_key_env: OPENAI_API_KEY, accepts"),
+        OPENAI_API_KEY="sk-secret",
+        PENSTOCK_ADMIN_TOKEN="t" * 20,
+    )
+    assert (config.providers["openai"].api_key, config.admin_token) == ("sk-secret", "t" * 20)
+    assert "sk-secret" not in repr(config)
+    assert "t" * 20 not in repr(config)
+
+
+# -- models -----------------------------------------------------------------------------------------------------------------------
+
+NEW_MODEL = "models:\n  m: {provider: openai, context: 100, max_output: 10, price: {input: 0.1, output: 0.4}}\n"
+
+
+def test_a_new_models_prices_are_exact(load):
+    model = load(CONFIG + NEW_MODEL).catalog.find("m")
+    assert model == Model("m", "openai", (Rates(10_000_000, 40_000_000, 10_000_000, 10_000_000),), 100, 10)
+
+
+@pytest.mark.parametrize(
+    ("written", "microcents"),
+    [
+        ("3", 300_000_000),
+        ("0.07", 7_000_000),
+        ("'0.07'", 7_000_000),
+        ("$1.25", 125_000_000),
+        ("1e-3", 100_000),
+        ("0.00000001", 1),
+    ],
+)
+def test_a_price_may_be_any_kind_of_number(load, written, microcents):
+    model = load(CONFIG + NEW_MODEL.replace("0.1,", f"{written},")).catalog.find("m")
+    assert model is not None
+    assert model.tiers[0].input == microcents
+
+
+def test_every_key_of_a_model_is_read(load):
+    model = load(
+        CONFIG
+        + """
+models:
+  m:
+    provider: openai
+    context: 100
+    max_output: 10
+    max_input: 90
+    price: {input: 1, output: 2, cached_input: 0.5, cache_write: 1.5, cache_write_long: 3, tiers: [{above_input_tokens: 50, input: 2, output: 4}]}
+    capabilities: [vision, json_schema]
+    parameters: [temperature]
+    encoding: cl100k_base
+    reasoning: true
+"""
+    ).catalog.find("m")
+    usd = 100_000_000
+    assert model == Model(
+        "m",
+        "openai",
+        (
+            Rates(usd, 2 * usd, usd // 2, usd * 3 // 2, cache_write_long=3 * usd),
+            Rates(2 * usd, 4 * usd, 2 * usd, 2 * usd, above_input_tokens=50),
+        ),
+        100,
+        10,
+        max_input=90,
+        capabilities=frozenset({"vision", "json_schema"}),
+        parameters=frozenset({"temperature"}),
+        encoding="cl100k_base",
+        reasoning=True,
+    )
+
+
+def test_an_override_keeps_what_it_does_not_name(load):
+    catalog = load(CONFIG + "models: {gpt-5: {max_output: 50}}\n").catalog
+    model = catalog.find("gpt-5")
+    assert model is not None
+    assert (model.max_output, model.context, model.tiers[0].input, model.capabilities) == (50, 1000, 100, frozenset({"tools"}))
+    assert catalog.find("given-away") is not None
+    assert re.fullmatch(r"v1\+[0-9a-f]{8}", catalog.version)
+
+
+def test_free_takes_the_price_away_and_a_price_takes_free_away(load):
+    catalog = load(CONFIG + "models: {gpt-5: {free: true}, given-away: {price: {input: 1, output: 1}}}\n").catalog
+    freed, priced = catalog.find("gpt-5"), catalog.find("given-away")
+    assert freed is not None
+    assert priced is not None
+    assert (freed.free, freed.tiers) == (True, ())
+    assert (priced.free, len(priced.tiers)) == (False, 1)
+
+
+def test_an_exact_name_goes_before_a_pattern_and_a_pattern_before_the_catalog(load):
+    catalog = load(CONFIG + '  local: {base_url: http://127.0.0.1, models: ["gpt-*", "m*"]}\n' + NEW_MODEL).catalog
+    assert [catalog.provider_of(name) for name in ("m", "mistral", "gpt-5", "given-away", "nobody")] == [
+        "openai",
+        "local",
+        "local",
+        "openai",
+        None,
+    ]
+
+
+# -- what is refused --------------------------------------------------------------------------------------------------------------
+
+# What follows CONFIG, which has two lines.
+MISTAKES = [
+    ("listn: x", 'c.yaml:3: listn: found an unknown key, expected one of listen, policy, … (did you mean "listen"?)'),
+    ("listen: 8080", "c.yaml:3: listen: found 8080, expected HOST:PORT such as 127.0.0.1:8080"),
+    ("listen: :8080", 'c.yaml:3: listen: found ":8080", expected HOST:PORT such as 127.0.0.1:8080'),
+    ("listen: 127.0.0.1:70000", 'c.yaml:3: listen: found "127.0.0.1:70000", expected HOST:PORT such as 127.0.0.1:8080'),
+    ("listen: 0.0.0.0:8080", 'c.yaml:3: listen: found "0.0.0.0:8080", expected a loopback address such as 127.0.0.1:8080, or `auth: keys`…'),
+    ("listen: gateway:80", 'c.yaml:3: listen: found "gateway:80", expected a loopback address such as…'),
+    ("policy: ''", 'c.yaml:3: policy: found "", expected a path'),
+    ("ledger: redis://:secret@host", "c.yaml:3: ledger: found a redis:// URL, expected a sqlite:/// URL: Redis is not supported yet"),
+    ("ledger: rediss://host", "c.yaml:3: ledger: found a rediss:// URL, expected a sqlite:/// URL: Redis is not supported yet"),
+    ("ledger: redis+cluster://a,b", "c.yaml:3: ledger: found a redis+cluster:// URL, expected a sqlite:/// URL: Redis is not supported yet"),
+    ("ledger: redis+sentinel://a", "c.yaml:3: ledger: found a redis+sentinel:// URL, expected a sqlite:/// URL: Redis is not supported yet"),
+    ("ledger: postgres://u:secret@h/d", "c.yaml:3: ledger: found a URL with another scheme, expected a URL such as sqlite:///var/penstock.db (three slashes: relative; four: absolute)"),
+    ("ledger: sqlite://var/x.db", 'c.yaml:3: ledger: found "sqlite://var/x.db", expected a URL such as sqlite:///…'),
+    ("ledger: sqlite:///", 'c.yaml:3: ledger: found "sqlite:///", expected a URL such as sqlite:///…'),
+    ("ledger: var/x.db", 'c.yaml:3: ledger: found "var/x.db", expected a URL such as sqlite:///…'),
+    ("auth: key", 'c.yaml:3: auth: found "key", expected one of passthrough, keys (did you mean "keys"?)'),
+    ("admin_token_env: my-secret-token", "c.yaml:3: admin_token_env: found something else (not shown: it may be a secret), expected the name of an environment variable (not its value)"),
+    ("reservation: {lease: 10}", "c.yaml:3: reservation.lease: found 10, expected a duration from 1s to 24h…"),
+    ("reservation: {lease: 2d}", 'c.yaml:3: reservation.lease: found "2d", expected a duration from 1s to 24h…'),
+    ("reservation: 10m", 'c.yaml:3: reservation: found "10m", expected a mapping of keys to values'),
+    ("limits: {max_request: 20}", 'c.yaml:3: limits.max_request: found 20, expected a size from 1 KB to 1 GB, such as "20 MB"…'),
+    ("limits: {max_request: 2 GB}", 'c.yaml:3: limits.max_request: found "2 GB", expected a size from 1 KB to 1 GB…'),
+    ("upstream: {retries: 11}", "c.yaml:3: upstream.retries: found 11, expected a whole number from 0 to 10"),
+    ("upstream: {timeouts: {connect: soon}}", 'c.yaml:3: upstream.timeouts.connect: found "soon", expected a duration from 100ms to 1h…'),
+    ("sqlite: {synchronous: full}", 'c.yaml:3: sqlite.synchronous: found "full", expected one of NORMAL, FULL'),
+    ("allowed_hosts: [a:80]", 'c.yaml:3: allowed_hosts[0]: found "a:80", expected a host name without a port'),
+    ("allowed_origins: [app.example.com]", 'c.yaml:3: allowed_origins[0]: found "app.example.com", expected an origin such as https://app.example.com'),
+    ("allowed_origins: ['*']", 'c.yaml:3: allowed_origins[0]: found "*", expected an origin such as https://app.example.com'),
+    ("log: ''", 'c.yaml:3: log: found "", expected stderr, stdout or a file\'s path'),
+    ("  b: {base_url: https://h, accepts_caller_keys: yes}", "c.yaml:3: providers.b.accepts_caller_keys: found \"yes\", expected one provider that accepts callers' keys in `authorization`: openai does already"),
+    ("  b: {}", "c.yaml:3: providers.b.base_url: found nothing, expected an http or https URL such as https://api.openai.com/v1 (the key is required)"),
+    ("  b: {base_url: ftp://h}", 'c.yaml:3: providers.b.base_url: found "ftp://h", expected an http or https URL…'),
+    ("  b: {base_url: api.openai.com}", 'c.yaml:3: providers.b.base_url: found "api.openai.com", expected an http or https URL…'),
+    ("  b: {base_url: 'https://h?a=b'}", 'c.yaml:3: providers.b.base_url: found "https://h?a=b", expected an http or https URL…'),
+    ("  b: {base_url: 'https://h:99999'}", 'c.yaml:3: providers.b.base_url: found "https://h:99999", expected an http or https URL…'),
+    ("  b: {base_url: 'https://u:secret@h'}", "c.yaml:3: providers.b.base_url: found a URL with a user or password (not shown), expected a URL without a user: keys come from `api_key_env`"),
+    ("  b: {base_url: https://h, api_key: sk-secret}", 'c.yaml:3: providers.b.api_key: found an unknown key, expected one of base_url, … (did you mean "api_key_env"?)'),
+    ("  b: {base_url: https://h, api_key_env: sk-secret}", "c.yaml:3: providers.b.api_key_env: found something else (not shown: it may be a secret), expected the name of an environment variable…"),
+    ("  b: {base_url: https://h, profile: llama}", 'c.yaml:3: providers.b.profile: found "llama", expected one of anthropic, generic, llama.cpp, openai (did you mean "llama.cpp"?)'),
+    ("  b: {base_url: https://h, on_disconnect: stop}", 'c.yaml:3: providers.b.on_disconnect: found "stop", expected one of drain, count, full_hold'),
+    ("  b: {base_url: https://h, scheme: bearer}", 'c.yaml:3: providers.b.scheme: found "bearer", expected one of authorization, x-api-key'),
+    ("  b c: {base_url: https://h}", 'c.yaml:3: providers["b c"]: found "b c", expected a provider\'s name: letters, digits, dots, dashes or underscores'),
+    ("models: {m: {provider: opnai, context: 9, max_output: 9, free: true}}", 'c.yaml:3: models.m.provider: found "opnai", expected one of `providers`: openai (did you mean "openai"?)'),
+    ("models: {m: {context: 9, max_output: 9, free: true}}", "c.yaml:3: models.m.provider: found nothing, expected the provider that serves it: the bundled catalog does not know this model"),
+    ("models: {m: {provider: openai, max_output: 9, free: true}}", "c.yaml:3: models.m.context: found nothing, expected a number of tokens: the bundled catalog does not know this model"),
+    ("models: {m: {provider: openai, context: 9, free: true}}", "c.yaml:3: models.m.max_output: found nothing, expected a number of tokens: the bundled catalog does not know this model"),
+    ("models: {gpt-5: {free: true, price: {input: 1, output: 1}}}", "c.yaml:3: models.gpt-5.free: found true, expected either a price or `free: true`, not both"),
+    ("models: {gpt-5: {price: {input: 1}}}", "c.yaml:3: models.gpt-5.price.output: found nothing, expected a price in US dollars per million tokens, such as 0.25 (the key is required)"),
+    ("models: {gpt-5: {price: {input: 0, output: 1}}}", "c.yaml:3: models.gpt-5.price.input: found 0, expected a price above 0; a model that costs nothing says `free: true`"),
+    ("models: {gpt-5: {price: {input: -1, output: 1}}}", "c.yaml:3: models.gpt-5.price.input: found -1, expected a price above 0; …"),
+    ("models: {gpt-5: {price: {input: .nan, output: 1}}}", "c.yaml:3: models.gpt-5.price.input: found .nan, expected a price above 0; …, not NaN"),
+    ("models: {gpt-5: {price: {input: NaN, output: 1}}}", 'c.yaml:3: models.gpt-5.price.input: found "NaN", expected a price above 0; …'),
+    ("models: {gpt-5: {price: {input: .inf, output: 1}}}", "c.yaml:3: models.gpt-5.price.input: found .inf, expected a price above 0; …"),
+    ("models: {gpt-5: {price: {input: cheap, output: 1}}}", 'c.yaml:3: models.gpt-5.price.input: found "cheap", expected a price in US dollars per million tokens, such as 0.25'),
+    ("models: {gpt-5: {price: {input: true, output: 1}}}", "c.yaml:3: models.gpt-5.price.input: found true, expected a price in US dollars…"),
+    ("models: {gpt-5: {price: {input: 200000, output: 1}}}", "c.yaml:3: models.gpt-5.price.input: found 200000, expected at most 100,000 US dollars per million tokens"),
+    ("models: {gpt-5: {price: {input: 0.000000001, output: 1}}}", "c.yaml:3: models.gpt-5.price.input: found 0.000000001, expected a price with at most 8 decimals"),
+    ("models: {gpt-5: {price: {input: 1, output: 1, tiers: [{above_input_tokens: 9, input: 1, output: 1}, {above_input_tokens: 9, input: 1, output: 1}]}}}", "c.yaml:3: models.gpt-5.price.tiers[1].above_input_tokens: found 9, expected more than the tier before it"),
+    ("models: {gpt-5: {capabilities: [visio]}}", 'c.yaml:3: models.gpt-5.capabilities[0]: found "visio", expected one of tools, vision, … (did you mean "vision"?)'),
+    ("models: {gpt-5: {encoding: p50k_base}}", 'c.yaml:3: models.gpt-5.encoding: found "p50k_base", expected o200k_base or cl100k_base'),
+    ("models: {gpt-5: {context: 0}}", "c.yaml:3: models.gpt-5.context: found 0, expected a whole number from 1 to 100,000,000"),
+    ("models: {'gpt-*': {context: 9}}", 'c.yaml:3: models["gpt-*"]: found "gpt-*", expected a model\'s name, without * and ?'),
+    ("auth: keys\nkeys: [{name: a, sha256: pk-secret}]", "c.yaml:4: keys[0].sha256: found something else (not shown: it may be a secret), expected the SHA-256 of a key in lower-case hex…"),
+    (f"auth: keys\nkeys: [{{sha256: {SHA}}}]", "c.yaml:4: keys[0].name: found nothing, expected 1 to 64 letters, digits, dots, dashes or underscores (the key is required)"),
+    (f"auth: keys\nkeys: [{{name: a, sha256: {SHA}, dimensions: {{run: x}}}}]", 'c.yaml:4: keys[0].dimensions.run: found "run", expected another name: run, key, tenant, model, provider are filled by the gateway itself'),
+    (f"auth: keys\nkeys: [{{name: a, sha256: {SHA}, dimensions: {{team: 5}}}}]", "c.yaml:4: keys[0].dimensions.team: found 5, expected text of 1 to 256 characters"),
+    (f"auth: keys\nkeys:\n- {{name: a, sha256: {SHA}}}\n- {{name: a, sha256: {'cd' * 32}}}", 'c.yaml:6: keys[1].name: found "a", expected each key once'),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("text", "told"), MISTAKES)
+def test_a_mistake_is_told_with_its_line_and_key(load, text, told):
+    (mistake,) = mistakes_of(load, CONFIG + text + "\n")
+    assert re.fullmatch(".*".join(map(re.escape, told.split("…"))), mistake), mistake
+    assert "secret" not in mistake.replace("a secret", "")
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("listen: 127.0.0.1:1\n", "c.yaml:1: providers: found nothing, expected this key: it is required"),
+        ("listen: 127.0.0.1:1\nproviders: {}\n", "c.yaml:2: providers: found a mapping, expected at least one provider"),
+        ("providers: [openai]\n", "c.yaml:1: providers: found a list, expected a mapping of keys to values"),
+        (
+            "providers: {openai: https://h}\n",
+            'c.yaml:1: providers.openai: found "https://h", expected a mapping of keys to values',
+        ),
+    ],
+)
+def test_a_config_without_providers_is_a_mistake(load, text, told):
+    assert mistakes_of(load, text) == [told]
+
+
+def test_a_secret_that_no_header_can_carry_is_a_mistake_and_not_shown(load):
+    text = CONFIG.replace("accepts", "api_key_env: OPENAI_API_KEY, accepts")
+    mistakes = mistakes_of(load, text, OPENAI_API_KEY="sk-sec\nret", PENSTOCK_ADMIN_TOKEN="söcret")
+    expected = "expected a variable whose value is one word of printable ASCII"
+    assert mistakes == [
+        f"c.yaml:1: admin_token_env: found PENSTOCK_ADMIN_TOKEN with another value (not shown), {expected}",
+        f"c.yaml:2: providers.openai.api_key_env: found OPENAI_API_KEY with another value (not shown), {expected}",
+    ]
+
+
+def test_a_listener_beyond_loopback_is_fine_with_keys(load):
+    config = load(CONFIG + f"listen: 0.0.0.0:8080\nauth: keys\nkeys: [{{name: a, sha256: {SHA}}}]\n")
+    assert (config.listen_host, config.auth) == ("0.0.0.0", "keys")
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "127.8.8.8", "localhost", "[::1]"])
+def test_loopback_needs_no_keys(load, host):
+    assert load(CONFIG + f'listen: "{host}:1"\n').listen_port == 1
+
+
+def test_all_mistakes_of_a_file_are_told_at_once_in_its_order(load):
+    mistakes = mistakes_of(
+        load,
+        """\
+listen: 0.0.0.0:80
+ledger: redis://x
+providers:
+  a: {base_url: nowhere, retries: many}
+  b: {base_url: https://h, profile: bee}
+models:
+  m: {provider: c, price: {input: 0}}
+keys:
+  - {name: a b}
+unknown: 1
+""",
+    )
+    assert [mistake.split(" ")[:2] for mistake in mistakes] == [
+        ["c.yaml:1:", "listen:"],
+        ["c.yaml:2:", "ledger:"],
+        ["c.yaml:4:", "providers.a.base_url:"],
+        ["c.yaml:4:", "providers.a.retries:"],
+        ["c.yaml:5:", "providers.b.profile:"],
+        ["c.yaml:7:", "models.m.price.input:"],
+        ["c.yaml:7:", "models.m.price.output:"],
+        ["c.yaml:7:", "models.m.provider:"],
+        ["c.yaml:7:", "models.m.context:"],
+        ["c.yaml:7:", "models.m.max_output:"],
+        ["c.yaml:9:", "keys[0].name:"],
+        ["c.yaml:9:", "keys[0].sha256:"],
+        ["c.yaml:10:", "unknown:"],
+    ]
+
+
+def test_a_broken_config_still_says_where_its_policy_is(tmp_path):
+    path = tmp_path / "c.yaml"
+    path.write_text(CONFIG + "policy: p.yaml\nlisten: nowhere\n")
+    reading = settings.read(path, {}, CATALOG, PROFILES)
+    assert reading.settings is None
+    assert reading.mistakes is not None
+    assert reading.policy_path == tmp_path / "p.yaml"
+    gone = settings.read(tmp_path / "gone.yaml", {}, CATALOG, PROFILES)
+    assert (gone.settings, gone.policy_path) == (None, None)
+
+
+# -- what is allowed but seldom meant ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("text", "warning"),
+    [
+        (CONFIG.replace("https", "http"), "c.yaml:2: providers.openai.base_url: keys go there over plain http, readable on the way"),
+        (CONFIG + "  b: {base_url: https://h, api_key_env: B_KEY}\n", "c.yaml:3: providers.b.api_key_env: B_KEY is not set, so calls go there without a key"),
+        (CONFIG + "models: {m: {provider: openai, context: 9, max_output: 9}}\n", "c.yaml:3: models.m: no price and not `free: true`, so its calls are refused"),
+        (CONFIG + f"keys: [{{name: a, sha256: {SHA}}}]\n", "c.yaml:3: keys: not used without `auth: keys`"),
+        (CONFIG + "auth: keys\n", "c.yaml:3: auth: `keys` is empty, so nobody can call"),
+        (CONFIG + "admin_token_env: SHORT\n", "c.yaml:3: admin_token_env: the admin token is shorter than 16 characters"),
+    ],
+)  # fmt: skip
+def test_what_is_seldom_meant_is_a_warning(load, text, warning):
+    assert load(text, SHORT="abc").warnings == (warning,)
+
+
+@pytest.mark.parametrize("url", ["http://127.0.0.1:1/v1", "http://localhost/v1", "http://[::1]/v1", "https://example.com"])
+def test_plain_http_on_this_machine_is_fine(load, url):
+    assert load(f"providers: {{a: {{base_url: '{url}', accepts_caller_keys: true}}}}\n").warnings == ()
+
+
+# -- the shipped config and the schema --------------------------------------------------------------------------------------------
+
+
+def test_the_example_config_works_as_it_is_with_no_key_set():
+    config = settings.load(Path("config.example.yaml"), {}, bundled.load_catalog(), bundled.load_profiles())
+    assert config.warnings == ()
+    assert list(config.providers) == ["openai", "anthropic", "local"]
+    assert config.catalog.provider_of("gemma-3-270m") == "local"
+    assert policy_file.load(config.policy_path, config.catalog).warnings == ()
+
+
+def test_the_schema_accepts_the_example_and_refuses_what_is_wrong():
+    schema = settings.config_schema()
+    Draft202012Validator.check_schema(schema)
+    validator = Draft202012Validator(schema)
+    example = yaml.safe_load(Path("config.example.yaml").read_text())
+    validator.validate(example)
+    for wrong in ({"listn": 1}, {"auth": "key"}, {"listen": 8080}, {"providers": {"a": {}}}, {"limits": {"max_request": 5}}):
+        assert not validator.is_valid(example | wrong), wrong
+    sections = [schema, *schema["$defs"].values()]
+    assert all(value.get("description") for section in sections for value in section["properties"].values())
+
+
+# -- whatever is typed ------------------------------------------------------------------------------------------------------------
+
+WORDS = st.sampled_from(
+    [
+        "listen",
+        "policy",
+        "ledger",
+        "providers",
+        "base_url",
+        "models",
+        "price",
+        "input",
+        "output",
+        "tiers",
+        "free",
+        "context",
+        "keys",
+        "name",
+        "sha256",
+        "dimensions",
+        "openai",
+        "gpt-5",
+        "auth",
+        "drain",
+        "limits",
+        "upstream",
+        "timeouts",
+        "connect",
+        "127.0.0.1:1",
+        "https://h",
+        "sqlite:///x",
+        "http://[",
+        "10s",
+        "[key]",
+        "passthrough",
+        "profile",
+    ]
+)
+LEAVES = st.one_of(WORDS, st.none(), st.booleans(), st.integers(), st.floats(), st.text(max_size=5))
+TREES = st.recursive(
+    LEAVES, lambda inner: st.one_of(st.lists(inner, max_size=4), st.dictionaries(WORDS, inner, max_size=5)), max_leaves=20
+)
+FILES = st.dictionaries(st.sampled_from(list(settings.ConfigFile.model_fields)), TREES, max_size=6)
+
+
+@hypothesis_settings(max_examples=100, deadline=None)
+@given(st.one_of(TREES, FILES))
+def test_any_yaml_is_settings_or_mistakes(tmp_path_factory, tree):
+    path = tmp_path_factory.getbasetemp() / "fuzz-config.yaml"
+    path.write_text(yaml.safe_dump(tree))
+    reading = settings.read(path, {}, CATALOG, PROFILES)
+    if reading.mistakes is None:
+        assert reading.settings is not None
+    else:
+        assert all(str(mistake).startswith(str(path)) and "\n" not in str(mistake) for mistake in reading.mistakes.mistakes)
