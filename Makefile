@@ -33,7 +33,7 @@ demo: .venv/dev.stamp $(if $(filter local,$(MODEL)),.venv/local.stamp)
 	$(BIN)/penstock demo --model $(MODEL)
 
 docs: .venv/dev.stamp
-	$(BIN)/python -m scripts.build_docs
+	$(BIN)/python -m scripts.build_reference
 
 # For maintainers; needs uv. The locks name no registry: pip asks the one it is set up with.
 COMPILE := uv pip compile pyproject.toml --quiet --universal --python-version 3.11 --generate-hashes --no-header --no-emit-index-url --no-emit-find-links --group build
