@@ -8,7 +8,6 @@ import yaml
 from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
-from jsonschema import Draft202012Validator
 
 from gateway import bundled, policy_file, settings
 from gateway.core.catalog import Catalog, Model, Rates
@@ -46,6 +45,12 @@ def mistakes_of(load, text: str, **environ: str) -> list[str]:
     with pytest.raises(Mistakes) as raised:
         load(text, **environ)
     return [str(mistake) for mistake in raised.value.mistakes]
+
+
+@pytest.fixture
+def json_schema():
+    """The validator class of a package that only these tests need."""
+    return pytest.importorskip("jsonschema").Draft202012Validator
 
 
 # -- what is read -----------------------------------------------------------------------------------------------------------------
@@ -451,10 +456,10 @@ def test_the_example_config_works_as_it_is_with_no_key_set():
     assert policy_file.load(config.policy_path, config.catalog).warnings == ()
 
 
-def test_the_schema_accepts_the_example_and_refuses_what_is_wrong():
+def test_the_schema_accepts_the_example_and_refuses_what_is_wrong(json_schema):
     schema = settings.config_schema()
-    Draft202012Validator.check_schema(schema)
-    validator = Draft202012Validator(schema)
+    json_schema.check_schema(schema)
+    validator = json_schema(schema)
     example = yaml.safe_load(Path("config.example.yaml").read_text())
     validator.validate(example)
     for wrong in ({"listn": 1}, {"auth": "key"}, {"listen": 8080}, {"providers": {"a": {}}}, {"limits": {"max_request": 5}}):
