@@ -4,11 +4,12 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 from gateway.core import estimate
+from gateway.core.ceilings import WHOLE, exceeds, fits
 from gateway.core.decide import Rulebook
 from gateway.core.money import format_usd
-from gateway.core.scopes import Unit
+from gateway.core.scopes import Account, Unit
 from gateway.core.values import Balance, Basis, Charge, Decision, Plan
-from gateway.ledger.contract import RunView
+from gateway.ledger.contract import RunState, RunView
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,63 +28,88 @@ class Explanation:
             yield ""
             yield from self._plan(place, plan)
         for passed in self.decision.passed_over:
-            yield f"not in the ladder: {passed.model} {passed.reason}"
+            yield f"not in the ladder: {passed.model}: {passed.reason}"
         yield ""
         yield self._outcome()
 
     def _budgets(self) -> Iterator[str]:
         caller = self.decision.call.caller
-        yield f"caller    tenant {caller.tenant}, key {caller.key}, run {caller.run}" + "".join(f", {n} {v}" for n, v in caller.dimensions)
-        yield "budgets   that apply to the requested model"
-        for charge in self.decision.ladder[0].charges:
-            ceiling, unit = charge.ceiling, charge.ceiling.account.unit
-            balance = self._balance(charge)
-            effective = self._limit(charge)
-            limit = "no limit" if effective is None else _amount(effective, unit)
-            spent = f"committed {_amount(balance.committed, unit)}, reserved {_amount(balance.reserved, unit)}"
-            yield f"  {ceiling.account.budget:<18} {ceiling.account.scope_name} · {ceiling.account.window.key} · {limit} · {ceiling.mode.value} · {spent}"
+        dimensions = "".join(f", {name} {value}" for name, value in caller.dimensions)
+        yield f"caller    tenant {caller.tenant}, key {caller.key}, run {caller.run}{dimensions}"
+        charges = self.decision.ladder[0].charges
+        yield "budgets   that apply to the requested model" if charges else "budgets   none applies: nothing limits this call"
+        for charge in charges:
+            account, balance, limit = charge.ceiling.account, self._balance(charge), self._limit(charge)
+            words = (
+                f"{account.budget:<18} {_scope(account)}",
+                account.window.key,
+                "no limit" if limit is None else _amount(limit, account.unit),
+                charge.ceiling.mode.value,
+                f"committed {_amount(balance.committed, account.unit)}, reserved {_amount(balance.reserved, account.unit)}",
+            )
+            yield "  " + " · ".join(words)
 
     def _plan(self, place: int, plan: Plan) -> Iterator[str]:
         call = self.decision.call
         model = self.rulebook.catalog.models[plan.model]
-        yield f"plan {place}    {plan.model} at {plan.provider}, at most {plan.output_cap} output tokens: up to ${format_usd(plan.cost_max.usd)}"
+        cost = format_usd(plan.cost_max.usd)
+        yield f"plan {place}    {plan.model} at {plan.provider}, at most {plan.output_cap} output tokens: up to ${cost}"
         for line in estimate.explain(call, model, self.rulebook.counter, plan.output_cap):
             yield f"  {line.what:<32} {line.tokens:>9,} tokens  ${format_usd(line.usd)}"
         blocking = self._blocking(plan)
         yield "  fits" if blocking is None else f"  does not fit {blocking.ceiling.account.budget}{_share(blocking)}"
 
     def _outcome(self) -> str:
-        for plan in self.decision.ladder:
-            if self._blocking(plan) is None:
-                outcome = "allow" if plan.model == self.decision.ladder[0].model else "downgrade"
-                return f"decision  {outcome}: {plan.model} would be called"
-        return "decision  block: no plan fits"
+        ladder, run = self.decision.ladder, self.run
+        if run is not None and run.state is RunState.STOPPED:
+            return f"decision  block: the run {run.run} was stopped"
+        plan = next((plan for plan in ladder if self._blocking(plan) is None), None)
+        if plan is None:
+            return "decision  block: no plan fits"
+        if plan.model != ladder[0].model:
+            return f"decision  downgrade: {plan.model} would be called"
+        warned = self._warned(plan)
+        if warned is not None:
+            return f"decision  advisory_warn: {plan.model} would be called, above what {warned.ceiling.account.budget} advises"
+        return f"decision  allow: {plan.model} would be called"
 
     def _blocking(self, plan: Plan) -> Charge | None:
-        """As the ledger would judge it with these balances (`ledger.contract` has the rule)."""
+        """As the ledger would judge it with these balances."""
         for charge in plan.charges:
-            ceiling, balance, limit = charge.ceiling, self._balance(charge), self._limit(charge)
-            if limit is None or ceiling.basis is Basis.NONE:
+            balance, amount = self._balance(charge), plan.cost_max.of(charge.ceiling.account.unit)
+            if not fits(charge, amount, self._limit(charge), balance.committed, balance.reserved):
+                return charge
+        return None
+
+    def _warned(self, plan: Plan) -> Charge | None:
+        """The advisory charge that the plan would exceed, if any."""
+        for charge in plan.charges:
+            if charge.ceiling.basis is not Basis.NONE:
                 continue
-            room = limit * charge.share_ppm // 1_000_000 + ceiling.margin
-            amount = plan.cost_max.of(ceiling.account.unit)
-            if ceiling.basis is Basis.COMMITTED:
-                if balance.committed >= room:
-                    return charge
-            elif amount and balance.committed + balance.reserved + amount > room:
+            balance, limit, amount = self._balance(charge), self._limit(charge), plan.cost_max.of(charge.ceiling.account.unit)
+            if limit is not None and amount and exceeds(charge, amount, limit, balance.committed, balance.reserved):
                 return charge
         return None
 
     def _limit(self, charge: Charge) -> int | None:
-        """The effective limit: the run's own replaces the policy's, or only tightens it unless the admin set it."""
+        """The effective limit. The run's own tightens the policy's, or replaces it where the admin set it; a limit that comes with
+        the call tightens the run's. (Unless the run has heard it before and the admin has raised it since: that only the ledger knows.)"""
         ceiling, run = charge.ceiling, self.run
-        if not ceiling.own or run is None or run.limit is None:
+        if not ceiling.own:
             return ceiling.limit
-        return run.limit if run.raised or ceiling.limit is None else min(run.limit, ceiling.limit)
+        own = None if run is None else run.limit
+        if run is not None and run.raised and own is not None:
+            return own
+        known = [limit for limit in (ceiling.limit, own, self.decision.call.directives.run_limit) if limit is not None]
+        return min(known, default=None)
 
     def _balance(self, charge: Charge) -> Balance:
         account = charge.ceiling.account
         return self.balances.get(account.key) or Balance(account, charge.ceiling.limit, 0, 0)
+
+
+def _scope(account: Account) -> str:
+    return ", ".join(f"{name} {value}" for name, value in account.scope) or account.scope_name
 
 
 def _amount(amount: int, unit: Unit) -> str:
@@ -91,4 +117,6 @@ def _amount(amount: int, unit: Unit) -> str:
 
 
 def _share(charge: Charge) -> str:
-    return "" if charge.share_ppm == 1_000_000 else f" (this plan may use {charge.share_ppm / 10_000:g}% of it: the rest is for cheaper ones)"
+    if charge.share_ppm == WHOLE:
+        return ""
+    return f" (this plan may use {charge.share_ppm / 10_000:g}% of it: the rest is for cheaper ones)"

@@ -49,7 +49,9 @@ class Remote:
         except urllib.error.HTTPError as refusal:
             raise RemoteError(_reason(refusal)) from None
         except (OSError, ValueError) as failure:
-            raise RemoteError(f"no gateway answers at {self.url} ({failure}); start one with `penstock serve`, or name another with --gateway") from None
+            raise RemoteError(
+                f"no gateway answers at {self.url} ({failure}); start one with `penstock serve`, or name another with --gateway"
+            ) from None
         if not isinstance(told, dict):
             raise RemoteError(f"{self.url} is not a Penstock gateway")
         return told

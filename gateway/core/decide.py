@@ -3,31 +3,20 @@
 Nothing here knows a balance. The ladder goes to the ledger, which holds the first plan that fits: a downgrade is data.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Final
 
 from gateway.core import estimate
 from gateway.core.catalog import Catalog, Model
-from gateway.core.policy import Budget, Missing, Policy
-from gateway.core.scopes import NO_VALUE, Account, Amounts, Caller, Unit
+from gateway.core.ceilings import Ceilings, DimensionRequired, Standing
+from gateway.core.policy import Policy
+from gateway.core.scopes import Amounts, Caller
 from gateway.core.tokens import TokenCounter
-from gateway.core.values import Basis, Call, Ceiling, Charge, Decision, Mode, Passed, Plan
-from gateway.core.windows import LIFETIME, Window, WindowKind, window_at
+from gateway.core.values import Call, Decision, Part, Passed, Plan
 
-WHOLE: Final = 1_000_000  # a share of all, in ppm
 SMALLEST_CLAMP: Final = 256  # output tokens
 CLAMPS: Final = (2, 4, 8)
-RUN_LIMIT: Final = "run-limit"  # the budget behind a run's own limit where the policy sets no hard ceiling per run
-PLAN_DIMENSIONS: Final = frozenset({"model", "provider"})
-STRICTEST_FIRST: Final = (Mode.HARD_GATE, Mode.SOFT_GATE, Mode.ACTUALS_ONLY, Mode.ADVISORY_ESTIMATE)
-
-_BASIS: Final = {
-    Mode.HARD_GATE: Basis.RESERVED_AND_COMMITTED,
-    Mode.SOFT_GATE: Basis.RESERVED_AND_COMMITTED,
-    Mode.ACTUALS_ONLY: Basis.COMMITTED,
-    Mode.ADVISORY_ESTIMATE: Basis.NONE,
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +29,17 @@ class Unservable:
 
 
 @dataclass(frozen=True, slots=True)
+class Offer:
+    """A model as the policy and the catalog have it, whatever the call."""
+
+    model: Model
+    provider: str
+    instead: tuple[str, ...]  # the models of its ladder, in the order in which they are tried
+    beside: tuple[str, ...]  # the provider's cheaper models, dearest first by list price
+    encodings: frozenset[str | None]  # what a decision counts with
+
+
+@dataclass(slots=True, eq=False)  # not frozen, which would cost a tenth of a decision; nobody assigns to it
 class Rung:
     """A model as one call would use it."""
 
@@ -61,76 +61,91 @@ class Rulebook:
         self.identity_headers = frozenset(
             source.name for _, sources in policy.identity for source in sources if source.kind == "header"
         ) | ({policy.runs.id_header} if policy.runs.id_header else frozenset())
-        self._windows: dict[tuple[WindowKind, str], Window] = {}
-        self._accounts: dict[tuple[str, str, tuple[str, ...], int], Account] = {}
+        self._ceilings = Ceilings(policy)
+        self._offers: dict[str, Offer | Unservable] = {}
 
     # -- the decision ---------------------------------------------------------------------------------------------------------
 
     def decide(self, call: Call, served: frozenset[str], at_ms: int, decision_id: str) -> Decision | Unservable:
         """`served` names the providers that this caller can reach: those with a credential."""
-        first = self._rung(call, call.model, served)
+        standing = self._standing(call, at_ms)
+        if isinstance(standing, Unservable):
+            return standing
+        hard = _is_hard(standing, call)
+        if hard and call.unpriced:
+            return _not_priced(call.unpriced[0])
+        counts = _Counts(self.counter)
+        first = self._rung(call, call.model, served, counts, hard)
         if isinstance(first, Unservable):
             return first
-        ceilings = self._ceilings(call, first, at_ms)
-        if isinstance(ceilings, Unservable):
-            return ceilings
-        rungs, passed_over = [first], []
-        for name in self._cheaper_names(call, first):
-            rung = self._rung(call, name, served)
-            reason = rung.message if isinstance(rung, Unservable) else _unfit(call, rung, first)
-            if reason is not None:
-                passed_over.append(Passed(name, reason))
-            elif not isinstance(rung, Unservable):
-                rungs.append(rung)
-        if self.policy.output.clamp_to_budget:
-            rungs.extend(self._clamped(call, rungs[-1]))
-        return Decision(
-            decision_id, call, self._ladder(call, rungs, at_ms), at_ms, self.catalog.version, tuple(passed_over)
-        )
+        rungs = [first]
+        passed_over: Sequence[Passed] = ()
+        if call.directives.downgrade:
+            cheaper, passed_over = self._cheaper(call, first, served, counts, hard)
+            rungs += cheaper
+            if self.policy.output.clamp_to_budget:
+                rungs += _clamped(call, rungs[-1])
+        ladder = _ladder(rungs, standing)
+        return Decision(decision_id, call, ladder, at_ms, self.catalog.version, tuple(passed_over))
 
-    def alternatives(self, decision: Decision, served: frozenset[str], at_most: int = 5) -> Sequence[tuple[Model, Plan]]:
-        """What a refused call could ask for instead: the rest of its ladder, then cheaper models of the same provider."""
+    def alternatives(
+        self, decision: Decision, served: frozenset[str], fits: Callable[[Plan], bool] | None = None, at_most: int = 5
+    ) -> Sequence[tuple[Model, Plan]]:
+        """What a refused call could ask for instead: the models of its ladder, then cheaper ones of the same provider, dearest
+        first. Those that fit, by the caller's word, go before those that don't."""
         call = decision.call
-        first = self._rung(call, call.model, served)
+        standing, offer = self._standing(call, decision.at_ms), self._offer(call.model)
+        if isinstance(standing, Unservable) or isinstance(offer, Unservable):
+            return ()
+        counts, hard = _Counts(self.counter), _is_hard(standing, call)
+        first = self._rung(call, call.model, served, counts, hard)
         if isinstance(first, Unservable):
             return ()
-        names = list(dict.fromkeys([*self.policy.models.ladder_for(call.model), *self._same_provider(first)]))
-        rungs = []
-        for name in names:
-            rung = self._rung(call, name, served)
-            if not isinstance(rung, Unservable) and _unfit(call, rung, first) is None:
-                rungs.append(rung)
-            if len(rungs) == at_most:
-                break
-        return [(rung.model, self._ladder(call, [rung], decision.at_ms)[0]) for rung in rungs]
+        found: list[tuple[Model, Plan]] = []
+        for name in dict.fromkeys((*offer.instead, *offer.beside)):
+            rung = self._rung(call, name, served, counts, hard)
+            if not isinstance(rung, Unservable) and _unfit(call, rung, first, first) is None:
+                found.append((rung.model, _plan(rung, standing, has_cheaper=False)))
+        if fits is not None:
+            found.sort(key=lambda pair: not fits(pair[1]))
+        return found[:at_most]
 
     def encodings(self, call: Call) -> frozenset[str | None]:
         """The encodings that deciding this call counts with, so that large new text can be counted beforehand elsewhere."""
-        names = (call.model, *self.policy.models.ladder_for(call.model))
-        return frozenset(model.encoding for name in names if (model := self.catalog.find(name)) is not None)
+        offer = self._offer(call.model)
+        return frozenset() if isinstance(offer, Unservable) else offer.encodings
+
+    def run_ceiling(self, caller: Caller) -> int | None:
+        """The policy's own limit for the caller's run, in microcents; None where it sets none."""
+        return self._ceilings.run_ceiling(caller)
+
+    def _standing(self, call: Call, at_ms: int) -> Standing | Unservable:
+        standing = self._ceilings.standing(call, at_ms)
+        if isinstance(standing, DimensionRequired):
+            return Unservable(
+                "dimension_required",
+                f"the budget {standing.budget!r} needs each call to name its {standing.dimension}",
+                standing.dimension,
+            )
+        return standing
 
     # -- rungs ----------------------------------------------------------------------------------------------------------------
 
-    def _rung(self, call: Call, name: str, served: frozenset[str]) -> Rung | Unservable:
+    def _rung(self, call: Call, name: str, served: frozenset[str], counts: "_Counts", hard: bool) -> Rung | Unservable:
         """What the model would cost for this call, or why it can't serve it."""
-        provider = self.catalog.provider_of(name)
-        model = self.catalog.find(name)
-        if not self.policy.models.allows(name):
-            return Unservable("model_not_served", f"the policy does not allow the model {name!r} (models.allow)", "model")
-        if model is None or not model.priced:
-            return Unservable(
-                "model_not_priced",
-                f"the price of the model {name!r} is not known, so its cost cannot be bounded: add it to `models` in the "
-                "config, with its price or with `free: true`",
-                "model",
-            )
-        if provider is None or provider not in served:
+        offer = self._offer(name)
+        if isinstance(offer, Unservable):
+            return offer
+        model, provider = offer.model, offer.provider
+        if provider not in served:
             return Unservable(
                 "model_not_served",
-                f"the model {name!r} is served by {provider or 'no provider'}, for which there is no credential here",
+                f"the model {name!r} is served by {provider}, for which there is no credential here",
                 "model",
             )
-        input_tokens = estimate.input_tokens(call, model, self.counter)
+        if hard and not estimate.service_tier_priced(model, call.service_tier):
+            return _not_priced("service_tier")
+        input_tokens = estimate.input_tokens(call, model, counts)
         cap = estimate.output_cap(call, model, input_tokens, self.policy.output)
         if cap < 1:
             return Unservable(
@@ -140,128 +155,106 @@ class Rulebook:
             )
         return Rung(model, provider, cap, input_tokens, estimate.worst_case(call, model, input_tokens, cap))
 
-    def _cheaper_names(self, call: Call, first: Rung) -> Iterable[str]:
-        if not call.directives.downgrade:
-            return ()
+    def _cheaper(
+        self, call: Call, first: Rung, served: frozenset[str], counts: "_Counts", hard: bool
+    ) -> tuple[list[Rung], list[Passed]]:
+        """The rungs below the first, each cheaper for this call than the one before, and the models that are none."""
+        offer = self._offer(call.model)
+        assert isinstance(offer, Offer)  # it made the first rung
+        found: list[Rung] = []
+        passed_over: list[Passed] = []
+        for name in offer.instead:
+            rung = self._rung(call, name, served, counts, hard)
+            if isinstance(rung, Unservable):
+                passed_over.append(Passed(name, rung.message))
+            else:
+                found.append(rung)
         if self.policy.models.auto:
-            return self._same_provider(first)
-        return self.policy.models.ladder_for(call.model)
+            found.sort(key=lambda rung: -rung.cost_max.usd)  # list prices gave an order; what counts is this call's cost
+        rungs = [first]
+        for rung in found:
+            reason = _unfit(call, rung, first, rungs[-1])
+            if reason is None:
+                rungs.append(rung)
+            else:
+                passed_over.append(Passed(rung.model.name, reason))
+        return rungs[1:], passed_over
 
-    def _same_provider(self, first: Rung) -> Sequence[str]:
-        """Names of the provider's cheaper models, dearest first. By list price of output: the call's own cost is checked later."""
-        if not first.model.tiers:
-            return ()
-        ceiling = first.model.tiers[0].output
-        cheaper = [
-            (model.tiers[0].output, model.name)
-            for model in self.catalog.of_provider(first.provider)
-            if model.tiers and model.tiers[0].output < ceiling
-        ]
-        return [name for _, name in sorted(cheaper, key=lambda pair: (-pair[0], pair[1]))]
+    # -- offers ---------------------------------------------------------------------------------------------------------------
 
-    def _clamped(self, call: Call, last: Rung) -> Iterable[Rung]:
-        """The cheapest model once more, with less and less output."""
-        for divisor in CLAMPS:
-            cap = last.cap // divisor
-            if cap < SMALLEST_CLAMP:
-                return
-            yield replace(last, cap=cap, cost_max=estimate.worst_case(call, last.model, last.input_tokens, cap))
+    def _offer(self, name: str) -> Offer | Unservable:
+        known = self._offers.get(name)
+        if known is None:
+            known = self._make_offer(name)
+            if self.catalog.find(name) is not None:  # callers make up names without end; the catalog is finite
+                self._offers[name] = known
+        return known
 
-    def _ladder(self, call: Call, rungs: Sequence[Rung], at_ms: int) -> tuple[Plan, ...]:
-        plans = []
-        for rung in rungs:
-            ceilings = self._ceilings(call, rung, at_ms)
-            assert not isinstance(ceilings, Unservable)  # the first rung's were not, and only the plan's own dimensions differ
-            has_cheaper = rung.model is not rungs[-1].model
-            charges = tuple(Charge(c, WHOLE - below if has_cheaper else WHOLE) for c, below in ceilings)
-            plans.append(Plan(rung.model.name, rung.provider, rung.cap, rung.input_tokens, rung.cost_max, charges))
-        return tuple(plans)
-
-    # -- ceilings -------------------------------------------------------------------------------------------------------------
-
-    def run_ceiling(self, caller: Caller) -> int | None:
-        """The policy's own limit for the caller's run, in microcents; None where it sets none."""
-        budget = self._own_budget(caller)
-        return None if budget is None else budget.terms_for(caller).limit.amount
-
-    def _own_budget(self, caller: Caller) -> Budget | None:
-        """The budget that the run's own limit replaces: the first hard ceiling in USD on the run's whole life."""
-        if caller.run_scope != caller.run:
-            return None  # counted on a shared account, whose limit is not this run's to change
-        for budget in self.policy.budgets:
-            if budget.scope == ("run",) and budget.window is WindowKind.LIFETIME:
-                terms = budget.terms_for(caller)
-                if terms.mode is Mode.HARD_GATE and terms.limit.unit is Unit.USD:
-                    return budget
-        return None
-
-    def _ceilings(self, call: Call, rung: Rung, at_ms: int) -> Sequence[tuple[Ceiling, int]] | Unservable:
-        """(ceiling, downgrade_below_ppm) of each budget that applies."""
-        caller = call.caller
-        own = self._own_budget(caller)
-        ceilings: list[tuple[Ceiling, int]] = []
-        for budget in self.policy.budgets:
-            values = tuple(_value(name, caller, rung) for name in budget.scope)
-            if None in values:
-                if budget.missing is Missing.SKIP:
-                    continue
-                if budget.missing is Missing.REFUSE:
-                    name = budget.scope[values.index(None)]
-                    return Unservable("dimension_required", f"the budget {budget.name!r} needs each call to name its {name}", name)
-            terms = budget.terms_for(caller)
-            account = self._account(budget, caller.tenant, tuple(v or NO_VALUE for v in values), terms.limit.unit, at_ms)
-            limit = terms.limit.amount
-            ceiling = Ceiling(
-                account, limit, terms.mode, _BASIS[terms.mode], terms.margin.above(limit), budget is own, budget.alerts_ppm
-            )
-            ceilings.append((ceiling, terms.downgrade_below_ppm))
-        if own is None and (not caller.run_issued or call.directives.run_limit is not None):
-            account = Account(caller.tenant, RUN_LIMIT, (("run", caller.run),), LIFETIME, Unit.USD)
-            ceilings.append((Ceiling(account, None, Mode.HARD_GATE, Basis.RESERVED_AND_COMMITTED, own=True), 0))
-        unpriced = call.unpriced[0] if call.unpriced else None
-        if unpriced is None and not estimate.service_tier_priced(rung.model, call.service_tier):
-            unpriced = "service_tier"
-        if unpriced is not None and any(ceiling.mode is Mode.HARD_GATE for ceiling, _ in ceilings):
+    def _make_offer(self, name: str) -> Offer | Unservable:
+        if not self.policy.models.allows(name):
+            return Unservable("model_not_served", f"the policy does not allow the model {name!r} (models.allow)", "model")
+        model, provider = self.catalog.find(name), self.catalog.provider_of(name)
+        if model is None or provider is None or not model.priced:
             return Unservable(
-                "not_estimable", f"the field {unpriced!r} changes the price in a way that cannot be bounded: leave it out", unpriced
+                "model_not_priced",
+                f"the price of the model {name!r} is not known, so its cost cannot be bounded: add it to `models` in the "
+                "config, with its price or with `free: true`",
+                "model",
             )
-        return ceilings
+        beside = self._cheaper_beside(model, provider)
+        instead = beside if self.policy.models.auto else self.policy.models.ladder_for(name)
+        instead = tuple(other for other in dict.fromkeys(instead) if other != name)
+        models = (model, *(found for other in instead if (found := self.catalog.find(other)) is not None))
+        return Offer(model, provider, instead, beside, frozenset(each.encoding for each in models))
 
-    def _account(self, budget: Budget, tenant: str, values: tuple[str, ...], unit: Unit, at_ms: int) -> Account:
-        window = self._window(budget, at_ms)
-        key = (budget.name, tenant, values, window.start_ms)
-        account = self._accounts.get(key)
-        if account is None or account.unit is not unit:
-            if len(self._accounts) >= 20_000:
-                self._accounts.clear()
-            account = Account(tenant, budget.name, tuple(zip(budget.scope, values, strict=True)), window, unit)
-            self._accounts[key] = account
-        return account
-
-    def _window(self, budget: Budget, at_ms: int) -> Window:
-        key = (budget.window, budget.timezone.key)
-        window = self._windows.get(key)
-        if window is None or not window.holds(at_ms):
-            window = self._windows[key] = window_at(budget.window, budget.timezone, at_ms)
-        return window
-
-
-def enforcement_mode(plan: Plan) -> Mode:
-    """The strictest mode of the ceilings that apply."""
-    modes = {charge.ceiling.mode for charge in plan.charges}
-    return next((mode for mode in STRICTEST_FIRST if mode in modes), Mode.ADVISORY_ESTIMATE)
+    def _cheaper_beside(self, model: Model, provider: str) -> tuple[str, ...]:
+        """The provider's cheaper models, dearest first, by the list price of output. None that the provider has retired."""
+        ceiling = _list_price(model)
+        cheaper = [
+            other
+            for other in self.catalog.of_provider(provider)
+            if other.priced and not other.retired and _list_price(other) < ceiling and self.policy.models.allows(other.name)
+        ]
+        cheaper.sort(key=lambda other: (-_list_price(other), other.name))
+        # Of one model's names (`gpt-5-mini`, `gpt-5-mini-2025-08-07`) the shortest stands for all.
+        distinct = {replace(other, name=""): other.name for other in reversed(cheaper)}
+        return tuple(other.name for other in cheaper if distinct[replace(other, name="")] == other.name)
 
 
-def _value(dimension: str, caller: Caller, rung: Rung) -> str | None:
-    if dimension == "model":
-        return rung.model.name
-    if dimension == "provider":
-        return rung.provider
-    return caller.value(dimension)
+class _Counts:
+    """The texts of one call, counted once for each encoding: the models of a ladder often share one."""
+
+    __slots__ = ("_counter", "_known")
+
+    def __init__(self, counter: TokenCounter) -> None:
+        self._counter = counter
+        self._known: dict[str | None, int] = {}
+
+    def count_parts(self, parts: Sequence[Part], encoding: str | None) -> int:
+        known = self._known.get(encoding)
+        if known is None:
+            known = self._known[encoding] = self._counter.count_parts(parts, encoding)
+        return known
 
 
-def _unfit(call: Call, rung: Rung, first: Rung) -> str | None:
-    """Why a cheaper model cannot stand in for the requested one, or None."""
+def _is_hard(standing: Standing, call: Call) -> bool:
+    """Whether what can't be priced must be refused: no hard gate holds against a cost that nobody can bound. A limit that was set on
+    the run from outside (`PUT /budget/runs/{id}`) is the ledger's knowledge, and not seen here."""
+    return standing.hard or call.directives.run_limit is not None
+
+
+def _not_priced(field: str) -> Unservable:
+    return Unservable(
+        "not_estimable", f"the field {field!r} changes the price in a way that cannot be bounded: leave it out", field
+    )
+
+
+def _list_price(model: Model) -> int:
+    return 0 if model.free else model.tiers[0].output
+
+
+def _unfit(call: Call, rung: Rung, first: Rung, before: Rung) -> str | None:
+    """Why a model cannot stand in for the requested one after the rung before it, or None."""
     model = rung.model
     lacking = call.needs - model.capabilities
     if lacking:
@@ -272,6 +265,22 @@ def _unfit(call: Call, rung: Rung, first: Rung) -> str | None:
     enough = first.cap if call.client_cap is not None else min(first.cap, SMALLEST_CLAMP)
     if rung.cap < enough:
         return f"can write only {rung.cap} tokens here"
-    if rung.cost_max.usd >= first.cost_max.usd:
-        return "is not cheaper for this call"
+    if rung.cost_max.usd >= before.cost_max.usd:
+        return "is not cheaper for this call" if before is first else f"is not cheaper for this call than {before.model.name}"
     return None
+
+
+def _clamped(call: Call, last: Rung) -> list[Rung]:
+    """The last model once more, with less and less output."""
+    caps = [cap for divisor in CLAMPS if (cap := last.cap // divisor) >= SMALLEST_CLAMP]
+    return [replace(last, cap=cap, cost_max=estimate.worst_case(call, last.model, last.input_tokens, cap)) for cap in caps]
+
+
+def _ladder(rungs: Sequence[Rung], standing: Standing) -> tuple[Plan, ...]:
+    last = rungs[-1].model  # of which there are several rungs where the output is clamped
+    return tuple([_plan(rung, standing, has_cheaper=rung.model is not last) for rung in rungs])
+
+
+def _plan(rung: Rung, standing: Standing, *, has_cheaper: bool) -> Plan:
+    name, provider = rung.model.name, rung.provider
+    return Plan(name, provider, rung.cap, rung.input_tokens, rung.cost_max, standing.charges(name, provider, has_cheaper))

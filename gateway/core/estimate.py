@@ -17,7 +17,7 @@ from gateway.core.catalog import Model, Rates
 from gateway.core.money import price_of
 from gateway.core.policy import OutputPolicy
 from gateway.core.scopes import Amounts
-from gateway.core.tokens import TokenCounter, unscaled
+from gateway.core.tokens import PartsCounter, unscaled
 from gateway.core.values import Call, EstimateLine, Usage
 
 # Tokens of one image at most, as (glob, low, high, otherwise) by the client's `detail`. Sizes are not read, so each is what the
@@ -65,7 +65,7 @@ _STANDARD_TIERS: Final = frozenset({None, "auto", "default", "standard", "standa
 # -- input --------------------------------------------------------------------------------------------------------------------
 
 
-def input_tokens(call: Call, model: Model, counter: TokenCounter) -> int:
+def input_tokens(call: Call, model: Model, counter: PartsCounter) -> int:
     """What to hold for the input. It never passes what the model can take, since the provider refuses more, unless the input
     surely is more: then `output_cap` finds no room."""
     text = counter.count_parts(call.parts, model.encoding) + _hidden_tokens(call, model)
@@ -206,7 +206,7 @@ def _dearest(model: Model, service_tier: str | None, input_tokens: int) -> tuple
 # -- for a reader -------------------------------------------------------------------------------------------------------------
 
 
-def explain(call: Call, model: Model, counter: TokenCounter, cap: int) -> tuple[EstimateLine, ...]:
+def explain(call: Call, model: Model, counter: PartsCounter, cap: int) -> tuple[EstimateLine, ...]:
     """The estimate line by line; the lines add up to the tokens held. Not for the path of a call."""
     held = input_tokens(call, model, counter)
     input_rate, output_rate, _ = (0, 0, 0) if model.free else _dearest(model, call.service_tier, held)

@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field
 from enum import StrEnum
 from fnmatch import fnmatchcase
+from functools import lru_cache
 from zoneinfo import ZoneInfo
 
 from gateway.core.scopes import Caller, Unit
@@ -63,9 +64,7 @@ class Override:
     terms: Terms
 
     def matches(self, caller: Caller) -> bool:
-        return all(
-            (value := caller.value(dimension)) is not None and fnmatchcase(value, glob) for dimension, glob in self.match
-        )
+        return all((value := caller.value(dimension)) is not None and fnmatchcase(value, glob) for dimension, glob in self.match)
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,8 +96,13 @@ class OutputPolicy:
     clamp_to_budget: bool = False
 
     def default_for(self, model: str) -> int | None:
-        matching = [(len(glob), tokens) for glob, tokens in self.default_by_model if fnmatchcase(model, glob)]
-        return max(matching)[1] if matching else None
+        return _longest_match(self.default_by_model, model)
+
+
+@lru_cache(maxsize=1024)
+def _longest_match(by_glob: tuple[tuple[str, int], ...], model: str) -> int | None:
+    matching = [(len(glob), tokens) for glob, tokens in by_glob if fnmatchcase(model, glob)]
+    return max(matching)[1] if matching else None
 
 
 @dataclass(frozen=True, slots=True)

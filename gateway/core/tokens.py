@@ -42,6 +42,12 @@ class Encoding(Protocol):
     def encode_ordinary(self, text: str) -> list[int]: ...
 
 
+class PartsCounter(Protocol):
+    """Counts a call's parts: a `TokenCounter`, or what one decision has counted already."""
+
+    def count_parts(self, parts: Sequence[Part], encoding: str | None) -> int: ...
+
+
 @dataclass(frozen=True, slots=True)
 class Tally:
     """What is known about the parts of a call without tokenizing anything, and what is not."""

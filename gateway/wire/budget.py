@@ -2,46 +2,53 @@
 
 from collections.abc import Sequence
 
-from gateway.core.decide import enforcement_mode
+from gateway.core.ceilings import fits, strictest
 from gateway.core.money import format_usd
 from gateway.core.scopes import Unit
-from gateway.core.values import Balance, Decision, Hold, Outcome
+from gateway.core.values import Balance, Decision, Hold, Mode, Outcome
 
 Pairs = list[tuple[str, str]]
 
 
 def decision_headers(hold: Hold, balances: Sequence[Balance], clamped: bool) -> Pairs:
-    """For a call that was let through. `balances`: after commit where it is known, else with this call's hold counted."""
+    """For a call that was let through. `balances`: after commit where it is known, else with this call's hold counted. `clamped`:
+    the forwarded cap is lower than the client's; one that `clamp_to_budget` lowered is seen here."""
     decision, plan, outcome = hold.decision, hold.plan, hold.outcome
-    headers = _common(decision, outcome, enforcement_mode(plan).value)
+    mode = strictest(balance.mode for balance in hold.balances if balance.limit is not None)
+    headers = _common(decision, outcome, mode)
     headers.append(("X-Budget-Reservation-Id", hold.id))
     headers += _remaining(balances)
-    if hold.warnings:
-        headers.append(("X-Budget-Blocking-Scope", hold.warnings[0].account.scope_name))
+    scope = _constraining_scope(hold)
+    if scope is not None:
+        headers.append(("X-Budget-Blocking-Scope", scope))
     if outcome is Outcome.DOWNGRADE:
         headers.append(("X-Budget-Requested-Model", decision.call.model))
         headers.append(("X-Budget-Selected-Model", plan.model))
-    if clamped:
+    if clamped or _clamped_to_budget(hold):
         headers.append(("X-Budget-Output-Clamped", "true"))
     return headers
 
 
 def refusal_headers(decision: Decision, blocking: Balance | None, balances: Sequence[Balance]) -> Pairs:
     """For a call that was refused by an account, or (`blocking` None) because its run takes none."""
-    mode = blocking.mode if blocking is not None else enforcement_mode(decision.ladder[0])
-    headers = _common(decision, Outcome.BLOCK, mode.value)
+    if blocking is not None:
+        mode = blocking.mode
+    else:
+        ceilings = [charge.ceiling for charge in decision.ladder[0].charges]
+        mode = strictest(ceiling.mode for ceiling in ceilings if ceiling.limit is not None)
+    headers = _common(decision, Outcome.BLOCK, mode)
     headers += _remaining(balances)
     if blocking is not None:
         headers.append(("X-Budget-Blocking-Scope", blocking.account.scope_name))
     return headers
 
 
-def _common(decision: Decision, outcome: Outcome, mode: str) -> Pairs:
+def _common(decision: Decision, outcome: Outcome, mode: Mode) -> Pairs:
     return [
         ("X-Budget-Decision", outcome.value),
         ("X-Budget-Decision-Id", decision.id),
         ("X-Budget-Price-Table-Version", decision.price_table_version),
-        ("X-Budget-Enforcement-Mode", mode),
+        ("X-Budget-Enforcement-Mode", mode.value),
         ("X-Run-Id", decision.call.caller.run),
     ]
 
@@ -51,3 +58,27 @@ def _remaining(balances: Sequence[Balance]) -> Pairs:
     left = [balance.remaining for balance in balances if balance.account.unit is Unit.USD]
     known = [amount for amount in left if amount is not None]
     return [("X-Budget-Remaining-USD", format_usd(min(known)))] if known else []
+
+
+def _constraining_scope(hold: Hold) -> str | None:
+    """What stood in the way of the first plan, or of an advisory budget's peace; None where nothing did."""
+    first, plan = hold.decision.ladder[0], hold.plan
+    if (first.model, first.output_cap) == (plan.model, plan.output_cap):
+        return hold.warnings[0].account.scope_name if hold.warnings else None
+    balances = {balance.account.key: balance for balance in hold.balances}
+    of_its_own = None
+    for charge in first.charges:
+        account = charge.ceiling.account
+        balance = balances.get(account.key)
+        if balance is None:  # an account of the first plan's own model: what it holds, the ledger did not tell
+            of_its_own = of_its_own or account.scope_name
+            continue
+        reserved = balance.reserved - plan.cost_max.of(account.unit)  # as it was before this hold
+        if not fits(charge, first.cost_max.of(account.unit), balance.limit, balance.committed, reserved):
+            return account.scope_name
+    return of_its_own
+
+
+def _clamped_to_budget(hold: Hold) -> bool:
+    plan = hold.plan
+    return any(other.model == plan.model and other.output_cap > plan.output_cap for other in hold.decision.ladder)
