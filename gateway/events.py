@@ -100,6 +100,8 @@ class Events:
             line["cache_write_tokens"] = usage.cache_write_tokens
             line["output_tokens"] = usage.output_tokens
             line["usage"] = usage.source.value
+        if caller.run_ignored is not None:
+            line["run_ignored"] = caller.run_ignored
         self._writer.put(_encode(line))
 
     def alert(self, alert: Alert) -> None:

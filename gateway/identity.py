@@ -5,21 +5,25 @@ import hmac
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from typing import Final
+from typing import Final, TypeVar
 
 from multidict import CIMultiDictProxy
 
-from gateway.core.policy import Policy, Source, Untagged
+from gateway.core.policy import Policy, RunsPolicy, Source, Untagged
 from gateway.core.scopes import NO_VALUE, Caller
 from gateway.settings import Provider, Settings, StaticKey
-from gateway.wire.exchange import Inbound
 from gateway.wire import headers as wire_headers
+from gateway.wire.exchange import Inbound
 from gateway.wire.headers import single
 from gateway.wire.problem import Refused, bad_request, problem
 
 DEFAULT_TENANT: Final = "default"
 ANONYMOUS: Final = "anonymous"
 VALUES_PER_DIMENSION: Final = 10_000
+# How many (key, dimension) pairs are watched for that, and how many credentials' ids are remembered; the oldest go first.
+_REMEMBERED: Final = 4_096
+_Key = TypeVar("_Key")
+_Value = TypeVar("_Value")
 # How a caller presents a key: the scheme's header, in the order they are looked at.
 SCHEMES: Final = ("authorization", "x-api-key")
 
@@ -36,17 +40,20 @@ class Principal:
 
 
 class Identity:
-    """`auth: passthrough`: a key's id is an HMAC of it with the install's secret. `auth: keys`: only keys that are listed."""
+    """`auth: passthrough`: a key's id is an HMAC of it with the install's secret. `auth: keys`: only keys that are listed.
+
+    What it remembers between calls is a hint, and its own process's: forgetting it only costs work, or lets some more values through.
+    """
 
     def __init__(self, settings: Settings, secret: bytes, new_run_id: Callable[[], str]) -> None:
         self._providers = settings.providers
         self._keys: Mapping[str, StaticKey] | None = None
         if settings.auth == "keys":
             self._keys = {key.sha256: key for key in settings.keys}
-        self._admin = settings.admin_token.encode() if settings.admin_token else None
+        self._admin = None if settings.admin_token is None else _digest(settings.admin_token)
         self._secret = secret
         self._new_run_id = new_run_id
-        self._seen: dict[tuple[str, str], set[str]] = {}
+        self._seen: dict[tuple[str, str], set[int]] = {}  # hashes of the values
         self._ids: dict[str, str] = {}  # credential → key id: an HMAC a call is 5 µs that need not be spent
 
     # -- who --------------------------------------------------------------------------------------------------------------------
@@ -54,32 +61,31 @@ class Identity:
     def principal(self, headers: CIMultiDictProxy[str], *, model_route: bool = False) -> Principal:
         """Refused 401 `invalid_key` where `auth: keys` knows no such key. The admin token opens no model route."""
         credential = _credential(headers)
-        secret = _bare(credential)
-        if self._admin is not None and secret is not None and hmac.compare_digest(secret.encode(), self._admin):
+        secret = None if credential is None else _bare(*credential)
+        if self._admin is not None and secret is not None and hmac.compare_digest(_digest(secret), self._admin):
             if model_route:
                 raise Refused(problem("invalid_key", "The admin token opens no model route: use a caller's key."))
             return Principal(DEFAULT_TENANT, "admin", admin=True)
         if self._keys is not None:
             return self._listed(secret)
-        if credential is None or secret is None:
+        if secret is None:
             return Principal(DEFAULT_TENANT, ANONYMOUS)
         return Principal(DEFAULT_TENANT, self._key_id(secret), credential=credential)
 
     def _listed(self, secret: str | None) -> Principal:
         """Looked up by digest, so nothing about a key's text can be learned from how long the answer takes."""
         assert self._keys is not None
-        digest = hashlib.sha256((secret or "").encode()).hexdigest()
+        digest = "" if secret is None else _digest(secret)
         key = self._keys.get(digest)
-        if secret is None or key is None or not hmac.compare_digest(key.sha256, digest):
+        if key is None or not hmac.compare_digest(key.sha256, digest):
             raise Refused(problem("invalid_key", "This gateway takes its own keys (pk-…) as the API key, and knows no such key."))
         return Principal(key.tenant, key.name, bound=key.dimensions)
 
     def _key_id(self, secret: str) -> str:
         known = self._ids.get(secret)
         if known is None:
-            if len(self._ids) >= VALUES_PER_DIMENSION:
-                self._ids.clear()
             known = "key_" + hmac.new(self._secret, secret.encode(), hashlib.sha256).hexdigest()[:16]
+            _make_room(self._ids)
             self._ids[secret] = known
         return known
 
@@ -89,24 +95,20 @@ class Identity:
         self, principal: Principal, inbound: Inbound, body_field: Callable[[str], str | None], policy: Policy, at_ms: int
     ) -> Caller:
         """The principal with the run and the dimensions of this call."""
-        run = self._run_id(inbound, policy)
+        run, ignored = _run_ids(inbound, policy.runs)
         issued = run is None
         if run is None:
             if policy.runs.untagged is Untagged.REFUSE:
-                raise bad_request("run_id_required", "Every call needs a run id here: set X-Run-Id, or put /run/RUN_ID before /v1.")
+                raise bad_request(
+                    "run_id_required", "Every call needs a run id here: set X-Run-Id, or put /run/RUN_ID before /v1."
+                )
             run = self._new_run_id()
         run_scope = run
         if issued and policy.runs.untagged is Untagged.SHARED:
             # "/" is in no run id, so no caller can name this account.
             run_scope = f"untagged/{principal.key}/{datetime.fromtimestamp(at_ms / 1000, UTC):%Y-%m-%d}"
-        return Caller(principal.tenant, principal.key, run, run_scope, issued, self._dimensions(principal, inbound, body_field, policy))
-
-    def _run_id(self, inbound: Inbound, policy: Policy) -> str | None:
-        runs = policy.runs
-        header = single(inbound.headers, runs.id_header) if runs.id_header else None
-        path = inbound.path_run if runs.id_from_path else None
-        run = (path if path is not None else header) if runs.path_first else (header if header is not None else path)
-        return None if run is None else wire_headers.run_id(run)
+        dimensions = self._dimensions(principal, inbound, body_field, policy)
+        return Caller(principal.tenant, principal.key, run, run_scope, issued, dimensions, ignored)
 
     def _dimensions(
         self, principal: Principal, inbound: Inbound, body_field: Callable[[str], str | None], policy: Policy
@@ -124,11 +126,16 @@ class Identity:
 
     def _bounded(self, key: str, dimension: str, value: str) -> str:
         """A caller that makes up values without end gets `-` from the 10,001st on."""
-        seen = self._seen.setdefault((key, dimension), set())
-        if value not in seen:
+        watched = (key, dimension)
+        seen = self._seen.get(watched)
+        if seen is None:
+            _make_room(self._seen)
+            seen = self._seen[watched] = set()
+        hashed = hash(value)
+        if hashed not in seen:
             if len(seen) >= VALUES_PER_DIMENSION:
                 return NO_VALUE
-            seen.add(value)
+            seen.add(hashed)
         return value
 
     # -- with what --------------------------------------------------------------------------------------------------------------
@@ -152,22 +159,43 @@ class Identity:
 
 
 def _credential(headers: CIMultiDictProxy[str]) -> tuple[str, str] | None:
+    """The first scheme's that is there. Only this one says who is calling, so only this one may be forwarded: with a second, a
+    caller could change the first as it likes, and with it the accounts that its calls count in."""
     for scheme in SCHEMES:
         value = single(headers, scheme)
         if value:
+            if not value.isascii() or not value.isprintable():
+                raise Refused(problem("invalid_key", f"The header {scheme} has characters that are in no key."))
             return scheme, value
     return None
 
 
-def _bare(credential: tuple[str, str] | None) -> str | None:
+def _bare(scheme: str, value: str) -> str | None:
     """The key without `Bearer `."""
-    if credential is None:
-        return None
-    scheme, value = credential
     if scheme == "authorization":
         kind, _, rest = value.partition(" ")
         return (rest.strip() if kind.lower() == "bearer" else value) or None
     return value
+
+
+def _digest(secret: str) -> str:
+    return hashlib.sha256(secret.encode()).hexdigest()
+
+
+def _make_room(remembered: dict[_Key, _Value]) -> None:
+    if len(remembered) >= _REMEMBERED:
+        del remembered[next(iter(remembered))]
+
+
+def _run_ids(inbound: Inbound, runs: RunsPolicy) -> tuple[str | None, str | None]:
+    """(the run id that counts, another that disagrees with it or stands where the policy does not look)."""
+    header = single(inbound.headers, runs.id_header) if runs.id_header else None
+    path = inbound.path_run if runs.id_from_path else None
+    first, second = (path, header) if runs.path_first else (header, path)
+    run = second if first is None else first
+    other = next((each for each in (header, inbound.path_run) if each is not None and each != run), None)
+    # What does not count is not checked either, and goes into a log line: short, and escaped.
+    return None if run is None else wire_headers.run_id(run), None if other is None else ascii(other[:128])[1:-1]
 
 
 def _read(source: Source, inbound: Inbound, body_field: Callable[[str], str | None]) -> str | None:

@@ -43,6 +43,7 @@ class Caller:
     run_scope: str
     run_issued: bool = False  # the gateway made the id up: the call came without one
     dimensions: tuple[tuple[str, str], ...] = ()  # user, team, agent, feature …; sorted, only those present
+    run_ignored: str | None = None  # a second run id that disagreed: for the log only
 
     def value(self, dimension: str) -> str | None:
         """The caller's value in a dimension, or None where the call has none."""
