@@ -46,12 +46,19 @@ _WITNESS_EVERY_S: Final = 1.0
 class _Step(Generic[T]):
     """One step under way: what to do, and who waits for the answer."""
 
-    __slots__ = ("deadline", "future", "work")
+    __slots__ = ("deadline", "future", "only_if_awaited", "work")
 
-    def __init__(self, work: Callable[[Books], T], future: "asyncio.Future[T]", deadline: float) -> None:
+    def __init__(self, work: Callable[[Books], T], future: "asyncio.Future[T]", deadline: float, only_if_awaited: bool) -> None:
         self.work = work
         self.future = future
         self.deadline = deadline
+        self.only_if_awaited = only_if_awaited
+
+    def __call__(self, books: Books) -> T | None:
+        """In the writer thread. A reserve whose waiter has gone already holds nothing."""
+        if self.only_if_awaited and self.future.done():
+            return None
+        return self.work(books)
 
 
 class _Reserving:
@@ -180,7 +187,7 @@ class SqliteLedger:
         if self._lost is not None:
             return [self._lost] * len(batch)
         try:
-            return self._store.transact([step.work for step in batch], self._clock_ms())
+            return self._store.transact(batch, self._clock_ms())
         except LedgerLost as error:
             self._lost = error
             return [error] * len(batch)
@@ -206,15 +213,15 @@ class SqliteLedger:
 
     # -- asking ---------------------------------------------------------------------------------------------------------------
 
-    def _ask(self, work: Callable[[Books], T]) -> "asyncio.Future[T]":
+    def _ask(self, work: Callable[[Books], T], only_if_awaited: bool = False) -> "asyncio.Future[T]":
         """Under way when it returns."""
         if not self._open:
             raise LedgerUnavailable("the ledger is not open")
-        return self._enqueue(work)
+        return self._enqueue(work, only_if_awaited)
 
-    def _enqueue(self, work: Callable[[Books], T]) -> "asyncio.Future[T]":
+    def _enqueue(self, work: Callable[[Books], T], only_if_awaited: bool = False) -> "asyncio.Future[T]":
         loop = self._loop
-        step = _Step(work, loop.create_future(), loop.time() + self._timeout_s)
+        step = _Step(work, loop.create_future(), loop.time() + self._timeout_s, only_if_awaited)
         self._under_way += 1
         self._waiting.append(step)
         if self._timer is None:
@@ -260,7 +267,8 @@ class SqliteLedger:
     # -- the path of a call ---------------------------------------------------------------------------------------------------
 
     def reserve(self, decision: Decision, lease_ms: int) -> Awaitable[Reserved]:
-        return _Reserving(self._ask(partial(steps.reserve, decision=decision, lease_ms=lease_ms)), self._give_back)
+        future = self._ask(partial(steps.reserve, decision=decision, lease_ms=lease_ms), only_if_awaited=True)
+        return _Reserving(future, self._give_back)
 
     def commit(self, tenant: str, hold_id: str, settlement: Settlement) -> Awaitable[Settled | None]:
         return self._ask(partial(steps.commit, tenant=tenant, hold_id=hold_id, settlement=settlement))

@@ -266,7 +266,7 @@ class Model:
             return Settled(call.state, False, call.charged, self.balances_of(call.plan, run))
         call.state, call.charged, call.usage, call.ending = state, charged, usage, ending.value
         alerts = []
-        thresholds = {}
+        thresholds: dict[Account, tuple[int, ...]] = {}
         for charge in call.plan.charges:
             thresholds.setdefault(charge.ceiling.account, charge.ceiling.alerts)
         for balance in self.balances_of(call.plan, run):

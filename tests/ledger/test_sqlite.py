@@ -1,0 +1,334 @@
+"""The ledger as its callers meet it: many at once, gone while they wait, out of time, with a faulty step among them."""
+
+import asyncio
+import random
+import threading
+from pathlib import Path
+
+import apsw
+import pytest
+
+from gateway.core.scopes import Amounts
+from gateway.core.values import Balance, Decision, Ending, Hold
+from gateway.ledger.contract import HoldState, LedgerUnavailable, Refusal, RunRefusal
+from gateway.ledger.sqlite import SqliteLedger
+from gateway.ledger.witness import Witness
+from tests.ledger.builders import (
+    LEASE_MS,
+    START_MS,
+    TENANT,
+    account,
+    caller,
+    charge,
+    decision,
+    own_run_charge,
+    plan,
+    settlement,
+)
+from tests.support.clock import Clock
+
+
+async def balance_of(ledger: SqliteLedger) -> Balance:
+    (balance,) = await ledger.balances(TENANT, [account()])
+    return balance
+
+
+async def until_quiet(ledger: SqliteLedger) -> None:
+    """Steps that nobody waits for any more have been answered, and what they gave back is given back."""
+    for _ in range(3):
+        await ledger.release(TENANT, "rsv_to-wait-for", Ending.NOT_SENT)
+
+
+class Lock:
+    """Another process in the middle of a long transaction."""
+
+    def __init__(self, path: Path) -> None:
+        self._connection = apsw.Connection(str(path))
+
+    def __enter__(self) -> None:
+        self._connection.execute("BEGIN IMMEDIATE")
+
+    def __exit__(self, *_: object) -> None:
+        self._connection.execute("ROLLBACK")
+        self._connection.close()
+
+
+# -- many at once -------------------------------------------------------------------------------------------------------------
+
+
+async def test_of_200_parallel_reserves_on_a_new_run_exactly_those_that_fit_are_held(ledger: SqliteLedger) -> None:
+    asked = [decision(plan(own_run_charge(limit=100), usd=10), of=caller("new")) for _ in range(200)]
+    answers = await asyncio.gather(*(ledger.reserve(each, LEASE_MS) for each in asked))
+    assert sum(isinstance(answer, Hold) for answer in answers) == 10
+    assert sum(isinstance(answer, Refusal) for answer in answers) == 190
+    view = await ledger.run(TENANT, "new")
+    assert view is not None
+    assert (view.reserved, view.calls) == (100, 10)
+
+
+async def test_steps_take_effect_in_the_order_in_which_they_were_asked(ledger: SqliteLedger) -> None:
+    first, second = decision(plan(charge(), usd=100)), decision(plan(charge(), usd=100))
+    waiting = (
+        ledger.reserve(first, LEASE_MS),
+        ledger.release(TENANT, first.hold_id, Ending.NOT_SENT),
+        ledger.reserve(second, LEASE_MS),
+    )
+    held, released, held_too = await asyncio.gather(*waiting)
+    assert isinstance(held, Hold)
+    assert (released.state, released.changed) == (HoldState.RELEASED, True)
+    assert isinstance(held_too, Hold)
+
+
+async def test_twenty_reserves_of_one_id_are_one_hold(ledger: SqliteLedger) -> None:
+    decided = decision()
+    answers = await asyncio.gather(*(ledger.reserve(decided, LEASE_MS) for _ in range(20)))
+    assert answers[1:] == answers[:-1]
+    assert (await balance_of(ledger)).reserved == 10
+
+
+# -- gone while they wait -----------------------------------------------------------------------------------------------------
+
+
+async def test_a_hold_whose_caller_was_cancelled_is_given_back(ledger: SqliteLedger, tmp_path: Path) -> None:
+    with Lock(tmp_path / "ledger.db"):  # so that the reserve can't have been answered yet
+        waiting = asyncio.ensure_future(ledger.reserve(decision(), LEASE_MS))
+        await asyncio.sleep(0.01)
+        waiting.cancel()
+        await asyncio.sleep(0)
+    assert waiting.cancelled()
+    await until_quiet(ledger)
+    assert (await balance_of(ledger)).reserved == 0
+
+
+async def test_a_hold_whose_caller_is_cancelled_in_the_tick_of_the_answer_is_given_back(ledger: SqliteLedger) -> None:
+    answer = ledger.reserve(decision(), LEASE_MS)
+    future = answer._future  # type: ignore[attr-defined]
+
+    async def wait() -> None:
+        await answer
+
+    waiting = asyncio.ensure_future(wait())
+    future.add_done_callback(lambda _: waiting.cancel())  # the answer is there, the waiter has not run yet
+    with pytest.raises(asyncio.CancelledError):
+        await waiting
+    assert isinstance(future.result(), Hold)
+    await until_quiet(ledger)
+    assert (await balance_of(ledger)).reserved == 0
+
+
+async def test_cancelled_at_any_moment_reserved_returns_to_zero(ledger: SqliteLedger) -> None:
+    chance = random.Random(7)
+    wide = plan(charge(limit=None), usd=10)
+
+    async def call() -> None:
+        held = await ledger.reserve(decision(wide), LEASE_MS)
+        assert isinstance(held, Hold)
+        try:
+            await asyncio.sleep(chance.random() * 0.002)
+        finally:
+            ledger.commit(TENANT, held.id, settlement(1))
+
+    for _ in range(20):
+        tasks = [asyncio.ensure_future(call()) for _ in range(15)]
+        for task in tasks:
+            asyncio.get_running_loop().call_later(chance.random() * 0.004, task.cancel)
+        await asyncio.gather(*tasks, return_exceptions=True)
+    await until_quiet(ledger)
+    balance = await balance_of(ledger)
+    assert balance.reserved == 0
+    rows = await ledger.spend(TENANT, (), START_MS, START_MS + 1, None)
+    assert balance.committed == sum(row.calls for row in rows)
+
+
+async def test_a_commit_whose_caller_was_cancelled_is_committed(ledger: SqliteLedger) -> None:
+    held = await ledger.reserve(decision(), LEASE_MS)
+    assert isinstance(held, Hold)
+    waiting = asyncio.ensure_future(ledger.commit(TENANT, held.id, settlement(4)))
+    waiting.cancel()
+    await until_quiet(ledger)
+    assert (await balance_of(ledger)).committed == 4
+
+
+# -- out of time, out of room -------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+async def hasty(tmp_path: Path, clock: Clock) -> SqliteLedger:
+    running = SqliteLedger(str(tmp_path / "ledger.db"), Witness(tmp_path / "witness"), clock, timeout_ms=50)
+    await running.start()
+    return running
+
+
+async def test_a_store_that_is_busy_for_too_long_is_unavailable_and_serves_again_after(
+    hasty: SqliteLedger, tmp_path: Path
+) -> None:
+    with Lock(tmp_path / "ledger.db"):
+        for _ in range(2):
+            with pytest.raises(LedgerUnavailable):
+                await hasty.reserve(decision(), LEASE_MS)
+        assert (await hasty.balances(TENANT, [account()]))[0].reserved == 0  # readers are not in the way
+    held = await hasty.reserve(decision(), LEASE_MS)
+    assert isinstance(held, Hold)
+    assert [balance.reserved for balance in held.balances] == [10]
+    await hasty.close()
+
+
+async def test_a_hold_that_comes_too_late_is_given_back(hasty: SqliteLedger, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = hasty._store
+    transact, slow = store.transact, threading.Event()
+
+    def late(*arguments: object) -> list[object]:
+        answers = transact(*arguments)  # type: ignore[arg-type]
+        slow.wait(0.1)
+        return answers
+
+    monkeypatch.setattr(store, "transact", late)
+    with pytest.raises(LedgerUnavailable, match=r"did not answer within 0\.05 s"):
+        await hasty.reserve(decision(), LEASE_MS)
+    slow.set()
+    await until_quiet(hasty)
+    assert (await balance_of(hasty)).reserved == 0
+    await hasty.close()
+
+
+async def test_a_full_disk_is_unavailable_and_loses_nothing(ledger: SqliteLedger) -> None:
+    held = await ledger.reserve(decision(), LEASE_MS)
+    assert isinstance(held, Hold)
+    connection = ledger._store._connection
+    assert connection is not None
+    connection.pragma("max_page_count", 1)
+    big = [decision(plan(charge(), usd=0, model="m" * 4000)) for _ in range(200)]
+    answers = await asyncio.gather(*(ledger.reserve(each, LEASE_MS) for each in big), return_exceptions=True)
+    assert any(isinstance(answer, LedgerUnavailable) for answer in answers)
+    connection.pragma("max_page_count", 1_000_000)
+    settled = await ledger.commit(TENANT, held.id, settlement(4))
+    assert settled is not None
+    assert settled.balances[0].committed == 4
+
+
+# -- a faulty step ------------------------------------------------------------------------------------------------------------
+
+
+async def test_a_step_that_fails_does_not_hurt_those_beside_it(ledger: SqliteLedger) -> None:
+    beyond_sqlite = decision(plan(charge(account("huge"), limit=None), usd=2**63))
+    waiting = [ledger.reserve(decision() if number % 10 else beyond_sqlite, LEASE_MS) for number in range(30)]
+    negative = ledger.commit(TENANT, decision().hold_id, settlement(-1))
+    answers = await asyncio.gather(*waiting, negative, return_exceptions=True)
+    assert [isinstance(answer, Exception) for answer in answers] == [*(number % 10 == 0 for number in range(30)), True]
+    assert not any(isinstance(answer, LedgerUnavailable) for answer in answers)
+    balance = await balance_of(ledger)
+    assert balance.reserved == 10 * sum(isinstance(answer, Hold) for answer in answers) == 100
+
+
+async def test_after_a_faulty_step_what_is_known_of_the_store_is_still_true(ledger: SqliteLedger) -> None:
+    held = await ledger.reserve(decision(), LEASE_MS)
+    assert isinstance(held, Hold)
+    with pytest.raises(OverflowError):  # when it is written: its accounts have moved in memory by then
+        await ledger.reserve(decision(plan(charge(limit=None), usd=2**63)), LEASE_MS)
+    settled = await ledger.commit(TENANT, held.id, settlement(4))
+    assert settled is not None
+    assert [(balance.committed, balance.reserved) for balance in settled.balances] == [(4, 0)]
+
+
+# -- what readers see ---------------------------------------------------------------------------------------------------------
+
+
+async def test_the_record_of_a_call_says_what_the_decision_was_made_from(ledger: SqliteLedger) -> None:
+    decided = decision(plan(own_run_charge(limit=100), usd=10), of=caller(team="blue"), run_limit=50)
+    await ledger.reserve(decided, LEASE_MS)
+    await ledger.commit(TENANT, decided.hold_id, settlement(4, ending=Ending.CLIENT_LEFT))
+    record = await ledger.record(TENANT, decided.id)
+    assert record is not None
+    assert (record.outcome, record.state, record.held, record.charged) == (
+        "allow",
+        HoldState.COMMITTED,
+        Amounts(10, 5),
+        Amounts(4, 3),
+    )
+    assert (record.ending, record.usage, record.dimensions) == ("client_left", settlement(4).usage, (("team", "blue"),))
+    assert record.inputs["price_table_version"] == "prices-1"
+    assert record.inputs["run_limit"] == 50
+    assert record.inputs["effective_max_output_tokens"] == 256
+    assert record.inputs["accounts"] == [
+        {
+            "account": "run-ceiling|run=r1|lifetime|usd",
+            "held": 10,
+            "limit": 100,
+            "mode": "hard_gate",
+            "basis": "reserved+committed",
+            "margin": 0,
+            "share_ppm": 1_000_000,
+            "own": True,
+        }
+    ]
+
+
+async def test_refusals_are_kept_in_a_bounded_ring_per_run(ledger: SqliteLedger) -> None:
+    refused = [decision(plan(charge(), usd=101)) for _ in range(40)]
+    for each in refused:
+        assert isinstance(await ledger.reserve(each, LEASE_MS), Refusal)
+    found = [await ledger.record(TENANT, each.id) for each in refused]
+    assert [record is not None for record in found] == [False] * 8 + [True] * 32
+    assert found[-1] is not None
+    assert (found[-1].outcome, found[-1].state, found[-1].inputs["why"]) == ("block", None, "ceiling_reached")
+    await ledger.stop(TENANT, "r1", "op", "enough")
+    stopped = decision()
+    assert isinstance(await ledger.reserve(stopped, LEASE_MS), RunRefusal)
+    record = await ledger.record(TENANT, stopped.id)
+    assert record is not None
+    assert record.inputs["why"] == "run_stopped"
+
+
+async def test_refused_calls_without_a_run_id_share_one_ring_and_leave_no_run(ledger: SqliteLedger) -> None:
+    refused = [decision(plan(charge(), usd=101), of=caller(f"issued-{number}", issued=True)) for number in range(40)]
+    for each in refused:
+        await ledger.reserve(each, LEASE_MS)
+    assert await ledger.runs(TENANT, None, 100) == []
+    found = [await ledger.record(TENANT, each.id) for each in refused]
+    assert [record is not None for record in found] == [False] * 8 + [True] * 32
+
+
+async def test_operators_acts_are_recorded_once_with_who_and_why(ledger: SqliteLedger, tmp_path: Path) -> None:
+    held = await ledger.reserve(decision(), LEASE_MS)
+    assert isinstance(held, Hold)
+    for _ in range(2):
+        await ledger.settle(TENANT, held.id, 3, "ann", "the bill says so")
+        await ledger.stop(TENANT, "r1", "bob", "looping")
+    acts = apsw.Connection(str(tmp_path / "ledger.db")).execute("SELECT tenant, at_ms, who, act, what, why FROM acts").fetchall()
+    assert acts == [
+        (TENANT, START_MS, "ann", "settle", f"{held.id} 3", "the bill says so"),
+        (TENANT, START_MS, "bob", "stop", "r1", "looping"),
+    ]
+
+
+# -- life ---------------------------------------------------------------------------------------------------------------------
+
+
+async def test_what_was_asked_before_close_is_answered_and_nothing_after(ledger: SqliteLedger) -> None:
+    waiting = asyncio.ensure_future(ledger.reserve(decision(), LEASE_MS))
+    await asyncio.sleep(0)
+    await ledger.close()
+    assert isinstance(await waiting, Hold)
+    with pytest.raises(LedgerUnavailable):
+        await ledger.reserve(decision(), LEASE_MS)
+    with pytest.raises(LedgerUnavailable):
+        await ledger.run(TENANT, "r1")
+    assert ledger.health()["ok"] is False
+
+
+async def test_a_ledger_that_is_opened_again_knows_everything(ledger: SqliteLedger, tmp_path: Path, clock: Clock) -> None:
+    decided: Decision = decision()
+    held = await ledger.reserve(decided, LEASE_MS)
+    await ledger.close()
+    again = SqliteLedger(str(tmp_path / "ledger.db"), Witness(tmp_path / "witness"), clock)
+    await again.start()
+    assert await again.reserve(decided, LEASE_MS) == held
+    assert again.health()["ok"] is True
+    await again.close()
+
+
+async def test_a_folder_that_cannot_be_written_is_unavailable(tmp_path: Path, clock: Clock) -> None:
+    (tmp_path / "file").write_text("")
+    ledger = SqliteLedger(str(tmp_path / "file" / "ledger.db"), Witness(tmp_path / "witness"), clock)
+    with pytest.raises(LedgerUnavailable):
+        await ledger.start()
