@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from tests.bench import __main__ as bench
+from tests.bench import estimating
 
 TOKENS, GAP_MS = 5, 10
 
@@ -51,3 +52,7 @@ def test_the_tables_show_what_a_target_adds_to_going_direct() -> None:
     assert "| direct | 100 | (1.00) | (2.00) | – |" in tables
     assert "| ours | 300 | 2.00 | 4.00 | 150 |" in tables
     assert "makes 1.50 × the calls" in tables
+
+
+def test_the_counting_table_has_a_row_for_each_case() -> None:
+    assert estimating.table().count("\n| ") == 4
