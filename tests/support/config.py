@@ -2,7 +2,7 @@
 
 import socket
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -55,6 +55,11 @@ class Setup:
         path = self.folder / "config.yaml"
         path.write_text(yaml.safe_dump(self.config(), sort_keys=False))
         return path
+
+    def twin(self) -> "Setup":
+        """Another gateway on the same state: its own port and files, the same ledger and install secret."""
+        shared = {key: self.config()[key] for key in ("ledger", "state_dir")}
+        return replace(self, folder=self.folder / "twin", port=free_port(), extra={**self.extra, **shared})
 
     def config(self) -> dict[str, Any]:
         provider = {"base_url": self.upstream, "accepts_caller_keys": True, **self.provider}
