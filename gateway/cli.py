@@ -5,7 +5,7 @@ import json
 import os
 import sys
 from pathlib import Path
-from typing import Annotated, Any, NoReturn
+from typing import Annotated, Any, Final, NoReturn
 
 import typer
 from rich.console import Console
@@ -29,19 +29,31 @@ app.add_typer(keys_app, name="keys")
 app.add_typer(ledger_app, name="ledger")
 
 ConfigOption = Annotated[
-    Path | None, typer.Option("--config", "-c", help="The config file; default: config.yaml, else config.example.yaml.", show_default=False)
+    Path | None,
+    typer.Option("--config", "-c", help="The config file; default: config.yaml, else config.example.yaml.", show_default=False),
 ]
 GatewayOption = Annotated[str, typer.Option("--gateway", help="A running gateway's address.", envvar="PENSTOCK_GATEWAY")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print the gateway's answer as it is.")]
 HERE = "http://127.0.0.1:8080"
 
 
+# Click's: typer brings it along, under a name of its own that changed with its versions.
+_UsageError: Final[Any] = typer.BadParameter.__base__
+
+
 def main() -> None:
     """The command's entry point."""
     try:
-        app()
+        sys.exit(app(prog_name="penstock", standalone_mode=False))
+    except _UsageError as error:
+        message = error.format_message().rstrip(".")
+        if not message:  # no verb was named, and the help is printed already
+            sys.exit(2)
+        _fail(f"{message}; see `{'penstock' if error.ctx is None else error.ctx.command_path} --help`", 2)
     except RemoteError as error:
         _fail(str(error))
+    except typer.Abort:
+        sys.exit(130)
     except BrokenPipeError:  # `penstock runs list | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
@@ -67,7 +79,8 @@ def check(
     config: ConfigOption = None,
     schema: Annotated[bool, typer.Option("--schema", help="Print the JSON Schema of both files instead, for editors.")] = False,
     against_running: Annotated[
-        str | None, typer.Option("--against-running", metavar="URL", help="Also say which budgets would start at $0 in this gateway.")
+        str | None,
+        typer.Option("--against-running", metavar="URL", help="Also say which budgets would start at $0 in this gateway."),
     ] = None,
 ) -> None:
     """Checks the config and its policy, and prints every mistake at once."""
@@ -77,12 +90,17 @@ def check(
         print(json.dumps({"config": settings.config_schema(), "policy": policy_file.policy_schema()}, indent=2))
         return
     loaded, policy = _load(_config_path(config))
-    print(f"ok: {len(policy.budgets)} budgets, policy {policy.version}, {len(loaded.providers)} providers, prices {loaded.catalog.version}")
+    print(
+        f"ok: {len(policy.budgets)} budgets, policy {policy.version}, {len(loaded.providers)} providers, prices {loaded.catalog.version}"
+    )
     for warning in (*loaded.warnings, *policy.warnings):
         print(f"warning: {warning}")
     if against_running is not None:
-        ready = Remote(against_running, _token()).get("/readyz")
-        for change in policy_file.changes_against(ready.get("gates", []), policy):
+        try:
+            changes = policy_file.changes_against(_remote(against_running).get("/readyz")["gates"], policy)
+        except (KeyError, TypeError):
+            raise RemoteError(f"{against_running} is not a Penstock gateway") from None
+        for change in changes:
             print(change)
 
 
@@ -91,21 +109,30 @@ def explain(
     request: Annotated[str, typer.Argument(help="A file with the request's JSON body; - for standard input.")],
     config: ConfigOption = None,
     run: Annotated[str | None, typer.Option(help="The run id.")] = None,
-    header: Annotated[list[str] | None, typer.Option("--header", "-H", help='A request header, such as "X-Agent-Id: a1".')] = None,
+    header: Annotated[
+        list[str] | None, typer.Option("--header", "-H", help='A request header, such as "X-Agent-Id: a1".')
+    ] = None,
 ) -> None:
     """Says which budgets apply to a request, what it may cost line by line, the ladder, and the decision. Makes no call."""
     from gateway import app as gateway_app
+    from gateway.ledger.contract import LedgerLost, LedgerUnavailable
     from gateway.wire.problem import Refused
 
+    lines = [*(header or ()), *([] if run is None else [f"X-Run-Id: {run}"])]
+    for line in lines:
+        if ":" not in line:
+            _fail(f"--header: found {line!r}, expected a name, a colon and a value")
     loaded, policy = _load(_config_path(config))
     try:
         body = sys.stdin.buffer.read() if request == "-" else Path(request).read_bytes()
     except OSError as error:
         _fail(f"{request}: {error.strerror}")
     try:
-        explained = gateway_app.explain(loaded, policy, body, [*(header or ()), *([f"X-Run-Id: {run}"] if run else [])])
+        explained = gateway_app.explain(loaded, policy, body, lines)
     except Refused as refusal:
         _fail(f"refused {refusal.problem.status} {refusal.problem.code}: {refusal.problem.detail}")
+    except (LedgerLost, LedgerUnavailable, OSError) as failure:
+        _fail(f"the ledger: {failure}")
     for line in explained.lines():
         print(line)
 
@@ -145,7 +172,12 @@ def runs_stop(run: str, gateway: GatewayOption = HERE, reason: str = "", as_json
 
 
 @runs_app.command("limit")
-def runs_limit(run: str, limit: Annotated[str, typer.Argument(help='Such as "$2.00".')], gateway: GatewayOption = HERE, as_json: JsonOption = False) -> None:
+def runs_limit(
+    run: str,
+    limit: Annotated[str, typer.Argument(help='Such as "$2.00".')],
+    gateway: GatewayOption = HERE,
+    as_json: JsonOption = False,
+) -> None:
     """Sets a run's own ceiling. Raising it needs the admin token."""
     _print_run(_remote(gateway).put(f"/budget/runs/{quoted(run)}", {"limit": limit}), as_json)
 
@@ -168,8 +200,8 @@ def runs_settle(
 @app.command()
 def spend(
     by: Annotated[str, typer.Option(help="Any of: a dimension, run, key, model, provider, day; several with commas.")] = "model",
-    from_: Annotated[str | None, typer.Option("--from", help="A date, such as 2026-11-01.")] = None,
-    to: Annotated[str | None, typer.Option(help="A date; that day is not included.")] = None,
+    from_: Annotated[str | None, typer.Option("--from", help="A date, such as 2026-11-01. Default: 30 days.")] = None,
+    to: Annotated[str | None, typer.Option(help="A date; that day is included. Default: today.")] = None,
     gateway: GatewayOption = HERE,
     as_json: JsonOption = False,
 ) -> None:
@@ -178,7 +210,8 @@ def spend(
     if as_json:
         _print_json(told)
         return
-    _print_table((*by.split(","), "usd", "tokens", "calls"), told["rows"])
+    total = {**dict.fromkeys(told["by"], ""), told["by"][0]: "total", **told["total"]}
+    _print_table((*told["by"], "usd", "tokens", "calls"), [*told["rows"], total])
 
 
 # -- keys and the ledger --------------------------------------------------------------------------------------------------------
@@ -186,7 +219,9 @@ def spend(
 
 @keys_app.command("hash")
 def keys_hash(
-    key: Annotated[str | None, typer.Argument(help="The key; left out, it is read from standard input, which no history keeps.")] = None,
+    key: Annotated[
+        str | None, typer.Argument(help="The key; left out, it is read from standard input, which no history keeps.")
+    ] = None,
 ) -> None:
     """The SHA-256 of a key, as `keys` in the config wants it."""
     secret = key if key is not None else sys.stdin.readline().strip()
@@ -199,9 +234,13 @@ def keys_hash(
 def ledger_adopt(config: ConfigOption = None) -> None:
     """Accepts the ledger as it is, after `ledger_lost`: what it does not know was spent is forgotten."""
     from gateway import app as gateway_app
+    from gateway.ledger.contract import LedgerLost, LedgerUnavailable
 
     loaded, _ = _load(_config_path(config))
-    print(gateway_app.adopt(loaded))
+    try:
+        print(gateway_app.adopt(loaded))
+    except (LedgerLost, LedgerUnavailable, OSError) as failure:
+        _fail(f"the ledger: {failure}")
 
 
 @app.command()
@@ -213,9 +252,9 @@ def version() -> None:
 # -- helpers --------------------------------------------------------------------------------------------------------------------
 
 
-def _fail(message: str) -> NoReturn:
+def _fail(message: str, code: int = 1) -> NoReturn:
     print(f"penstock: {message}", file=sys.stderr)
-    sys.exit(1)
+    sys.exit(code)
 
 
 def _config_path(given: Path | None) -> Path:
@@ -264,4 +303,5 @@ def _print_table(columns: tuple[str, ...], rows: list[dict[str, Any]]) -> None:
         table.add_column(column, overflow="fold")
     for row in rows:
         table.add_row(*("-" if row.get(column) is None else str(row.get(column)) for column in columns))
-    Console(width=None if sys.stdout.isatty() else 160).print(table)
+    # Values are callers' words: `[bold]` and `:smile:` in them are text.
+    Console(width=None if sys.stdout.isatty() else 160, markup=False, emoji=False, highlight=False).print(table)

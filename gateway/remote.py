@@ -1,5 +1,6 @@
 """A running gateway's budget API, for the command line. Blocking, standard library only: it makes one request and ends."""
 
+import http.client
 import json
 import urllib.error
 import urllib.parse
@@ -45,12 +46,13 @@ class Remote:
             # The environment's proxies are not for a gateway that is usually on this machine.
             opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
             with opener.open(request, timeout=_TIMEOUT_S) as answer:
-                told = json.loads(answer.read())
+                told = _json(answer.read())
         except urllib.error.HTTPError as refusal:
             raise RemoteError(_reason(refusal)) from None
-        except (OSError, ValueError) as failure:
+        except (OSError, ValueError, http.client.HTTPException) as failure:
+            why = getattr(failure, "reason", failure)
             raise RemoteError(
-                f"no gateway answers at {self.url} ({failure}); start one with `penstock serve`, or name another with --gateway"
+                f"no gateway answers at {self.url} ({why}); start one with `penstock serve`, or name another with --gateway"
             ) from None
         if not isinstance(told, dict):
             raise RemoteError(f"{self.url} is not a Penstock gateway")
@@ -62,11 +64,21 @@ def quoted(run: str) -> str:
     return urllib.parse.quote(run, safe="")
 
 
+def _json(data: bytes) -> object:
+    try:
+        return json.loads(data)
+    except ValueError:
+        return None
+
+
 def _reason(refusal: urllib.error.HTTPError) -> str:
     try:
-        detail = json.loads(refusal.read())["detail"]
-    except (OSError, ValueError, KeyError, TypeError):
-        detail = f"HTTP {refusal.code}"
+        told = _json(refusal.read())
+    except (OSError, http.client.HTTPException):
+        told = None
+    detail = told.get("detail") if isinstance(told, dict) else None
+    if not isinstance(detail, str):
+        detail = f"{refusal.url} answered HTTP {refusal.code}"
     if refusal.code in (401, 403):
-        detail += " (the admin token is read from the environment: PENSTOCK_ADMIN_TOKEN)"
-    return str(detail)
+        detail += " (the admin token is read from PENSTOCK_ADMIN_TOKEN, a caller's key from PENSTOCK_KEY)"
+    return detail
