@@ -32,6 +32,10 @@ _TEMPLATE: Final = (
 )
 
 
+class NotStarted(Exception):
+    """A process of the demo did not come up; the message is for its user."""
+
+
 @dataclass(frozen=True, slots=True)
 class LocalModel:
     """A running server process."""
@@ -50,7 +54,7 @@ def installed() -> bool:
 
 @contextlib.contextmanager
 def running(port: int = 0, cache: Path | None = None) -> Iterator[LocalModel]:
-    """The server as a child process, ended when the block ends. RuntimeError where it does not come up."""
+    """The server as a child process, ended when the block ends. NotStarted where it does not come up."""
     command = [sys.executable, "-m", __name__, "--port", str(port)]
     if cache is not None:
         command += ["--cache", str(cache)]
@@ -59,7 +63,7 @@ def running(port: int = 0, cache: Path | None = None) -> Iterator[LocalModel]:
             assert process.stdout is not None
             line = process.stdout.readline()
             if not line:
-                raise RuntimeError(f"the model server ended with code {process.wait()} before it listened")
+                raise NotStarted(f"the model server ended with code {process.wait()} before it listened")
             yield LocalModel(process, json.loads(line)["port"])
         finally:
             # llama.cpp's threads do not answer a SIGTERM while a reply is being made; there is nothing to save.

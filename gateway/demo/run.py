@@ -29,6 +29,7 @@ from rich.console import Console
 
 from gateway.demo import local_model
 from gateway.demo.bill import MICROCENTS, Bill, Price
+from gateway.demo.local_model import NotStarted
 from gateway.demo.view import Reading, View, usd, view_for
 
 if TYPE_CHECKING:
@@ -146,15 +147,21 @@ def main(model: str) -> int:
     elif scene is LOCAL and not local_model.installed():
         problem = local_model.MISSING
     if problem is not None or scene is None:
-        Console(stderr=True).print(f"penstock: {problem}", markup=False, highlight=False, soft_wrap=True)
-        return 1
+        return _fail(str(problem))
     folder = Path(tempfile.mkdtemp(prefix="penstock-demo-"))
     try:
         return asyncio.run(play(scene, view_for(console), console, folder))
+    except NotStarted as failure:
+        return _fail(str(failure))
     except KeyboardInterrupt:
         return 130
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def _fail(message: str) -> int:
+    Console(stderr=True).print(f"penstock: {message}", markup=False, highlight=False, soft_wrap=True)
+    return 1
 
 
 async def play(scene: Scene, view: View, console: Console, folder: Path) -> int:
@@ -286,7 +293,7 @@ def _provider(scene: Scene) -> Iterator[str]:
             assert process.stdout is not None
             line = process.stdout.readline()
             if not line:
-                raise RuntimeError(f"the scripted provider ended with code {process.wait()}")
+                raise NotStarted(f"the scripted provider ended with code {process.wait()}")
             yield str(json.loads(line)["base_url"])
         finally:
             process.terminate()
@@ -341,7 +348,7 @@ async def _ready(session: aiohttp.ClientSession, address: str, process: asyncio.
             if await _get(session, f"{address}/readyz") is not None:
                 return
         await asyncio.sleep(0.05)
-    raise RuntimeError(f"the gateway did not come up:\n{(folder / 'gateway.log').read_text(errors='replace')[-2000:]}")
+    raise NotStarted(f"the gateway did not come up:\n{(folder / 'gateway.log').read_text(errors='replace')[-2000:]}")
 
 
 def _free_port() -> int:

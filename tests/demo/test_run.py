@@ -76,3 +76,9 @@ def test_on_a_terminal_the_picture_shows_the_spend_and_what_happened() -> None:
     view.end()
     for part in ("guarded", "$0.50", "$0.40", "small-model", "budget runs low"):
         assert part in drawn.getvalue()
+
+
+def test_a_process_that_does_not_come_up_is_one_line(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(run, "SCRIPTED", replace(run.SCRIPTED, prices={"big-model": "no:price"}))
+    assert run.main("scripted") == 1
+    assert "the scripted provider ended with code 2" in capsys.readouterr().err
