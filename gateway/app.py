@@ -32,7 +32,7 @@ from gateway.ledger.witness import Witness
 from gateway.metrics import Metrics
 from gateway.observer import Observer
 from gateway.reaper import Reaper
-from gateway.relay import Shared
+from gateway.relay import Places, Shared
 from gateway.server.admin import Admin
 from gateway.server.budget_api import BudgetApi
 from gateway.server.edge import Edge, Limits
@@ -75,8 +75,7 @@ class Gateway:
             upstreams=self._upstreams,
             settings=config,
             alert=self.observer.alert,
-            background=self.background,
-            drains=asyncio.Semaphore(config.drain.number),
+            drains=Places(config.drain.number),
             clock_ms=clock_ms,
             jitter=random.random,
         )

@@ -5,16 +5,17 @@ Nothing is forwarded before its worst case is held. From the moment there is a h
 
 import asyncio
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Final
 
 from gateway.core.decide import Rulebook, Unservable
 from gateway.core.meter import Meter
-from gateway.core.values import Balance, Basis, Call, Ending, Hold, Plan
+from gateway.core.values import Call, Ending, Hold
 from gateway.identity import Identity, Principal
 from gateway.ledger.contract import Ended, LedgerLost, LedgerUnavailable, Refusal, RunRefusal, Stale
 from gateway.observer import Observer, Story
 from gateway.relay import Errand, Relay, Shared
+from gateway.settling import Settling, first_blocking, has_room
 from gateway.upstream import UpstreamRequest
 from gateway.wire import chat
 from gateway.wire.budget import refusal_headers
@@ -23,6 +24,7 @@ from gateway.wire.headers import directives, forwardable
 from gateway.wire.problem import Alternative, Refused, budget_refusal, problem
 
 _DECISIONS_A_CALL: Final = 3  # the first, and two more on new facts
+_READ_INLINE_BYTES: Final = 262_144  # some 1 to 5 ms of reading, for usual messages
 _COUNT_INLINE_CHARS: Final = 16_384  # some 2 ms of tokenizing
 _WATCH_S: Final = 0.5  # how often a process asks which of its live runs were stopped
 
@@ -45,37 +47,46 @@ class Flow:
     async def serve(self, inbound: Inbound, outlet: Outlet) -> None:
         """`POST /v1/chat/completions`. Every refusal is answered here; whatever else is raised is a bug, and the server's to answer."""
         story = self._observer.story(inbound.request_id)
+        status = 0  # nobody was there to be answered
+        try:
+            status = await self._serve(inbound, outlet, story)
+        except Exception:
+            status = 500
+            raise
+        finally:
+            story.answered(status)
+
+    async def _serve(self, inbound: Inbound, outlet: Outlet, story: Story) -> int:
+        """What the client was answered; 0 if it left before."""
         try:
             relay = await self._admit(inbound, story)
         except Refused as refusal:
-            await _refuse(refusal, outlet, story)
-            return
+            return await _refuse(refusal, outlet, story)
         self._live.add(relay)
         try:
             await relay.run(outlet)
         finally:
-            relay.when_settled(self._live.discard)
-            story.answered(relay.status)
+            self._live.discard(relay)
+        return relay.status
 
     async def _admit(self, inbound: Inbound, story: Story) -> Relay:
         """Everything before the provider: the relay it returns has a hold."""
         rulebook = self.rulebook
         principal = self._identity.principal(inbound.headers, model_route=True)
-        request = chat.read(inbound.body)
+        request = await _read(inbound.body)
         at_ms = self._shared.clock_ms()
         caller = self._identity.caller(principal, inbound, request.text_field, rulebook.policy, at_ms)
         story.called_by(caller)
         call = request.call(caller, directives(inbound.headers))
         await self._count_beforehand(rulebook, call)
-        hold = await self._reserve(rulebook, call, principal, at_ms, story)
-        story.held(hold)
+        settling = await self._reserve(rulebook, call, principal, at_ms, story)
         try:
-            relay = self._relay(rulebook, hold, request, inbound, principal, story)
+            relay = self._relay(rulebook, settling, request, inbound, principal)
+            story.sent()
         except BaseException:
             # A bug between the hold and the one who answers for it must not leak it.
-            self._shared.ledger.release(caller.tenant, hold.id, Ending.NOT_SENT)
+            settling.release(Ending.NOT_SENT)
             raise
-        story.sent()
         return relay
 
     async def _count_beforehand(self, rulebook: Rulebook, call: Call) -> None:
@@ -86,7 +97,7 @@ class Flow:
             if tally.pending_chars > _COUNT_INLINE_CHARS:
                 await asyncio.to_thread(counter.finish, tally)
 
-    async def _reserve(self, rulebook: Rulebook, call: Call, principal: Principal, at_ms: int, story: Story) -> Hold:
+    async def _reserve(self, rulebook: Rulebook, call: Call, principal: Principal, at_ms: int, story: Story) -> Settling:
         """Decides, and holds the first plan that fits; decides again where the ledger knows better."""
         served = self._identity.served(principal)
         for _ in range(_DECISIONS_A_CALL):
@@ -105,7 +116,7 @@ class Flow:
                 raise Refused(problem("ledger_lost", f"{failure}: no call is let through")) from failure
             story.reserved(time.perf_counter() - began_s)
             if isinstance(reserved, Hold):
-                return reserved
+                return Settling(self._shared.ledger, self._shared.settings, self._shared.alert, reserved, story)
             if isinstance(reserved, Refusal):
                 raise self._over_budget(rulebook, reserved, served)
             if isinstance(reserved, RunRefusal):
@@ -124,30 +135,31 @@ class Flow:
         raise Refused(problem("ledger_unavailable", "the ledger's clock and windows did not agree within three decisions"))
 
     def _relay(
-        self, rulebook: Rulebook, hold: Hold, request: chat.ChatRequest, inbound: Inbound, principal: Principal, story: Story
+        self, rulebook: Rulebook, settling: Settling, request: chat.ChatRequest, inbound: Inbound, principal: Principal
     ) -> Relay:
         """What goes to the provider: the client's request, with the plan's model and cap, and a credential."""
-        plan, provider = hold.plan, self._shared.settings.providers[hold.plan.provider]
-        model = rulebook.catalog.models[plan.model]
+        plan, provider = settling.hold.plan, self._shared.settings.providers[settling.hold.plan.provider]
+        profile, model = provider.profile, rulebook.catalog.models[plan.model]
         headers = forwardable(inbound.headers, rulebook.identity_headers)
         credential = self._identity.credential_for(principal, provider)
         if credential is not None:
             headers.append(credential)
         path = inbound.path.removeprefix("/v1")
         url = f"{provider.base_url}{path}?{inbound.query}" if inbound.query else provider.base_url + path
-        upstream_request = UpstreamRequest(url, inbound.method, headers, request.encode(plan, provider.profile))
-        errand = Errand(hold, model, provider, upstream_request, request.wants_usage, request.clamped(plan))
-        covers = provider.profile.usage_covers_all_choices or hold.decision.call.choices == 1
-        return Relay(self._shared, errand, Meter(rulebook.counter, model.encoding, covers), story)
+        body = request.encode(plan, profile, model.parameters)
+        upstream_request = UpstreamRequest(url, inbound.method, headers, body)
+        errand = Errand(model, provider, upstream_request, request.wants_usage, request.clamped(plan))
+        meter = Meter(rulebook.counter, model.encoding, profile.usage_covers_all_choices or request.choices == 1)
+        return Relay(self._shared, errand, meter, settling)
 
     # -- refusals -------------------------------------------------------------------------------------------------------------
 
     def _over_budget(self, rulebook: Rulebook, refusal: Refusal, served: frozenset[str]) -> Refused:
         decision = refusal.decision
         told = _told(refusal)
-        balances = {balance.account.key: balance for balance in refusal.balances}
         alternatives = [
-            Alternative.of(model, plan, _fits(plan, balances)) for model, plan in rulebook.alternatives(decision, served)
+            Alternative.of(model, plan, first_blocking(plan, refusal.balances) is None)
+            for model, plan in rulebook.alternatives(decision, served)
         ]
         said = budget_refusal(decision, decision.ladder[told], refusal.blocking[told], alternatives)
         return Refused(said, refusal_headers(decision, refusal.blocking[told], refusal.balances))
@@ -164,17 +176,18 @@ class Flow:
             relay.interrupt(Ending.GATEWAY_STOPPED)
 
     async def watch(self) -> None:
-        """Runs as long as the gateway: notices runs that were stopped elsewhere, and keeps the leases of calls that last."""
-        lease_ms = self._shared.settings.lease_ms
+        """Runs as long as the gateway: keeps the leases of calls that last, and notices runs that were stopped elsewhere."""
         while True:
             await asyncio.sleep(_WATCH_S)
             try:
-                await self._notice_stopped()
                 for relay in list(self._live):
-                    relay.keep_lease(lease_ms)
+                    relay.keep_lease()
+                await self._notice_stopped()
             except (LedgerUnavailable, LedgerLost) as failure:
                 # A ledger that is away is told of by the calls it refuses; this loop only must not end.
                 self._observer.events.log.warning("watch_failed", why=str(failure))
+            except Exception as failure:  # noqa: BLE001 - a background loop: without it no stop would be noticed any more
+                self._observer.events.problem("watching live calls", failure)
 
     async def _notice_stopped(self) -> None:
         by_tenant: dict[str, set[str]] = {}
@@ -193,36 +206,25 @@ class Flow:
                 relay.interrupt(Ending.RUN_STOPPED)
 
 
-async def _refuse(refusal: Refused, outlet: Outlet, story: Story) -> None:
+async def _read(body: bytes) -> chat.ChatRequest:
+    if len(body) <= _READ_INLINE_BYTES:
+        return chat.read(body)
+    return await asyncio.to_thread(chat.read, body)
+
+
+async def _refuse(refusal: Refused, outlet: Outlet, story: Story) -> int:
     said = refusal.problem
     story.refused(said.code, said.status)
     try:
         await outlet.answer(said.status, [*said.headers(), *refusal.headers], said.body())
     except ClientGone:
-        pass  # nothing was held for it
-    finally:
-        story.answered(said.status)
+        return 0  # nothing was held for it
+    return said.status
 
 
 def _told(refusal: Refusal) -> int:
     """Which plan the answer speaks of: the requested one, unless only the share kept for cheaper plans stood in its way."""
     blocking, plan = refusal.blocking[0], refusal.decision.ladder[0]
-    if (
-        blocking.limit is None
-        or blocking.committed + blocking.reserved + plan.cost_max.of(blocking.account.unit) > blocking.limit
-    ):
-        return 0
-    return len(refusal.blocking) - 1
-
-
-def _fits(plan: Plan, balances: Mapping[str, Balance]) -> bool:
-    """Advice, from the balances that the refusal brought: the room may be gone by the time it is used."""
-    for charge in plan.charges:
-        ceiling = charge.ceiling
-        balance = balances.get(ceiling.account.key)
-        if balance is None or balance.limit is None or ceiling.basis is Basis.NONE:
-            continue
-        taken = balance.committed + (balance.reserved if ceiling.basis is Basis.RESERVED_AND_COMMITTED else 0)
-        if taken + plan.cost_max.of(ceiling.account.unit) > balance.limit + ceiling.margin:
-            return False
-    return True
+    charge = next(charge for charge in plan.charges if charge.ceiling.account == blocking.account)
+    only_its_share = has_room(charge, blocking, plan.cost_max.of(blocking.account.unit))
+    return len(refusal.blocking) - 1 if only_its_share else 0

@@ -69,6 +69,11 @@ class Meter:
         usage = self._report
         return usage is not None and usage.total_tokens > 0 and (usage.output_tokens > 0 or self._bytes == 0)
 
+    @property
+    def needs_text(self) -> bool:
+        """False once the provider's report stands by itself, whatever output is still to be seen."""
+        return self._report is None or self._report.output_tokens == 0 or not self._covers
+
     def exceeds(self, cap_tokens: int) -> bool:
         """Whether the output seen has surely passed the cap (of all choices together). Called for every chunk."""
         # Surely: another tokenizer may need half the reference's tokens, and cutting text into pieces adds a few.

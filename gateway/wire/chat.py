@@ -154,10 +154,16 @@ class ChatRequest:
             directives=directives,
         )
 
-    def encode(self, plan: Plan, profile: Profile) -> bytes:
+    def encode(self, plan: Plan, profile: Profile, takes: frozenset[str] | None = None) -> bytes:
         """What goes upstream: the request as it was parsed, with the plan's model and output cap, and usage asked for in streams
-        where the provider takes that."""
-        body = {**self.body, **self.fragments, "model": plan.model, self.cap_field or profile.output_cap_field: plan.output_cap}
+        where the provider takes that. `takes`: the parameters of the plan's model, where they are known."""
+        body = {**self.body, **self.fragments, "model": plan.model}
+        cap_field = self.cap_field or profile.output_cap_field
+        if takes is not None and plan.model != self.model and cap_field not in takes and profile.output_cap_field in takes:
+            # A downgrade to a model that refuses the field which suited the requested one, as OpenAI's reasoning models do.
+            body.pop(cap_field, None)
+            cap_field = profile.output_cap_field
+        body[cap_field] = plan.output_cap
         if self.stream and profile.stream_options:
             body["stream_options"] = {**(self.body.get("stream_options") or {}), "include_usage": True}
         return orjson.dumps(body)
@@ -438,8 +444,9 @@ def read_answer(body: bytes, meter: Meter) -> str | None:
     usage = read_usage(answer.get("usage"))
     if usage is not None:
         meter.report(usage)
-    for choice in _dicts(answer.get("choices")):
-        _meter_output(choice.get("message"), meter)
+    if meter.needs_text:
+        for choice in _dicts(answer.get("choices")):
+            _meter_output(choice.get("message"), meter)
     return _service_tier(answer)
 
 
@@ -463,9 +470,14 @@ class ChatStream:
         self.service_tier: str | None = None  # the one that the provider says it served the call at
 
     @property
+    def finished(self) -> bool:
+        """Every choice that was seen has its finish_reason: usage and `[DONE]` may still come."""
+        return bool(self._finished) and all(self._finished.values())
+
+    @property
     def cut(self) -> bool:
         """At the end of the stream: the provider broke off. Some never send `[DONE]`, so finished choices are enough."""
-        return not self.done and not (self._finished and all(self._finished.values()))
+        return not self.done and not self.finished
 
     def feed(self, data: bytes) -> bytes:
         """What may be relayed now."""
@@ -497,8 +509,15 @@ class ChatStream:
             for index, finished in (self._finished or {0: False}).items()
             if not finished
         ]
-        broken_off = b"\n\n" if self._events.mid_event else b""
-        return broken_off + b"".join(b"data: " + chunk + b"\n\n" for chunk in chunks) + error_event(problem)
+        return self._event_end() + b"".join(b"data: " + chunk + b"\n\n" for chunk in chunks) + error_event(problem)
+
+    def error_ending(self, problem: Problem) -> bytes:
+        """Ends a stream that has failed. Nothing where the provider has sent an error of its own: SDKs raise at the first."""
+        return b"" if self.error_seen else self._event_end() + error_event(problem)
+
+    def _event_end(self) -> bytes:
+        """A piece of an event too large to be kept may have been relayed: what follows must not be read as its rest."""
+        return b"\n\n" if self._events.mid_event else b""
 
     def _take(self, data: bytes | None, raw: bytes) -> bool:
         """Meters one event; whether it is to be hidden."""

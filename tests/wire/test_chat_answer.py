@@ -19,6 +19,8 @@ STREAMS = Path(__file__).parent / "streams"
 class Recorder(Meter):
     """Keeps what it is told."""
 
+    needs_text = True
+
     def __init__(self) -> None:
         self.reports: list[Usage] = []
         self.texts: list[str] = []

@@ -1,0 +1,70 @@
+"""What a call is charged, by what is known of it when it ends (design: section 8). No I/O: it never asks anybody.
+
+phase      what is known                            a hold that ends here is
+UNSENT     nothing reached a provider               released
+OPENED     the request may have been read           charged in full, since nobody can say less
+REFUSED    the provider said no before any output   released
+RELAYING   output is seen                           charged by usage; without one, by what was counted or held
+"""
+
+from dataclasses import dataclass
+from enum import Enum, auto
+from typing import Final
+
+from gateway.core import estimate
+from gateway.core.catalog import Model
+from gateway.core.meter import Meter
+from gateway.core.profiles import OnDisconnect
+from gateway.core.scopes import Amounts
+from gateway.core.values import Ending, Hold, Usage, UsageSource
+
+_BROKEN_OFF: Final = frozenset({Ending.CLIENT_LEFT, Ending.RUN_STOPPED, Ending.GATEWAY_STOPPED})
+
+
+class Phase(Enum):
+    UNSENT = auto()
+    OPENED = auto()
+    REFUSED = auto()
+    RELAYING = auto()
+
+
+@dataclass(slots=True)
+class Charging:
+    """Of one call, as it goes."""
+
+    model: Model
+    on_disconnect: OnDisconnect
+    meter: Meter
+    service_tier: str | None  # the request's, until the provider says how it served the call
+    phase: Phase = Phase.UNSENT
+
+    @property
+    def nothing_billed(self) -> bool:
+        return self.phase is Phase.UNSENT or self.phase is Phase.REFUSED
+
+    def exceeds(self, hold: Hold) -> bool:
+        """Whether the output seen has surely passed what is held."""
+        return self.meter.exceeds(_output_held(hold))
+
+    def of(self, hold: Hold, ending: Ending) -> tuple[Usage, Amounts]:
+        assert not self.nothing_billed
+        plan, output_held = hold.plan, _output_held(hold)
+        held = Usage(UsageSource.HELD, input_tokens=plan.input_tokens, output_tokens=output_held)
+        if self.phase is Phase.OPENED:
+            return held, plan.cost_max
+        usage = self.meter.usage(plan.input_tokens, output_held)
+        if not self.meter.reported and usage.output_tokens < output_held and self._may_have_been_more(ending):
+            return held, plan.cost_max
+        return usage, estimate.cost_of(self.model, usage, self.service_tier)
+
+    def _may_have_been_more(self, ending: Ending) -> bool:
+        """Without the provider's word, what was relayed is the charge, unless there may be output that nobody saw."""
+        if ending is Ending.UNKNOWN:  # a bug's
+            return True
+        unseen = self.model.reasoning or self.on_disconnect is OnDisconnect.FULL_HOLD
+        return unseen and ending in _BROKEN_OFF
+
+
+def _output_held(hold: Hold) -> int:
+    """Tokens, of all choices together."""
+    return hold.plan.output_cap * hold.decision.call.choices

@@ -1,0 +1,131 @@
+"""One hold and its one end. Whatever happens to a call, its hold is committed, released, or left to its lease: once.
+
+The ledger's steps are under way when the function that asks for them returns, so ending a hold needs no await, and a `finally` can
+do it. `written` is the wait, and only decides when the client sees its last bytes.
+"""
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable
+from dataclasses import replace
+
+from gateway.core.scopes import Amounts
+from gateway.core.values import Balance, Basis, Charge, Ending, Hold, Plan, Receipt, Usage, UsageSource
+from gateway.ledger.contract import Alert, Ledger, LedgerLost, LedgerUnavailable, Settled, Settlement
+from gateway.observer import Story
+from gateway.settings import Settings
+
+
+class Settling:
+    """Made as soon as there is a hold. The first of `commit`, `release` and `leave` ends it; asking for another is a bug."""
+
+    def __init__(self, ledger: Ledger, settings: Settings, alert: Callable[[Alert], None], hold: Hold, story: Story) -> None:
+        self._ledger = ledger
+        self._settings = settings
+        self._alert = alert
+        self.hold = hold  # grows by `widen`
+        self.story = story
+        self.balances = hold.balances  # as they stand: after the end those that the ledger answered
+        self.ended = False
+        self._tenant = hold.decision.call.caller.tenant
+        self._step: asyncio.Future[Settled | None] | None = None
+        self._lease_until_ms = hold.lease_until_ms
+        story.held(hold)
+
+    # -- its end --------------------------------------------------------------------------------------------------------------
+
+    def commit(self, usage: Usage, cost: Amounts, ending: Ending) -> None:
+        settlement = Settlement(cost, usage, ending)
+        receipt = Receipt(self.hold, usage, cost, ending)
+        self._end(lambda: self._ledger.commit(self._tenant, self.hold.id, settlement), receipt)
+
+    def release(self, ending: Ending) -> None:
+        receipt = Receipt(self.hold, Usage(UsageSource.PROVIDER), Amounts(0, 0, 0), ending)
+        self._end(lambda: self._ledger.release(self._tenant, self.hold.id, ending), receipt)
+
+    def leave(self, why: str) -> None:
+        """Nobody can say whether it was billed: the hold stays, and is charged when its lease ends."""
+        assert not self.ended, self.hold.id
+        self.ended = True
+        self.story.unsettled(Ending.UNKNOWN, why)
+
+    async def written(self) -> None:
+        """Waits for the ledger, not for long, so that the run's next call sees the refund. Whatever fails, `_recorded` hears of it."""
+        if self._step is not None:
+            await asyncio.wait((self._step,), timeout=self._settings.commit_wait_ms / 1000)
+
+    def _end(self, ask: "Callable[[], Awaitable[Settled | None]]", receipt: Receipt) -> None:
+        assert not self.ended, self.hold.id
+        self.ended = True
+        began_s = time.perf_counter()
+        try:
+            step = asyncio.ensure_future(ask())
+        except (LedgerUnavailable, LedgerLost) as failure:  # closed: it takes no more steps
+            self._not_taken(receipt.ending, failure)
+            return
+        step.add_done_callback(lambda done: self._recorded(done, receipt, began_s))
+        self._step = step
+
+    def _recorded(self, step: "asyncio.Future[Settled | None]", receipt: Receipt, began_s: float) -> None:
+        """The step's own end, whether or not anybody waited for it."""
+        failure = None if step.cancelled() else step.exception()
+        settled = None if step.cancelled() or failure is not None else step.result()
+        if settled is None:
+            self._not_taken(receipt.ending, failure)
+            return
+        self.balances = settled.balances or self.balances
+        for alert in settled.alerts:
+            self._alert(alert)
+        charged = replace(receipt, cost=settled.charged, balances=settled.balances)
+        self.story.settled(charged, time.perf_counter() - began_s)
+
+    def _not_taken(self, ending: Ending, failure: BaseException | None) -> None:
+        self.story.unsettled(ending, f"the ledger did not take the settlement: {failure!r}")
+
+    # -- while it lives -------------------------------------------------------------------------------------------------------
+
+    async def widen(self, plan: Plan) -> bool:
+        """Holds what the wider plan can cost beyond what is held. False: there is no room, or no ledger that says so."""
+        held, wanted = self.hold.plan.cost_max, plan.cost_max
+        more = Amounts(wanted.usd - held.usd, wanted.tokens - held.tokens, 0)
+        try:
+            widened = await self._ledger.extend(self._tenant, self.hold.id, self._settings.lease_ms, more)
+        except (LedgerUnavailable, LedgerLost):
+            return False
+        if widened:
+            self.hold = replace(self.hold, plan=plan)
+        return widened
+
+    def keep_lease(self, now_ms: int) -> None:
+        """Extends the lease once a third of it has passed. Not waited for: a failure leaves two thirds to try again."""
+        lease_ms = self._settings.lease_ms
+        if self.ended or now_ms < self._lease_until_ms - lease_ms * 2 // 3:
+            return
+        extended = asyncio.ensure_future(self._ledger.extend(self._tenant, self.hold.id, lease_ms))
+        self._lease_until_ms = now_ms + lease_ms
+        extended.add_done_callback(self._lease_kept)
+
+    def _lease_kept(self, extended: "asyncio.Future[bool]") -> None:
+        if extended.cancelled() or extended.exception() is not None:
+            self._lease_until_ms = 0  # try again at the next turn
+
+
+def has_room(charge: Charge, balance: Balance, amount: int) -> bool:
+    """The rule of `core.values.Ceiling` for a plan that may use the whole limit. Advice: the room may be gone by the time it is used."""
+    ceiling = charge.ceiling
+    if balance.limit is None or amount == 0 or ceiling.basis is Basis.NONE:
+        return True
+    if ceiling.basis is Basis.COMMITTED:
+        return balance.committed < balance.limit + ceiling.margin
+    return balance.committed + balance.reserved + amount <= balance.limit + ceiling.margin
+
+
+def first_blocking(plan: Plan, balances: tuple[Balance, ...]) -> Balance | None:
+    """The first account that has no room for what the plan can cost; those that `balances` lacks are taken to have it."""
+    known = {balance.account.key: balance for balance in balances}
+    for charge in plan.charges:
+        account = charge.ceiling.account
+        balance = known.get(account.key)
+        if balance is not None and not has_room(charge, balance, plan.cost_max.of(account.unit)):
+            return balance
+    return None

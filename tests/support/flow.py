@@ -1,0 +1,348 @@
+"""The path of a call without HTTP on the client's side: a real ledger, a real upstream, and an outlet that records.
+
+async with world(tmp_path, provider.base_url) as here:
+    got = await here.ask(chat("hello"), run="r1")        # → what the client got
+    await here.quiet()
+    (await here.run("r1")).committed
+"""
+
+import asyncio
+import gc
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Generator, Iterator, Mapping, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field, replace
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+import orjson
+from multidict import CIMultiDict, CIMultiDictProxy
+
+from gateway import bundled, relay
+from gateway.core.catalog import Catalog, Model, Rates
+from gateway.core.decide import Rulebook
+from gateway.core.policy import Policy
+from gateway.core.profiles import Profile
+from gateway.core.tokens import TokenCounter
+from gateway.core.values import Receipt
+from gateway.events import CallEvent
+from gateway.flow import Flow
+from gateway.identity import Identity
+from gateway.ledger.contract import CallRecord, Ledger, RunView
+from gateway.ledger.sqlite import SqliteLedger
+from gateway.ledger.witness import Witness
+from gateway.metrics import Metrics
+from gateway.observer import Observer
+from gateway.relay import Places, Shared
+from gateway.settings import Provider, Settings
+from gateway.upstream import AiohttpUpstream, Endpoint, RetryPolicy, Upstream
+from gateway.wire.exchange import ClientGone, Headers, Inbound
+from tests.support.clock import Clock
+from tests.support.pricing import MODELS, TestModel
+from tests.support.rulebooks import policy as policy_of
+
+TENANT = "default"
+KEY = "Bearer sk-test"
+PROFILE = Profile("test", "max_completion_tokens", stream_options=True)
+
+
+def chat(text: str = "tell me about rivers", model: str = "big-model", **fields: Any) -> bytes:
+    return orjson.dumps({"model": model, "messages": [{"role": "user", "content": text}], "max_tokens": 20, **fields})
+
+
+def model_of(model: TestModel, **facts: Any) -> Model:
+    """The catalog's entry for a model of `tests.support.pricing`, priced as the provider bills it."""
+    microcents = {
+        name: int(float(dollars) * 100_000_000)
+        for name, dollars in (("input", model.input), ("output", model.output), ("cached", model.cached_input or model.input))
+    }
+    rates = Rates(microcents["input"], microcents["output"], microcents["cached"], microcents["input"])
+    defaults: dict[str, Any] = {"capabilities": frozenset(model.capabilities), "encoding": model.encoding}
+    return Model(model.name, "test", (rates,), model.context, model.max_output, **{**defaults, **facts})
+
+
+# -- the client's side ------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(eq=False)
+class Client:
+    """An `Outlet` that keeps what it is handed. Every method suspends once, as a slow connection would make it."""
+
+    status: int = 0
+    headers: CIMultiDict[str] = field(default_factory=CIMultiDict)
+    body: bytes = b""
+    whole: bool = False  # ended cleanly
+    aborted: bool = False
+    gone: bool = False
+    started: bool = False
+    takes_nothing: bool = False  # stays connected, but its buffers are full
+    on_write: Callable[[bytes], Awaitable[None]] | None = None
+    _told: list[Callable[[], None]] = field(default_factory=list)
+
+    def leave(self) -> None:
+        self.gone = True
+        told, self._told = self._told, []
+        for callback in told:
+            callback()
+
+    async def answer(self, status: int, headers: Headers, body: bytes) -> None:
+        await self._start(status, headers)
+        self.body = body
+        self.whole = True
+
+    async def start(self, status: int, headers: Headers) -> None:
+        await self._start(status, headers)
+
+    async def _start(self, status: int, headers: Headers) -> None:
+        await self._turn()
+        assert not self.started, "one answer per request"
+        self.started = True
+        self.status, self.headers = status, CIMultiDict(headers)
+
+    async def write(self, data: bytes) -> None:
+        await self._turn()
+        assert self.started
+        assert not self.whole, "nothing follows the end"
+        self.body += data
+        if self.on_write is not None:
+            await self.on_write(data)
+        if self.takes_nothing:
+            await asyncio.Event().wait()
+
+    async def finish(self) -> None:
+        await self._turn()
+        self.whole = True
+
+    def abort(self) -> None:
+        self.aborted = True
+
+    def on_gone(self, told: Callable[[], None]) -> None:
+        if self.gone:
+            told()
+        else:
+            self._told.append(told)
+
+    async def _turn(self) -> None:
+        if self.gone:
+            raise ClientGone
+        await asyncio.sleep(0)
+        if self.gone:
+            raise ClientGone
+
+    # -- reading it -----------------------------------------------------------------------------------------------------------
+
+    @property
+    def json(self) -> Any:
+        return orjson.loads(self.body)
+
+    @property
+    def events(self) -> list[Any]:
+        """The stream's data, `[DONE]` as that string."""
+        data = [line[6:] for line in self.body.split(b"\n") if line.startswith(b"data: ")]
+        return ["[DONE]" if each == b"[DONE]" else orjson.loads(each) for each in data]
+
+    @property
+    def errors(self) -> list[Any]:
+        return [event["error"] for event in self.events if isinstance(event, dict) and "error" in event]
+
+    @property
+    def text(self) -> str:
+        """What the model wrote, as far as the client got it."""
+        if not self.body.startswith((b"data:", b":")):
+            return "".join(choice["message"]["content"] or "" for choice in self.json.get("choices", ())) if self.body else ""
+        chunks = [event for event in self.events if isinstance(event, dict)]
+        return "".join(c.get("delta", {}).get("content") or "" for event in chunks for c in event.get("choices", ()))
+
+
+# -- what was told ----------------------------------------------------------------------------------------------------------------
+
+
+class Told:
+    """In the place of `Events`: keeps the records, writes nothing."""
+
+    def __init__(self) -> None:
+        self.calls: list[CallEvent] = []
+        self.overruns: list[tuple[Receipt, str]] = []
+        self.alerts: list[object] = []
+        self.problems: list[tuple[str, BaseException]] = []
+        self.warnings: list[tuple[str, Mapping[str, object]]] = []
+        self.log = self
+
+    def call(self, event: CallEvent) -> None:
+        self.calls.append(event)
+
+    def overrun(self, receipt: Receipt, cause: str) -> None:
+        self.overruns.append((receipt, cause))
+
+    def alert(self, alert: object) -> None:
+        self.alerts.append(alert)
+
+    def problem(self, where: str, failure: BaseException) -> None:
+        self.problems.append((where, failure))
+
+    def warning(self, event: str, **fields: object) -> None:
+        self.warnings.append((event, fields))
+
+
+# -- the world --------------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(eq=False)
+class World:
+    flow: Flow
+    ledger: Ledger
+    clock: Clock
+    told: Told
+    metrics: Metrics
+    settings: Settings
+    shared: Shared
+    unheard: list[Mapping[str, Any]]  # what nobody caught: "Task exception was never retrieved" and the like
+
+    def inbound(self, body: bytes, run: str | None = "r1", query: str = "", **headers: str) -> Inbound:
+        named = {"Authorization": KEY, **{name.replace("_", "-"): value for name, value in headers.items()}}
+        raw = CIMultiDictProxy(CIMultiDict(named))
+        return Inbound("POST", "/v1/chat/completions", query, run, raw, body, f"req_{next(_numbers)}")
+
+    async def ask(self, body: bytes, run: str | None = "r1", client: Client | None = None, **more: str) -> Client:
+        client = client or Client()
+        await self.flow.serve(self.inbound(body, run, **more), client)
+        return client
+
+    def asking(self, body: bytes, run: str | None = "r1", client: Client | None = None) -> tuple["asyncio.Task[Client]", Client]:
+        """The same as a task, and its client."""
+        client = client or Client()
+        return asyncio.create_task(self.ask(body, run, client)), client
+
+    async def quiet(self) -> None:
+        """Every step that was under way is in the ledger and told of: two rounds, since a reserve may be given back after the first."""
+        for _ in range(2):
+            await self.ledger.run(TENANT, "")
+            await self.ledger.expire(0)
+            await asyncio.sleep(0)
+
+    async def run(self, run: str = "r1") -> RunView:
+        await self.quiet()
+        view = await self.ledger.run(TENANT, run)
+        assert view is not None, f"no run {run}"
+        return view
+
+    async def record(self, run: str = "r1") -> CallRecord:
+        """Of the run's only call, or its latest that was told."""
+        await self.quiet()
+        told = [event for event in self.told.calls if event.caller.run == run and event.decision_id is not None]
+        assert told, f"nothing was told of run {run}"
+        assert told[-1].decision_id is not None
+        record = await self.ledger.record(TENANT, told[-1].decision_id)
+        assert record is not None
+        return record
+
+    async def live_holds(self, run: str) -> list[CallRecord]:
+        return [each for each in await self.ledger.holds(TENANT, run, 10) if each.state == "live"]
+
+    def reports_ending(self, ending: str) -> bool:
+        self.metrics.flush()
+        return f'penstock_calls_total{{ending="{ending}"}}'.encode() in self.metrics.exposition()
+
+
+_numbers = count()
+
+
+@asynccontextmanager
+async def world(
+    folder: Path,
+    upstream: str,
+    policy: Policy | None = None,
+    models: Sequence[Model] | None = None,
+    profile: Profile = PROFILE,
+    ledger: Callable[[SqliteLedger], Ledger] = lambda real: real,
+    provider: Mapping[str, Any] | None = None,
+    wrap: Callable[[Upstream], Upstream] = lambda real: real,
+    **settings: Any,
+) -> AsyncIterator[World]:
+    """`ledger` and `wrap` may put a fault before the real thing; `provider` and `settings` are laid over the defaults."""
+    loop, unheard = asyncio.get_running_loop(), list[Mapping[str, Any]]()
+    loop.set_exception_handler(lambda _, context: unheard.append(context))
+    clock, told = Clock(), Told()
+    known = models or [model_of(each) for each in MODELS]
+    catalog = Catalog("prices-1", {each.name: each for each in known})
+    one = Provider("test", upstream, "authorization", profile, **{"accepts_caller_keys": True, "retries": 2, **(provider or {})})
+    config = Settings("127.0.0.1", 0, folder / "policy.yaml", folder / "ledger.db", folder, {"test": one}, catalog, **settings)
+    running = SqliteLedger(str(config.ledger_path), Witness(folder / "witness.json"), clock, timeout_ms=config.ledger_timeout_ms)
+    await running.start()
+    client = AiohttpUpstream(Endpoint(connect_timeout_s=2, idle_timeout_s=one.idle_timeout_ms / 1000))
+    metrics = Metrics(catalog.models)
+    observer = Observer(told, metrics, loop.time)  # type: ignore[arg-type]
+    shared = Shared(
+        ledger(running), {"test": wrap(client)}, config, observer.alert, Places(config.drain.number), clock, lambda: 0.0
+    )
+    runs = count()
+    identity = Identity(config, b"secret", lambda: f"run_{next(runs)}")
+    rulebook = Rulebook(policy or policy_of(), catalog, TokenCounter(bundled.load_encoding))
+    flow = Flow(shared, identity, rulebook, observer, lambda: f"bdg_{next(_numbers):08d}")
+    here = World(flow, shared.ledger, clock, told, metrics, config, shared, unheard)
+    try:
+        yield here
+        await here.quiet() if not isinstance(shared.ledger, Broken) else None
+    finally:
+        await client.close()
+        await running.close()
+    gc.collect()
+    await asyncio.sleep(0)
+    assert not unheard, unheard
+
+
+class Broken:
+    """A ledger before which some steps fail. `steps` maps a step's name to what is done instead of it."""
+
+    def __init__(self, real: SqliteLedger, steps: Mapping[str, Callable[..., Any]]) -> None:
+        self._real = real
+        self._steps = dict(steps)
+
+    def __getattr__(self, name: str) -> Any:
+        return self._steps.get(name) or getattr(self._real, name)
+
+
+def quick_retries(monkeypatch: Any) -> None:
+    """Waits between tries of milliseconds; how often and of what stays."""
+    monkeypatch.setattr(relay, "RetryPolicy", lambda retries: replace(RetryPolicy(), retries=retries, first_wait_s=0.002))
+
+
+# -- stopping at an await -----------------------------------------------------------------------------------------------------------
+
+
+class Steps(Awaitable[Any]):
+    """Runs a coroutine, and does something at its k-th suspension: `early`, as soon as it is suspended; else when what it waits for
+    has come, but has not reached it yet."""
+
+    def __init__(self, work: Coroutine[Any, Any, Any], at: int, act: Callable[[], None], early: bool) -> None:
+        self._work = work
+        self._at = at
+        self._act = act
+        self._early = early
+        self.suspensions = 0
+
+    def __await__(self) -> Generator[Any, Any, Any]:
+        return self._steps()
+
+    def _steps(self) -> Iterator[Any]:
+        thrown: BaseException | None = None
+        while True:
+            try:
+                waits_for = self._work.send(None) if thrown is None else self._work.throw(thrown)
+            except StopIteration as stop:
+                return stop.value
+            thrown = None
+            self.suspensions += 1
+            if self.suspensions == self._at:
+                if self._early or waits_for is None:
+                    asyncio.get_running_loop().call_soon(self._act)
+                else:
+                    waits_for.add_done_callback(lambda _: self._act())
+            try:
+                yield waits_for
+            except BaseException as failure:  # noqa: BLE001 - handed on to the coroutine
+                thrown = failure
+
+    @property
+    def reached(self) -> bool:
+        return self.suspensions >= self._at
