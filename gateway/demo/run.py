@@ -41,7 +41,7 @@ RUN: Final = "demo"
 CEILING: Final = MICROCENTS  # as demo/policy.yaml says
 _UNBOUNDED: Final = 10_000  # steps: what guards the run is the gateway
 POLL_S: Final = 0.2
-READY_WITHIN_S: Final = 20.0
+READY_WITHIN_S: Final = 30.0
 NO_SDK: Final = "the demo's agent uses the openai SDK: pip install openai"
 
 
