@@ -17,6 +17,7 @@ from pydantic import BeforeValidator, Field, GetCoreSchemaHandler
 from pydantic_core import CoreSchema, core_schema
 
 from gateway.core.catalog import Catalog
+from gateway.core.ceilings import RUN_LIMIT
 from gateway.core.money import MAX_LIMIT_USD, parse_usd
 from gateway.core.policy import (
     DEFAULT_IDENTITY,
@@ -544,6 +545,8 @@ def _check_names(reader: Reader) -> list[object]:
             _, first = reader.document.find(("budgets", names.index(name)))
             assert first is not None
             reader.refuse(("budgets", i, "name"), f"a name of its own: the budget on line {first.line} has this one")
+        elif name == RUN_LIMIT:
+            reader.refuse(("budgets", i, "name"), "another name: this one is taken by the limits that runs set themselves")
     return names
 
 

@@ -303,6 +303,7 @@ OF_THE_WHOLE = [
     ("version: 1\nbudgets:\n- {name: 7, scope: run, limit: $1}", "p.yaml:3: budgets[0].name: found 7, expected 1 to 64 letters, digits, dots, dashes or underscores"),
     ("version: 1\nbudgets:\n- {name: a, scope: [run, 5], limit: $1}", "p.yaml:3: budgets[0].scope[1]: found 5, expected a dimension…"),
     ("version: 1\nbudgets:\n- {name: a, scope: [run, run], limit: $1}", 'p.yaml:3: budgets[0].scope[1]: found "run", expected each dimension once'),
+    ("version: 1\nbudgets:\n- {name: run-limit, scope: run, limit: $1}", 'p.yaml:3: budgets[0].name: found "run-limit", expected another name…'),
     ("version: 1\nbudgets:\n- {name: a, scope: run, limit: $1}\n- {name: a, scope: agent, limit: $1}", 'p.yaml:4: budgets[1].name: found "a", expected a name of its own: the budget on line 3 has this one'),
     ("version: 1\nbudgets:\n- {name: a, scope: run, limit: 50% of month}", 'p.yaml:3: budgets[0].limit: found "50% of month", expected a share of a budget in this file; none is named month'),
     ("version: 1\nbudgets:\n- {name: a, scope: run, limit: 50% of b}\n- {name: b, scope: [], limit: $1}", 'p.yaml:3: budgets[0].limit: found "50% of b", expected an amount … a share of another budget is not supported yet'),
