@@ -4,14 +4,14 @@ The steps change the rows; `write` puts what has changed into the open transacti
 else has written to the file; after a rollback nothing is, so a step that fails half-way leaves nothing.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, TypeAlias
 
 import apsw
 import orjson
 
-from gateway.core.scopes import Amounts
+from gateway.core.scopes import Account, Amounts
 from gateway.ledger.packed import Closing, Record, pack_closing, pack_record, unpack_closing, unpack_record
 from gateway.ledger.schema import EXPIRED, LIVE
 
@@ -36,7 +36,8 @@ class AccountRow:
         self.reserved += reserved
         self.committed += committed
         self.unconfirmed += unconfirmed
-        assert min(self.reserved, self.unconfirmed, self.committed - self.unconfirmed) >= 0, self
+        assert self.reserved >= 0, self
+        assert 0 <= self.unconfirmed <= self.committed, self
         self.changed = True
 
 
@@ -62,7 +63,8 @@ class RunRow:
         self.reserved += reserved
         self.committed += committed
         self.unconfirmed += unconfirmed
-        assert min(self.reserved, self.unconfirmed, self.committed - self.unconfirmed) >= 0, self
+        assert self.reserved >= 0, self
+        assert 0 <= self.unconfirmed <= self.committed, self
         self.changed = True
 
 
@@ -129,9 +131,9 @@ class Books:
 
     # -- rows -----------------------------------------------------------------------------------------------------------------
 
-    def account(self, tenant: str, key: str, end_ms: int) -> AccountRow:
+    def account(self, account: Account) -> AccountRow:
         """An account that does not exist yet stands at zero, and is stored once something has moved."""
-        where = (tenant, key)
+        where = (account.tenant, account.key)
         row = self._accounts.get(where)
         if row is not None:
             return row
@@ -141,7 +143,7 @@ class Books:
                 "SELECT committed, reserved, unconfirmed, alerted, end_ms FROM accounts WHERE tenant = ? AND key = ?",
                 where,
             ).fetchone()
-            row = AccountRow(*found) if found else AccountRow(0, 0, 0, 0, end_ms)
+            row = AccountRow(*found) if found else AccountRow(0, 0, 0, 0, account.window.end_ms)
         self._accounts[where] = row
         return row
 
@@ -176,8 +178,8 @@ class Books:
             ).fetchone()
             if found:
                 state, lease_ms, packed, closing = found
-                record = None if packed is None else unpack_record(packed)
-                row = CallRow(tail, state, lease_ms, record, None if closing is None else unpack_closing(closing), packed, True)
+                record = None if packed is None else unpack_record(tenant, packed)
+                row = CallRow(tail, state, lease_ms, record, unpack_closing(closing), packed, True)
         self._calls[where] = row
         return row
 
@@ -238,7 +240,7 @@ class Books:
             if row.changed:
                 accounts.append((*where, row.committed, row.reserved, row.unconfirmed, row.alerted, row.end_ms))
                 row.changed = False
-        self._cursor.executemany(
+        self._many(
             "INSERT INTO accounts VALUES (?, ?, ?, ?, ?, ?, ?) ON CONFLICT DO UPDATE SET committed = excluded.committed,"
             " reserved = excluded.reserved, unconfirmed = excluded.unconfirmed, alerted = excluded.alerted",
             accounts,
@@ -264,7 +266,7 @@ class Books:
                     )
                 )
                 run.changed = False
-        self._cursor.executemany(
+        self._many(
             "INSERT INTO runs VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT DO UPDATE SET owner = excluded.owner,"
             " stopped = excluded.stopped, own_limit = excluded.own_limit, raised = excluded.raised, asked = excluded.asked,"
             " committed = excluded.committed, reserved = excluded.reserved, unconfirmed = excluded.unconfirmed,"
@@ -272,16 +274,20 @@ class Books:
             runs,
         )
         # A correction finds its row: the charge it corrects made it. max() is for CHECK, which looks at the row that is not inserted.
-        self._cursor.executemany(
+        self._many(
             "INSERT INTO spend VALUES (?, ?, ?, ?, ?, ?, ?, max(?8, 0), max(?9, 0), max(?10, 0)) ON CONFLICT DO UPDATE"
             " SET usd = usd + ?8, tokens = tokens + ?9, calls = calls + ?10",
             [(*group, *sums) for group, sums in self._spend.items()],
         )
         self._spend.clear()
 
+    def _many(self, statement: str, rows: Sequence[tuple[Any, ...]]) -> None:
+        if rows:
+            self._cursor.executemany(statement, rows)
+
     def _write_calls(self) -> None:
-        new: list[tuple[object, ...]] = []
-        rewritten: list[tuple[object, ...]] = []
+        new: list[tuple[Any, ...]] = []
+        rewritten: list[tuple[Any, ...]] = []
         ended = []
         for (tenant, tail), call in self._calls.items():
             if call is None or not call.changed:
@@ -294,9 +300,9 @@ class Books:
                 (rewritten if call.stored else new).append((tenant, tail, call.state, call.lease_ms, call.packed, closing))
             call.changed = False
             call.stored = True
-        self._cursor.executemany("INSERT INTO calls VALUES (?, ?, ?, ?, ?, ?)", new)
-        self._cursor.executemany("REPLACE INTO calls VALUES (?, ?, ?, ?, ?, ?)", rewritten)
-        self._cursor.executemany("UPDATE calls SET state = ?, lease_ms = ?, closing = ? WHERE tenant = ? AND tail = ?", ended)
+        self._many("INSERT INTO calls VALUES (?, ?, ?, ?, ?, ?)", new)
+        self._many("REPLACE INTO calls VALUES (?, ?, ?, ?, ?, ?)", rewritten)
+        self._many("UPDATE calls SET state = ?, lease_ms = ?, closing = ? WHERE tenant = ? AND tail = ?", ended)
 
 
 def minus(one: Amounts, other: Amounts) -> Amounts:

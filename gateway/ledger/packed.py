@@ -8,7 +8,7 @@ from urllib.parse import unquote
 import orjson
 
 from gateway.core.scopes import Account, Amounts, Unit
-from gateway.core.values import Balance, Basis, Decision, Ending, Mode, Outcome, Plan, Usage, UsageSource
+from gateway.core.values import Balance, Basis, Ceiling, Charge, Decision, Mode, Outcome, Plan, Usage, UsageSource
 from gateway.core.windows import LIFETIME, Window, WindowKind
 from gateway.ledger.contract import CallRecord, HoldState
 
@@ -16,21 +16,13 @@ NOTHING: Final = Amounts(0, 0, 0)
 
 
 class Line(NamedTuple):
-    """One ceiling of the held plan: the account, what is held there, and the rule as it was then.
+    """One charge of the held plan, as the rule was then, and what is held there.
 
-    `mode` and `basis` hold the words of core.values. A `twin` is a further rule on an account that an earlier line counts already.
+    A `twin` is a further rule on an account that an earlier line counts already.
     """
 
-    key: str
-    end_ms: int  # of the account's window
+    charge: Charge
     held: int
-    limit: int | None
-    mode: str
-    basis: str
-    margin: int
-    own: bool
-    share_ppm: int
-    alerts: tuple[int, ...]
     twin: bool
 
 
@@ -68,19 +60,13 @@ def inputs_of(decision: Decision, plan: Plan | None) -> dict[str, object]:
         "stream": call.stream,
         "choices": call.choices,
         "client_requested_max_output_tokens": call.client_cap,
+        # a rung each, by _RUNG
         "ladder": [
-            {
-                "model": each.model,
-                "provider": each.provider,
-                "output_cap": each.output_cap,
-                "cost_max_usd": each.cost_max.usd,
-                "cost_max_tokens": each.cost_max.tokens,
-            }
-            for each in decision.ladder
+            (each.model, each.provider, each.output_cap, each.cost_max.usd, each.cost_max.tokens) for each in decision.ladder
         ],
     }
     if decision.passed_over:
-        inputs["passed_over"] = [[each.model, each.reason] for each in decision.passed_over]
+        inputs["passed_over"] = [(each.model, each.reason) for each in decision.passed_over]
     if call.directives.wrap_up:
         inputs["wrap_up"] = True
     if call.directives.run_limit is not None:
@@ -88,32 +74,46 @@ def inputs_of(decision: Decision, plan: Plan | None) -> dict[str, object]:
     if plan is not None:
         inputs["effective_max_output_tokens"] = plan.output_cap
         inputs["input_tokens"] = plan.input_tokens
-        inputs["estimate"] = [[line.what, line.tokens, line.usd] for line in plan.lines]
+        inputs["estimate"] = [(line.what, line.tokens, line.usd) for line in plan.lines]
     return inputs
+
+
+_RUNG: Final = ("model", "provider", "output_cap", "cost_max_usd", "cost_max_tokens")
 
 
 def pack_record(record: Record) -> bytes:
     run, owner, at_ms, outcome, requested, selected, provider, held, lines, dimensions, plan, inputs = record
-    return orjson.dumps(
-        (
-            run,
-            owner,
-            at_ms,
-            outcome,
-            requested,
-            selected,
-            provider,
-            (held.usd, held.tokens, held.calls),
-            [(*line,) for line in lines],
-            dimensions,
-            plan,
-            inputs,
+    packed_lines = []
+    for charge, amount, twin in lines:
+        ceiling = charge.ceiling
+        account = ceiling.account
+        packed_lines.append(
+            (
+                account.key,
+                account.window.end_ms,
+                amount,
+                twin,
+                ceiling.limit,
+                ceiling.mode,
+                ceiling.basis,
+                ceiling.margin,
+                ceiling.own,
+                ceiling.alerts,
+                charge.share_ppm,
+            )
         )
+    packed_held = (held.usd, held.tokens, held.calls)
+    return orjson.dumps(
+        (run, owner, at_ms, outcome, requested, selected, provider, packed_held, packed_lines, dimensions, plan, inputs)
     )
 
 
-def unpack_record(packed: bytes) -> Record:
-    run, owner, at_ms, outcome, requested, selected, provider, held, lines, dimensions, plan, inputs = orjson.loads(packed)
+def unpack_record(tenant: str, packed: bytes) -> Record:
+    run, owner, at_ms, outcome, requested, selected, provider, held, packed_lines, dimensions, plan, inputs = orjson.loads(packed)
+    lines = []
+    for key, end_ms, amount, twin, limit, mode, basis, margin, own, alerts, share_ppm in packed_lines:
+        ceiling = Ceiling(account_of(tenant, key, end_ms), limit, Mode(mode), Basis(basis), margin, own, tuple(alerts))
+        lines.append(Line(Charge(ceiling, share_ppm), amount, twin))
     return Record(
         run,
         owner,
@@ -123,7 +123,7 @@ def unpack_record(packed: bytes) -> Record:
         selected,
         provider,
         Amounts(*held),
-        tuple([Line(*line) for line in lines]),
+        tuple(lines),
         tuple([(name, value) for name, value in dimensions]),
         plan,
         inputs,
@@ -138,7 +138,9 @@ def pack_closing(closing: Closing) -> bytes:
     return orjson.dumps(((charged.usd, charged.tokens, charged.calls), used, ending, at_ms))
 
 
-def unpack_closing(packed: bytes) -> Closing:
+def unpack_closing(packed: bytes | None) -> Closing | None:
+    if packed is None:
+        return None
     charged, used, ending, at_ms = orjson.loads(packed)
     usage = None if used is None else Usage(UsageSource(used[0]), *used[1:])
     return Closing(Amounts(*charged), usage, ending, at_ms)
@@ -165,20 +167,11 @@ def account_of(tenant: str, key: str, end_ms: int) -> Account:
 def call_record(tenant: str, tail: str, state: HoldState | None, record: Record, closing: Closing | None) -> CallRecord:
     """The record as the contract shows it. `state` None: a refusal."""
     inputs = dict(record.inputs)
+    ladder = inputs["ladder"]
+    assert isinstance(ladder, list)
+    inputs["ladder"] = [dict(zip(_RUNG, rung, strict=True)) for rung in ladder]
     if record.lines:
-        inputs["accounts"] = [
-            {
-                "account": line.key,
-                "held": line.held,
-                "limit": line.limit,
-                "mode": line.mode,
-                "basis": line.basis,
-                "margin": line.margin,
-                "share_ppm": line.share_ppm,
-                "own": line.own,
-            }
-            for line in record.lines
-        ]
+        inputs["accounts"] = [_line_input(line) for line in record.lines]
     return CallRecord(
         decision_id=f"bdg_{tail}",
         tenant=tenant,
@@ -195,9 +188,23 @@ def call_record(tenant: str, tail: str, state: HoldState | None, record: Record,
         usage=closing.usage if closing else None,
         ending=closing.ending if closing else None,
         dimensions=record.dimensions,
-        lines=tuple((line.key, line.held) for line in record.lines if not line.twin),
+        lines=tuple((line.charge.ceiling.account.key, line.held) for line in record.lines if not line.twin),
         inputs=inputs,
     )
+
+
+def _line_input(line: Line) -> dict[str, object]:
+    ceiling = line.charge.ceiling
+    return {
+        "account": ceiling.account.key,
+        "held": line.held,
+        "limit": ceiling.limit,
+        "mode": ceiling.mode.value,
+        "basis": ceiling.basis.value,
+        "margin": ceiling.margin,
+        "share_ppm": line.charge.share_ppm,
+        "own": ceiling.own,
+    }
 
 
 def lines_of(plan: Plan) -> tuple[Line, ...]:
@@ -206,31 +213,10 @@ def lines_of(plan: Plan) -> tuple[Line, ...]:
     named = set()
     cost = plan.cost_max
     for charge in plan.charges:
-        ceiling = charge.ceiling
-        account = ceiling.account
-        key = account.key
-        lines.append(
-            Line(
-                key,
-                account.window.end_ms,
-                cost.of(account.unit),
-                ceiling.limit,
-                ceiling.mode,
-                ceiling.basis,
-                ceiling.margin,
-                ceiling.own,
-                charge.share_ppm,
-                ceiling.alerts,
-                key in named,
-            )
-        )
-        named.add(key)
+        account = charge.ceiling.account
+        lines.append(Line(charge, cost.of(account.unit), account.key in named))
+        named.add(account.key)
     return tuple(lines)
-
-
-MODES: Final[Mapping[str, Mode]] = {mode.value: mode for mode in Mode}
-ALWAYS_FITS: Final[str] = Basis.NONE.value
-BLOCKED: Final[str] = Outcome.BLOCK.value
 
 
 def refusal_record(
@@ -247,7 +233,7 @@ def refusal_record(
         call.caller.run,
         call.caller.key,
         at_ms,
-        BLOCKED,
+        Outcome.BLOCK,
         call.model,
         first.model,
         first.provider,
@@ -267,7 +253,3 @@ def _balance_input(balance: Balance) -> dict[str, object]:
         "reserved": balance.reserved,
         "mode": balance.mode,
     }
-
-
-def ending_word(ending: Ending | None) -> str | None:
-    return None if ending is None else ending.value

@@ -27,7 +27,7 @@ def run_view(cursor: apsw.Cursor, tenant: str, run: str) -> RunView | None:
     if row.latest is not None:
         call = books.call(tenant, row.latest)
         if call is not None and call.record is not None:
-            accounts = standing(books, tenant, call.record.lines, row)
+            accounts = standing(books, call.record, row)
     return _view(tenant, run, row, accounts)
 
 
@@ -66,18 +66,19 @@ def record(cursor: apsw.Cursor, tenant: str, decision_id: str) -> CallRecord | N
     found = cursor.execute("SELECT state, record, closing FROM calls WHERE tenant = ? AND tail = ?", (tenant, tail)).fetchone()
     if found and found[1] is not None:
         state, packed, closing = found
-        return call_record(tenant, tail, STATES[state], unpack_record(packed), unpack_closing(closing) if closing else None)
+        return call_record(tenant, tail, STATES[state], unpack_record(tenant, packed), unpack_closing(closing))
     refused = cursor.execute(
         "SELECT record FROM refusals WHERE tenant = ? AND tail = ? ORDER BY number DESC LIMIT 1", (tenant, tail)
     ).fetchone()
-    return call_record(tenant, tail, None, unpack_record(refused[0]), None) if refused else None
+    return call_record(tenant, tail, None, unpack_record(tenant, refused[0]), None) if refused else None
 
 
 def balances(cursor: apsw.Cursor, tenant: str, accounts: Sequence[Account]) -> list[Balance]:
     books = Books(cursor)
     found = []
     for account in accounts:
-        row = books.account(tenant, account.key, account.window.end_ms)
+        assert account.tenant == tenant, account
+        row = books.account(account)
         found.append(Balance(account, None, row.committed, row.reserved, row.unconfirmed))
     return found
 
@@ -87,7 +88,7 @@ def open_holds(cursor: apsw.Cursor, tenant: str, run: str | None, limit: int) ->
         "SELECT tail, state, record, closing FROM calls WHERE state <= 2 AND tenant = ?", (tenant,)
     ).fetchall()
     found = [
-        call_record(tenant, tail, STATES[state], unpack_record(packed), unpack_closing(closing) if closing else None)
+        call_record(tenant, tail, STATES[state], unpack_record(tenant, packed), unpack_closing(closing))
         for tail, state, packed, closing in rows
     ]
     wanted = [each for each in found if run is None or each.run == run]

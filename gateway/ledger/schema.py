@@ -58,7 +58,8 @@ CREATE TABLE runs (
     PRIMARY KEY (tenant, run)
 ) STRICT, WITHOUT ROWID;
 
--- One row per call, found by the tail that its decision id and its hold id share. A tombstone has no record.
+-- One row per call, found by the tail that its decision id and its hold id share. A tombstone has no record. With a rowid: the
+-- records are too long for an index's pages and would each take a page of their own.
 CREATE TABLE calls (
     tenant TEXT NOT NULL,
     tail TEXT NOT NULL,
@@ -67,7 +68,7 @@ CREATE TABLE calls (
     record BLOB,
     closing BLOB,
     PRIMARY KEY (tenant, tail)
-) STRICT, WITHOUT ROWID;
+) STRICT;
 CREATE INDEX open_calls ON calls (state, lease_ms) WHERE state <= {EXPIRED};
 
 -- A bounded ring per run.
@@ -143,6 +144,7 @@ def connect(path: str, synchronous: str, timeout_ms: int) -> apsw.Connection:
     connection.set_busy_handler(_patient(timeout_ms))
     connection.pragma("journal_mode", "wal")
     connection.pragma("synchronous", synchronous)
+    connection.wal_autocheckpoint(8192)  # pages: where the checkpoints beside the writer do not keep up
     connection.pragma("cache_size", -65536)
     connection.pragma("temp_store", "memory")
     return connection

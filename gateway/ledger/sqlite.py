@@ -40,7 +40,7 @@ __all__ = ["SqliteLedger", "adopt"]
 T = TypeVar("T")
 
 _BATCH: Final = 512
-_WITNESS_EVERY_S: Final = 1.0
+_TIDY_EVERY_S: Final = 1.0
 
 
 class _Step(Generic[T]):
@@ -100,7 +100,7 @@ class SqliteLedger:
         self._under_way = 0
         self._quiet = asyncio.Event()  # closing, and nothing is under way any more
         self._timer: asyncio.TimerHandle | None = None
-        self._witnessing: asyncio.Task[None] | None = None
+        self._tidying: asyncio.Task[None] | None = None
         self._witnessed = Seen("", 0)
         self._open = False
         self._lost: LedgerLost | None = None
@@ -113,7 +113,7 @@ class SqliteLedger:
         await self._loop.run_in_executor(self._readers, self._start)
         self._open = True
         self._writer.start()
-        self._witnessing = self._loop.create_task(self._witness_now_and_then())
+        self._tidying = self._loop.create_task(self._tidy_now_and_then())
 
     def _start(self) -> None:
         self._store.open()
@@ -130,8 +130,8 @@ class SqliteLedger:
         if self._under_way:
             await self._quiet.wait()
         self._queue.put(None)
-        assert self._witnessing is not None
-        self._witnessing.cancel()
+        assert self._tidying is not None
+        self._tidying.cancel()
         if self._timer is not None:
             self._timer.cancel()
         await self._loop.run_in_executor(self._readers, self._finish)
@@ -141,23 +141,33 @@ class SqliteLedger:
         self._writer.join()
         if self._reader is not None:
             self._reader.close()
-        if self._lost is None:
-            with mapped_errors(self._path):
-                self._witness.merge(self._store.seen)
-        self._store.close()
+        try:
+            if self._lost is None:
+                with mapped_errors(str(self._witness.path)):
+                    self._witness.merge(self._store.seen)
+        finally:
+            self._store.close()
 
-    async def _witness_now_and_then(self) -> None:
+    async def _tidy_now_and_then(self) -> None:
         while True:
-            await asyncio.sleep(_WITNESS_EVERY_S)
+            await asyncio.sleep(_TIDY_EVERY_S)
             seen = self._store.seen
             if seen != self._witnessed and self._lost is None:
                 try:
-                    await self._loop.run_in_executor(self._readers, self._witness.merge, seen)
-                except (OSError, LedgerLost) as error:  # the witness is behind, not the ledger: /readyz tells
-                    self._trouble = f"the witness file cannot be written: {error}"
+                    await self._loop.run_in_executor(self._readers, self._tidy, seen)
+                except (LedgerUnavailable, LedgerLost) as error:  # the witness is behind, not the ledger: /readyz tells
+                    self._trouble = str(error)
                 else:
                     self._witnessed = seen
                     self._trouble = None
+
+    def _tidy(self, seen: Seen) -> None:
+        """What would hold up the writer, done beside it."""
+        with mapped_errors(str(self._witness.path)):
+            self._witness.merge(seen)
+        assert self._reader is not None
+        with mapped_errors(self._path):
+            self._reader.execute("PRAGMA wal_checkpoint(PASSIVE)")
 
     # -- the writer -----------------------------------------------------------------------------------------------------------
 
@@ -332,7 +342,7 @@ class SqliteLedger:
         elif not self._open:
             facts["why"] = "the ledger is not open"
         if self._trouble is not None:
-            facts["witness"] = self._trouble
+            facts["trouble"] = self._trouble
         return facts
 
 

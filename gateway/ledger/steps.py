@@ -11,10 +11,10 @@ Always true after every step:
 """
 
 from collections.abc import Sequence
-from typing import Final
+from typing import Final, NamedTuple
 
 from gateway.core.scopes import Amounts, Caller
-from gateway.core.values import Balance, Basis, Decision, Ending, Hold, Plan, Usage, UsageSource
+from gateway.core.values import Balance, Basis, Ceiling, Decision, Ending, Hold, Plan, Usage, UsageSource
 from gateway.ledger.books import AccountRow, Books, CallRow, RunRow, minus
 from gateway.ledger.contract import (
     Alert,
@@ -31,13 +31,10 @@ from gateway.ledger.contract import (
     Stale,
 )
 from gateway.ledger.packed import (
-    MODES,
     NOTHING,
     Closing,
     Line,
     Record,
-    account_of,
-    ending_word,
     inputs_of,
     lines_of,
     refusal_record,
@@ -51,6 +48,14 @@ STATES: Final = {
     RELEASED: HoldState.RELEASED,
 }
 _ALL: Final = 1_000_000
+
+
+class _Met(NamedTuple):
+    """A line where it meets its account, under the limit that applies now."""
+
+    line: Line
+    row: AccountRow
+    limit: int | None
 
 
 def reserve(books: Books, decision: Decision, lease_ms: int) -> Reserved:
@@ -73,11 +78,10 @@ def reserve(books: Books, decision: Decision, lease_ms: int) -> Reserved:
     raised = run is not None and run.raised
     blocking = []
     for place, plan in enumerate(decision.ladder):
-        lines = lines_of(plan)
-        blocked_by = _first_blocking(books, caller.tenant, lines, limit, raised)
+        met = _meet(books, lines_of(plan), limit, raised)
+        blocked_by = _first_blocking(met)
         if blocked_by is None:
-            _claim(books, caller, run, decision, limit)
-            return _hold(books, decision, place, plan, lines, lease_ms)
+            return _hold(books, decision, place, met, _claim(books, caller, run, decision, limit), lease_ms)
         blocking.append(blocked_by)
     if not caller.run_issued:  # nobody comes back to an issued run, and it has nothing to show
         _claim(books, caller, run, decision, limit)
@@ -102,54 +106,64 @@ def _tightened(run: RunRow | None, asked: int | None) -> int | None:
     return asked if limit is None else min(limit, asked)
 
 
-def _effective(line: Line, own_limit: int | None, raised: bool) -> int | None:
-    if not line.own or own_limit is None:
-        return line.limit
-    if raised or line.limit is None:
+def _effective(ceiling: Ceiling, own_limit: int | None, raised: bool) -> int | None:
+    if not ceiling.own or own_limit is None:
+        return ceiling.limit
+    if raised or ceiling.limit is None:
         return own_limit
-    return min(own_limit, line.limit)
+    return min(own_limit, ceiling.limit)
 
 
-def _fits(line: Line, row: AccountRow, limit: int | None, amount: int) -> bool:
+def _meet(books: Books, lines: Sequence[Line], own_limit: int | None, raised: bool) -> list[_Met]:
+    return [
+        _Met(line, books.account(line.charge.ceiling.account), _effective(line.charge.ceiling, own_limit, raised))
+        for line in lines
+    ]
+
+
+def _above(met: _Met) -> bool:
+    """Whether what stands there is above what the rule allows."""
+    line, row, limit = met
+    if limit is None:
+        return False
+    return row.reserved + row.committed > limit * line.charge.share_ppm // _ALL + line.charge.ceiling.margin
+
+
+def _fits(met: _Met, amount: int) -> bool:
     """The rule of core.values.Ceiling."""
-    if limit is None or amount == 0 or line.basis == Basis.NONE:
+    (charge, _, _), row, limit = met
+    basis = charge.ceiling.basis
+    if limit is None or amount == 0 or basis is Basis.NONE:
         return True
-    ceiling = limit * line.share_ppm // _ALL + line.margin
-    if line.basis == Basis.COMMITTED:
+    ceiling = limit * charge.share_ppm // _ALL + charge.ceiling.margin
+    if basis is Basis.COMMITTED:
         return row.committed < ceiling
     return row.reserved + row.committed + amount <= ceiling
 
 
-def _first_blocking(books: Books, tenant: str, lines: Sequence[Line], own_limit: int | None, raised: bool) -> Balance | None:
-    for line in lines:
-        row = books.account(tenant, line.key, line.end_ms)
-        limit = _effective(line, own_limit, raised)
-        if not _fits(line, row, limit, line.held):
-            return _balance(tenant, line, row, limit)
+def _first_blocking(met: Sequence[_Met]) -> Balance | None:
+    for each in met:
+        if not _fits(each, each.line.held):
+            return _balance(each)
     return None
 
 
-def _balance(tenant: str, line: Line, row: AccountRow, limit: int | None) -> Balance:
-    account = account_of(tenant, line.key, line.end_ms)
-    return Balance(account, limit, row.committed, row.reserved, row.unconfirmed, MODES[line.mode])
+def _balance(met: _Met) -> Balance:
+    line, row, limit = met
+    ceiling = line.charge.ceiling
+    return Balance(ceiling.account, limit, row.committed, row.reserved, row.unconfirmed, ceiling.mode)
 
 
-def _balances(books: Books, tenant: str, lines: Sequence[Line], own_limit: int | None, raised: bool) -> tuple[Balance, ...]:
-    return tuple(
-        [
-            _balance(tenant, line, books.account(tenant, line.key, line.end_ms), _effective(line, own_limit, raised))
-            for line in lines
-            if not line.twin
-        ]
-    )
+def _balances(met: Sequence[_Met]) -> tuple[Balance, ...]:
+    return tuple([_balance(each) for each in met if not each.line.twin])
 
 
-def standing(books: Books, tenant: str, lines: Sequence[Line], run: RunRow) -> tuple[Balance, ...]:
+def standing(books: Books, record: Record, run: RunRow) -> tuple[Balance, ...]:
     """The accounts of a hold as they stand now, under the limits it was made with."""
-    return _balances(books, tenant, lines, run.limit, run.raised)
+    return _balances(_meet(books, record.lines, run.limit, run.raised))
 
 
-def _claim(books: Books, caller: Caller, run: RunRow | None, decision: Decision, limit: int | None) -> None:
+def _claim(books: Books, caller: Caller, run: RunRow | None, decision: Decision, limit: int | None) -> RunRow:
     """The run exists from here on, is the caller's, and has the limit that the call asked for."""
     row = books.new_run(caller.tenant, caller.run, caller.key) if run is None else run
     row.owner = caller.key
@@ -158,21 +172,21 @@ def _claim(books: Books, caller: Caller, run: RunRow | None, decision: Decision,
         row.asked = decision.call.directives.run_limit
     row.last_ms = books.now_ms
     row.changed = True
+    return row
 
 
-def _hold(books: Books, decision: Decision, place: int, plan: Plan, lines: tuple[Line, ...], lease_ms: int) -> Hold:
+def _hold(books: Books, decision: Decision, place: int, met: Sequence[_Met], run: RunRow, lease_ms: int) -> Hold:
     call = decision.call
     caller = call.caller
+    plan = decision.ladder[place]
     tail = decision.id.removeprefix("bdg_")
-    for line in lines:
+    for line, row, _ in met:
         if not line.twin:
-            books.account(caller.tenant, line.key, line.end_ms).move(reserved=line.held)
-    run = books.run(caller.tenant, caller.run)
-    assert run is not None
+            row.move(reserved=line.held)
     run.move(reserved=plan.cost_max.usd)
     run.calls += 1
     run.latest = tail
-    hold = _as_held(books, decision, plan, lines, run, books.now_ms + lease_ms)
+    hold = _as_held(decision, plan, met, books.now_ms + lease_ms)
     record = Record(
         caller.run,
         caller.key,
@@ -182,7 +196,7 @@ def _hold(books: Books, decision: Decision, place: int, plan: Plan, lines: tuple
         plan.model,
         plan.provider,
         plan.cost_max,
-        lines,
+        tuple([each.line for each in met]),
         caller.dimensions,
         place,
         inputs_of(decision, plan),
@@ -192,16 +206,12 @@ def _hold(books: Books, decision: Decision, place: int, plan: Plan, lines: tuple
     return hold
 
 
-def _as_held(books: Books, decision: Decision, plan: Plan, lines: Sequence[Line], run: RunRow, lease_until_ms: int) -> Hold:
-    tenant = decision.call.caller.tenant
-    warnings = []
-    for line in lines:
-        limit = _effective(line, run.limit, run.raised)
-        if line.basis == Basis.NONE and limit is not None and line.held:
-            row = books.account(tenant, line.key, line.end_ms)
-            if row.reserved + row.committed > limit * line.share_ppm // _ALL + line.margin:  # this hold is counted already
-                warnings.append(_balance(tenant, line, row, limit))
-    return Hold(decision, plan, standing(books, tenant, lines, run), lease_until_ms, tuple(warnings))
+def _as_held(decision: Decision, plan: Plan, met: Sequence[_Met], lease_until_ms: int) -> Hold:
+    """The hold is counted already: an advisory account that would have blocked it stands above its limit now."""
+    warnings = [
+        _balance(each) for each in met if each.line.charge.ceiling.basis is Basis.NONE and each.line.held and _above(each)
+    ]
+    return Hold(decision, plan, _balances(met), lease_until_ms, tuple(warnings))
 
 
 def _same_again(books: Books, decision: Decision, call: CallRow) -> Hold | Ended:
@@ -215,14 +225,14 @@ def _same_again(books: Books, decision: Decision, call: CallRow) -> Hold | Ended
     assert (record.selected_model, record.provider) == (plan.model, plan.provider), "two ladders use one decision id"
     run = books.run(caller.tenant, caller.run)
     assert run is not None
-    return _as_held(books, decision, plan, record.lines, run, call.lease_ms)
+    return _as_held(decision, plan, _meet(books, record.lines, run.limit, run.raised), call.lease_ms)
 
 
 def _refuse(books: Books, decision: Decision, blocking: tuple[Balance, ...], own_limit: int | None, raised: bool) -> Refusal:
     caller = decision.call.caller
     balances: dict[str, Balance] = {}
     for plan in decision.ladder:
-        for balance in _balances(books, caller.tenant, lines_of(plan), own_limit, raised):
+        for balance in _balances(_meet(books, lines_of(plan), own_limit, raised)):
             balances.setdefault(balance.account.key, balance)
     refusal = Refusal(decision, blocking, tuple(balances.values()))
     record = refusal_record(decision, books.now_ms, blocking, refusal.balances, "ceiling_reached")
@@ -239,13 +249,13 @@ def commit(books: Books, tenant: str, hold_id: str, settlement: Settlement) -> S
         return None
     if call.state > EXPIRED:
         return _as_it_stands(books, tenant, call)
-    return _end(books, tenant, call, COMMITTED, Closing(cost, settlement.usage, ending_word(settlement.ending), books.now_ms))
+    return _end(books, tenant, call, COMMITTED, Closing(cost, settlement.usage, settlement.ending, books.now_ms))
 
 
 def release(books: Books, tenant: str, hold_id: str, ending: Ending) -> Settled:
     tail = hold_id.removeprefix("rsv_")
     call = books.call(tenant, tail)
-    closing = Closing(NOTHING, None, ending_word(ending), books.now_ms)
+    closing = Closing(NOTHING, None, ending, books.now_ms)
     if call is None:
         books.new_call(tenant, CallRow(tail, RELEASED, 0, None, closing, None, False))
         books.changes += 1
@@ -278,7 +288,7 @@ def expire(books: Books, at_most: int) -> list[Expired]:
     for tenant, call in books.due(at_most):
         record = call.record
         assert record is not None
-        closing = Closing(record.held, Usage(UsageSource.HELD), Ending.UNKNOWN.value, books.now_ms)
+        closing = Closing(record.held, Usage(UsageSource.HELD), Ending.UNKNOWN, books.now_ms)
         settled = _end(books, tenant, call, EXPIRED, closing)
         expired.append(Expired(f"rsv_{call.tail}", record.run, record.held, settled.alerts))
     return expired
@@ -290,7 +300,7 @@ def _as_it_stands(books: Books, tenant: str, call: CallRow) -> Settled:
         return Settled(STATES[call.state], False, call.closing.charged)
     run = books.run(tenant, call.record.run)
     assert run is not None
-    return Settled(STATES[call.state], False, call.closing.charged, standing(books, tenant, call.record.lines, run))
+    return Settled(STATES[call.state], False, call.closing.charged, standing(books, call.record, run))
 
 
 def _end(books: Books, tenant: str, call: CallRow, state: int, closing: Closing) -> Settled:
@@ -301,26 +311,19 @@ def _end(books: Books, tenant: str, call: CallRow, state: int, closing: Closing)
     assert run is not None
     live = call.state == LIVE
     provisional = state == EXPIRED
-    balances = []
-    alerts = []
-    for line in record.lines:
+    met = _meet(books, record.lines, run.limit, run.raised)
+    alerts: list[Alert] = []
+    for each in met:
+        line, row, _ = each
         if line.twin:
             continue
-        account = account_of(tenant, line.key, line.end_ms)
-        row = books.account(tenant, line.key, line.end_ms)
-        charged = closing.charged.of(account.unit)
+        charged = closing.charged.of(line.charge.ceiling.account.unit)
         if live:
-            row.move(reserved=-line.held, committed=charged, unconfirmed=charged if provisional else 0)
+            row.move(-line.held, charged, charged if provisional else 0)
         else:
-            row.move(committed=charged - line.held, unconfirmed=-line.held)
-        limit = _effective(line, run.limit, run.raised)
-        balances.append(Balance(account, limit, row.committed, row.reserved, row.unconfirmed, MODES[line.mode]))
-        if limit is not None and line.alerts and row.committed > 0:
-            share_of_limit = row.committed * _ALL
-            for threshold in line.alerts:
-                if threshold > row.alerted and share_of_limit >= limit * threshold:
-                    row.alerted = threshold
-                    alerts.append(Alert(account, threshold, limit, row.committed))
+            row.move(0, charged - line.held, -line.held)
+        if line.charge.ceiling.alerts:
+            alerts += _alerts(each)
     usd = closing.charged.usd
     if live:
         run.move(reserved=-record.held.usd, committed=usd, unconfirmed=usd if provisional else 0)
@@ -335,7 +338,20 @@ def _end(books: Books, tenant: str, call: CallRow, state: int, closing: Closing)
     call.closing = closing
     call.changed = True
     books.changes += 1
-    return Settled(STATES[state], True, closing.charged, tuple(balances), tuple(alerts))
+    return Settled(STATES[state], True, closing.charged, _balances(met), tuple(alerts))
+
+
+def _alerts(met: _Met) -> list[Alert]:
+    """The thresholds that committed has passed and that have not fired yet. They have now."""
+    line, row, limit = met
+    if limit is None or row.committed == 0:
+        return []
+    ceiling = line.charge.ceiling
+    passed = row.committed * _ALL
+    fired = [each for each in ceiling.alerts if each > row.alerted and passed >= limit * each]
+    if fired:
+        row.alerted = fired[-1]
+    return [Alert(ceiling.account, threshold, limit, row.committed) for threshold in fired]
 
 
 def extend(books: Books, tenant: str, hold_id: str, lease_ms: int, more: Amounts | None) -> bool:
@@ -357,21 +373,18 @@ def extend(books: Books, tenant: str, hold_id: str, lease_ms: int, more: Amounts
 def _hold_more(books: Books, tenant: str, call: CallRow, record: Record, more: Amounts) -> bool:
     run = books.run(tenant, record.run)
     assert run is not None
-    wider = []
-    for line in record.lines:
-        amount = more.of(account_of(tenant, line.key, line.end_ms).unit)
-        row = books.account(tenant, line.key, line.end_ms)
-        if not _fits(line, row, _effective(line, run.limit, run.raised), amount):
-            return False
-        wider.append((line, row, amount))
-    for line, row, amount in wider:
-        if not line.twin:
-            row.move(reserved=amount)
+    met = _meet(books, record.lines, run.limit, run.raised)
+    amounts = [more.of(each.line.charge.ceiling.account.unit) for each in met]
+    if not all(_fits(each, amount) for each, amount in zip(met, amounts, strict=True)):
+        return False
+    for each, amount in zip(met, amounts, strict=True):
+        if not each.line.twin:
+            each.row.move(reserved=amount)
     run.move(reserved=more.usd)
     held = record.held
     call.record = record._replace(
         held=Amounts(held.usd + more.usd, held.tokens + more.tokens, held.calls + more.calls),
-        lines=tuple([line._replace(held=line.held + amount) for line, _, amount in wider]),
+        lines=tuple([line._replace(held=line.held + amount) for line, amount in zip(record.lines, amounts, strict=True)]),
     )
     call.packed = None
     return True

@@ -214,7 +214,7 @@ def test_the_sequence_only_grows_and_an_older_epoch_never_comes_back(tmp_path: P
 
 
 async def test_the_witness_follows_a_running_ledger(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("gateway.ledger.sqlite._WITNESS_EVERY_S", 0.01)
+    monkeypatch.setattr("gateway.ledger.sqlite._TIDY_EVERY_S", 0.01)
     ledger = await house.open()
     await pay(ledger, 4)
     for _ in range(500):
@@ -225,4 +225,22 @@ async def test_the_witness_follows_a_running_ledger(house: House, monkeypatch: p
         await asyncio.sleep(0.01)
     else:
         pytest.fail("the witness stayed behind")
+    await ledger.close()
+
+
+async def test_a_witness_that_cannot_be_written_shows_in_health_and_stops_no_call(
+    house: House, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("gateway.ledger.sqlite._TIDY_EVERY_S", 0.01)
+    ledger = await house.open()
+    written = house.witness.path.read_bytes()
+    house.witness.path.write_bytes(b"scribbled over")
+    await pay(ledger, 4)
+    for _ in range(500):
+        if "trouble" in ledger.health():
+            break
+        await asyncio.sleep(0.01)
+    assert ("not readable" in str(ledger.health()["trouble"]), ledger.health()["ok"]) == (True, True)
+    await pay(ledger, 4)
+    house.witness.path.write_bytes(written)
     await ledger.close()
