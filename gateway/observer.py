@@ -83,7 +83,7 @@ class Story:
     # -- its two ends ---------------------------------------------------------------------------------------------------------
 
     def answered(self, status: int) -> None:
-        """The client has what it gets. `status` 0: it left before."""
+        """The client has what it gets. `status` 0: it left before, and the line keeps the status of what was meant for it."""
         self._status = status or self._status
         self._close()
 
