@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from aiohttp import web
-from aiohttp.http import HttpVersion11
+from aiohttp.http import HttpVersion10, HttpVersion11
 from aiohttp.http_exceptions import HttpProcessingError
 from multidict import CIMultiDictProxy
 
@@ -32,6 +32,7 @@ SETTLE_S: Final = 10.0  # after `settle`: how long exchanges may take to end by 
 CANCEL_S: Final = 2.0  # after their connections were aborted, and again after they were cancelled
 
 _REQUEST_ID: Final = re.compile(r"[A-Za-z0-9._-]{1,128}", re.ASCII)
+_UNDECODABLE: Final = re.compile("[\ud800-\udfff]")  # how such bytes are kept
 _INFLATE_HERE: Final = 32768  # compressed bytes; more are inflated in a thread
 
 
@@ -154,6 +155,7 @@ class Edge:
     async def _serve(self, request: web.BaseRequest, connection: Connection, outlet: HttpOutlet) -> None:
         path, _, query = request.raw_path.partition("?")
         try:
+            _check_readable(request)
             self._guards.check(request.headers)
             found = self._routes.find(request.method, path)
             if isinstance(found, Miss):
@@ -226,6 +228,15 @@ class Edge:
         finally:
             connection.body = None
         return b"".join(pieces)
+
+
+def _check_readable(request: web.BaseRequest) -> None:
+    """What the parser lets pass, and no provider would take: a request line without a version, header bytes that are not UTF-8."""
+    if request.version < HttpVersion10:
+        raise bad_request("bad_request", "This gateway speaks HTTP/1.1.")
+    for name, value in request.headers.items():
+        if not value.isascii() and _UNDECODABLE.search(value):
+            raise bad_request("ambiguous_request", f"The header {name} holds bytes that are not UTF-8.", name)
 
 
 async def _refuse(outlet: HttpOutlet, request: web.BaseRequest, refusal: Problem, headers: Headers = ()) -> None:
