@@ -196,12 +196,14 @@ class World:
     metrics: Metrics
     settings: Settings
     shared: Shared
-    unheard: list[Mapping[str, Any]]  # what nobody caught: "Task exception was never retrieved" and the like
+    asked: int = -1  # the number of the latest request
+    unheard: list[Mapping[str, Any]] = field(default_factory=list)  # what nobody caught: "Task exception was never retrieved" and the like
 
     def inbound(self, body: bytes, run: str | None = "r1", query: str = "", **headers: str) -> Inbound:
         named = {"Authorization": KEY, **{name.replace("_", "-"): value for name, value in headers.items()}}
         raw = CIMultiDictProxy(CIMultiDict(named))
-        return Inbound("POST", "/v1/chat/completions", query, run, raw, body, f"req_{next(_numbers)}")
+        self.asked = next(_numbers)
+        return Inbound("POST", "/v1/chat/completions", query, run, raw, body, f"req_{self.asked}")
 
     async def ask(self, body: bytes, run: str | None = "r1", client: Client | None = None, **more: str) -> Client:
         client = client or Client()
@@ -279,7 +281,7 @@ async def world(
     identity = Identity(config, b"secret", lambda: f"run_{next(runs)}")
     rulebook = Rulebook(policy or policy_of(), catalog, TokenCounter(bundled.load_encoding))
     flow = Flow(shared, identity, rulebook, observer, lambda: f"bdg_{next(_numbers):08d}")
-    here = World(flow, shared.ledger, clock, told, metrics, config, shared, unheard)
+    here = World(flow, shared.ledger, clock, told, metrics, config, shared, unheard=unheard)
     try:
         yield here
         await here.quiet() if not isinstance(shared.ledger, Broken) else None

@@ -1,0 +1,138 @@
+"""Whatever happens at whichever await of a call: its hold ends once, is charged for what the client got, and is told of once.
+
+Each test runs one call again and again. The first time something happens at its first suspension, the next time at its second, and so
+on until the call is over before it happens; then the same a moment later, when what the call waits for has come.
+"""
+
+import asyncio
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+import pytest
+
+from gateway.core.money import price_of
+from tests.support.config import free_port
+from tests.support.flow import TENANT, Client, Steps, World, chat, quick_retries, world
+from tests.support.provider import Behaviour, FaultProvider
+from tests.support.records import USD
+from tests.support.rulebooks import budget, policy
+
+ENOUGH: Final = 200  # more suspensions than any of these calls has
+
+
+@dataclass(frozen=True)
+class Scenario:
+    behaviours: tuple[Behaviour, ...] = ()
+    stream: bool = False
+    reachable: bool = True
+    limit: int = 5 * USD
+
+
+SCENARIOS: Final = {
+    "a JSON answer": Scenario(),
+    "a stream": Scenario(stream=True),
+    "a refusal": Scenario(limit=10),
+    "the provider's own error": Scenario((Behaviour(status=400),)),
+    "an error from in between": Scenario((Behaviour(status=502),)),
+    "a second try": Scenario((Behaviour(status=429), Behaviour())),
+    "a provider that resets": Scenario((Behaviour(reset=True),)),
+    "a stream that is cut": Scenario((Behaviour(cut_after_events=8),), stream=True),
+    "a provider that cannot be reached": Scenario(reachable=False),
+}
+
+
+@dataclass(frozen=True)
+class Happening:
+    """What happens: the gateway's server cancels the call, its run is stopped, the gateway shuts down, the client leaves."""
+
+    word: str
+
+    def to(self, here: World, run: str, client: Client, task: "asyncio.Task[None]") -> Callable[[], None]:
+        acts: Mapping[str, Callable[[], object]] = {
+            "cancelled": task.cancel,
+            "stopped": lambda: here.flow.run_stopped(TENANT, run),
+            "shut down": here.flow.shut_down,
+            "left by its client": client.leave,
+        }
+        act = acts[self.word]
+        return lambda: (act(), None)[1]
+
+
+@pytest.mark.parametrize("word", ["cancelled", "stopped", "shut down", "left by its client"])
+@pytest.mark.parametrize("scenario", SCENARIOS)
+async def test_a_call_may_end_at_any_await(
+    scenario: str, word: str, tmp_path: Path, provider: FaultProvider, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    quick_retries(monkeypatch)
+    told = SCENARIOS[scenario]
+    upstream = provider.base_url if told.reachable else f"http://127.0.0.1:{free_port()}/v1"
+    rules = policy(budget("run-ceiling", "run", limit=told.limit))
+    async with world(tmp_path, upstream, rules) as here:
+        await here.ask(chat(), run="warm-up")
+        for early in (True, False):
+            for at in range(1, ENOUGH):
+                run = f"{'early' if early else 'late'}-{at}"
+                provider.forget()
+                provider.next(*told.behaviours)
+                happened = await _call(here, told, Happening(word), run, at, early)
+                await _check(here, run)
+                if not happened:
+                    break
+            else:
+                raise AssertionError("the call never ends")
+
+
+CLIENTS: Final[dict[str, Client]] = {}
+
+
+async def _call(here: World, scenario: Scenario, happening: Happening, run: str, at: int, early: bool) -> bool:
+    """Whether the call came so far that it happened."""
+    before = asyncio.all_tasks()
+    client = CLIENTS[run] = Client()
+    serving = here.flow.serve(here.inbound(chat(stream=scenario.stream), run), client)
+    acts: list[Callable[[], None]] = []
+    steps = Steps(serving, at, lambda: acts[0](), early)
+
+    async def call() -> None:
+        await steps
+
+    task = asyncio.create_task(call())
+    acts.append(happening.to(here, run, client, task))
+    await asyncio.wait({task}, timeout=10)
+    assert task.done(), f"hangs at {steps.suspensions}"
+    if not task.cancelled():
+        assert task.exception() is None, f"raised at {at}: {task.exception()!r}"
+    else:
+        assert happening.word == "cancelled", f"cancelled at {at}"
+    await here.quiet()
+    for _ in range(50):
+        if asyncio.all_tasks() <= before | {task}:
+            break
+        await asyncio.sleep(0.01)
+    assert asyncio.all_tasks() <= before | {task}, "a task was left behind"
+    return steps.reached
+
+
+async def _check(here: World, run: str) -> None:
+    client = CLIENTS.pop(run)
+    stories = [event for event in here.told.calls if event.request_id == f"req_{here.asked}"]
+    assert len(stories) == 1, f"{run}: told {len(stories)} times"
+    view = await here.ledger.run(TENANT, run)
+    if view is None:
+        assert not client.text
+        return
+    if stories[0].ending == "unknown":
+        [hold] = await here.live_holds(run)
+        here.clock.now_ms += here.settings.lease_ms
+        [expired] = await here.ledger.expire(10)
+        assert expired.hold_id == "rsv_" + hold.decision_id.removeprefix("bdg_")
+        view = await here.run(run)
+    assert view.reserved == 0, f"{run}: {stories[0]}"
+    words = len(client.text.split())
+    if words:
+        assert view.committed >= price_of(11, 250_000_000) + price_of(words, 1_000_000_000), f"{run}: {stories[0]}"
+    for account in view.accounts:
+        assert account.reserved == 0
+        assert account.committed == view.committed
