@@ -96,11 +96,8 @@ def check(
     for warning in (*loaded.warnings, *policy.warnings):
         print(f"warning: {warning}")
     if against_running is not None:
-        try:
-            changes = policy_file.changes_against(_remote(against_running).get("/readyz")["gates"], policy)
-        except (KeyError, TypeError):
-            raise RemoteError(f"{against_running} is not a Penstock gateway") from None
-        for change in changes:
+        gates = _remote(against_running).get("/readyz", "gates")["gates"]
+        for change in policy_file.changes_against(gates, policy):
             print(change)
 
 
@@ -151,7 +148,7 @@ def demo(model: Annotated[str, typer.Option(help="scripted, or local: a real mod
 @runs_app.command("list")
 def runs_list(gateway: GatewayOption = HERE, limit: int = 50, as_json: JsonOption = False) -> None:
     """The runs with the latest activity."""
-    told = _remote(gateway).get("/budget/runs", limit=str(limit))
+    told = _remote(gateway).get("/budget/runs", "runs", limit=str(limit))
     if as_json:
         _print_json(told)
         return
@@ -162,13 +159,13 @@ def runs_list(gateway: GatewayOption = HERE, limit: int = 50, as_json: JsonOptio
 @runs_app.command("show")
 def runs_show(run: str, gateway: GatewayOption = HERE, as_json: JsonOption = False) -> None:
     """One run with every account that its calls count in."""
-    _print_run(_remote(gateway).get(f"/budget/runs/{quoted(run)}"), as_json)
+    _print_run(_remote(gateway).get(f"/budget/runs/{quoted(run)}", "run_id"), as_json)
 
 
 @runs_app.command("stop")
 def runs_stop(run: str, gateway: GatewayOption = HERE, reason: str = "", as_json: JsonOption = False) -> None:
     """Stops a run for good: live calls end, later ones are refused."""
-    _print_run(_remote(gateway).post(f"/budget/runs/{quoted(run)}/stop", {"reason": reason} if reason else {}), as_json)
+    _print_run(_remote(gateway).post(f"/budget/runs/{quoted(run)}/stop", "run_id", {"reason": reason} if reason else {}), as_json)
 
 
 @runs_app.command("limit")
@@ -179,7 +176,7 @@ def runs_limit(
     as_json: JsonOption = False,
 ) -> None:
     """Sets a run's own ceiling. Raising it needs the admin token."""
-    _print_run(_remote(gateway).put(f"/budget/runs/{quoted(run)}", {"limit": limit}), as_json)
+    _print_run(_remote(gateway).put(f"/budget/runs/{quoted(run)}", "run_id", {"limit": limit}), as_json)
 
 
 @runs_app.command("settle")
@@ -194,7 +191,11 @@ def runs_settle(
     if (cost is None) is not release:
         _fail("name either what the hold cost, or --release")
     body: dict[str, Any] = {"release": True} if release else {"cost_usd": (cost or "").removeprefix("$")}
-    _print_json(_remote(gateway).post(f"/admin/holds/{quoted(hold)}/settle", body | ({"reason": reason} if reason else {})))
+    _print_json(
+        _remote(gateway).post(
+            f"/admin/holds/{quoted(hold)}/settle", "reservation_id", body | ({"reason": reason} if reason else {})
+        )
+    )
 
 
 @app.command()
@@ -206,7 +207,7 @@ def spend(
     as_json: JsonOption = False,
 ) -> None:
     """What was spent, and on what."""
-    told = _remote(gateway).get("/budget/spend", by=by, to=to, **{"from": from_})
+    told = _remote(gateway).get("/budget/spend", "rows", by=by, to=to, **{"from": from_})
     if as_json:
         _print_json(told)
         return
@@ -253,7 +254,7 @@ def version() -> None:
 
 
 def _fail(message: str, code: int = 1) -> NoReturn:
-    print(f"penstock: {message}", file=sys.stderr)
+    print(f"penstock: {' '.join(message.split())}", file=sys.stderr)
     sys.exit(code)
 
 

@@ -23,17 +23,18 @@ class Remote:
     url: str
     token: str | None = field(default=None, repr=False)
 
-    def get(self, path: str, **query: str | None) -> dict[str, Any]:
+    def get(self, path: str, member: str, **query: str | None) -> dict[str, Any]:
+        """`member`: what a gateway's answer has, and another server's has not."""
         given = {name: value for name, value in query.items() if value is not None}
-        return self._ask("GET", f"{path}?{urllib.parse.urlencode(given)}" if given else path, None)
+        return self._ask("GET", f"{path}?{urllib.parse.urlencode(given)}" if given else path, member, None)
 
-    def put(self, path: str, body: Mapping[str, Any]) -> dict[str, Any]:
-        return self._ask("PUT", path, body)
+    def put(self, path: str, member: str, body: Mapping[str, Any]) -> dict[str, Any]:
+        return self._ask("PUT", path, member, body)
 
-    def post(self, path: str, body: Mapping[str, Any]) -> dict[str, Any]:
-        return self._ask("POST", path, body)
+    def post(self, path: str, member: str, body: Mapping[str, Any]) -> dict[str, Any]:
+        return self._ask("POST", path, member, body)
 
-    def _ask(self, method: str, path: str, body: Mapping[str, Any] | None) -> dict[str, Any]:
+    def _ask(self, method: str, path: str, member: str, body: Mapping[str, Any] | None) -> dict[str, Any]:
         if not self.url.startswith(("http://", "https://")):
             raise RemoteError(f"--gateway: found {self.url!r}, expected an address such as http://127.0.0.1:8080")
         request = urllib.request.Request(  # noqa: S310 - the scheme was checked above
@@ -54,7 +55,7 @@ class Remote:
             raise RemoteError(
                 f"no gateway answers at {self.url} ({why}); start one with `penstock serve`, or name another with --gateway"
             ) from None
-        if not isinstance(told, dict):
+        if not isinstance(told, dict) or member not in told:
             raise RemoteError(f"{self.url} is not a Penstock gateway")
         return told
 

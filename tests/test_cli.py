@@ -1,0 +1,355 @@
+"""`penstock`: every verb does what it says; what a user can mend is one line on stderr, never a traceback."""
+
+import hashlib
+import io
+import json
+import os
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from gateway import __version__, cli
+from tests.support.config import Setup, ladder, policy, run_ceiling
+
+if TYPE_CHECKING:
+    from tests.support.gateway import GatewayProcess
+
+
+@dataclass(frozen=True)
+class Done:
+    """How a command ended."""
+
+    code: int
+    out: str
+    err: str
+
+    @property
+    def complaint(self) -> str:
+        """The one line of a command that failed."""
+        assert self.code == 1, self
+        (line,) = self.err.splitlines()
+        return line
+
+
+@pytest.fixture
+def penstock(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., Done]:
+    """Runs the command in this process."""
+
+    def run(*arguments: object, stdin: str = "") -> Done:
+        monkeypatch.setattr(sys, "argv", ["penstock", *map(str, arguments)])
+        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(stdin.encode())))
+        with pytest.raises(SystemExit) as ended:
+            cli.main()
+        captured = capsys.readouterr()
+        return Done(int(ended.value.code or 0), captured.out, captured.err)
+
+    for name in ("PENSTOCK_ADMIN_TOKEN", "PENSTOCK_KEY", "PENSTOCK_GATEWAY"):
+        monkeypatch.delenv(name, raising=False)
+    return run
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> Path:
+    models = ladder(**{"big-model": ["small-model"]})
+    rules = policy(
+        run_ceiling("$1.00", downgrade_below="25%"), {"name": "tenant-month", "scope": "tenant", "limit": "$100"}, models=models
+    )
+    return Setup(tmp_path, "http://127.0.0.1:1/v1", policy=rules).write()
+
+
+REQUEST = {"model": "big-model", "messages": [{"role": "user", "content": "Hello there"}], "max_tokens": 1000}
+
+
+@pytest.fixture
+def request_file(tmp_path: Path) -> Path:
+    path = tmp_path / "request.json"
+    path.write_text(json.dumps(REQUEST))
+    return path
+
+
+# -- the command itself -----------------------------------------------------------------------------------------------------------
+
+
+def test_it_runs_as_a_module_and_says_its_version() -> None:
+    done = subprocess.run([sys.executable, "-m", "gateway", "version"], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == __version__
+
+
+def test_without_a_verb_it_shows_its_help(penstock: Callable[..., Done]) -> None:
+    done = penstock()
+    assert done.code == 2
+    assert done.err == ""
+    for verb in ("serve", "check", "explain", "runs", "spend", "keys", "ledger", "demo"):
+        assert verb in done.out
+
+
+def test_help_is_no_failure(penstock: Callable[..., Done]) -> None:
+    assert penstock("runs", "--help").code == 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["bogus"], "No such command 'bogus'; see `penstock --help`"),
+        (["runs", "show"], "see `penstock runs show --help`"),
+        (["spend", "--nope"], "--nope"),
+        (["serve", "--workers", "0"], "--workers"),
+    ],
+)
+def test_a_command_that_was_mistyped_is_told_in_one_line(penstock: Callable[..., Done], arguments: list[str], words: str) -> None:
+    done = penstock(*arguments)
+    (line,) = done.err.splitlines()
+    assert done.code == 2
+    assert line.startswith("penstock: ")
+    assert words in line
+
+
+# -- check ------------------------------------------------------------------------------------------------------------------------
+
+
+def test_check_says_what_it_read(penstock: Callable[..., Done], config: Path) -> None:
+    done = penstock("check", "--config", config)
+    assert (done.code, done.err) == (0, "")
+    assert done.out.startswith("ok: 2 budgets, policy ")
+
+
+def test_check_tells_every_mistake_of_both_files_at_once(penstock: Callable[..., Done], config: Path) -> None:
+    config.write_text(config.read_text().replace("listen:", "lisen:") + "auth: maybe\n")
+    rules = config.parent / "policy.yaml"
+    rules.write_text(rules.read_text().replace("$1.00", "one dollar").replace("small-model", "smal-model"))
+    done = penstock("check", "-c", config)
+    assert (done.code, done.out) == (1, "")
+    lines = done.err.splitlines()
+    assert [Path(line.partition(":")[0]).name for line in lines] == ["config.yaml", "config.yaml", "policy.yaml"]
+    for words in ("lisen", "auth", "one dollar"):
+        assert words in done.err
+    # With a config that is wrong nobody knows its models; once it is right, the policy's are looked up.
+    config.write_text(config.read_text().replace("lisen:", "listen:").replace("auth: maybe\n", ""))
+    assert "smal-model" in penstock("check", "-c", config).err
+
+
+def test_check_prints_a_schema_for_each_file(penstock: Callable[..., Done]) -> None:
+    schemas = json.loads(penstock("check", "--schema").out)
+    assert schemas["config"]["properties"].keys() >= {"listen", "providers", "models"}
+    assert schemas["policy"]["properties"].keys() >= {"budgets", "models", "runs"}
+
+
+@pytest.mark.parametrize("verb", [["check"], ["serve"], ["explain", "-"], ["ledger", "adopt"]], ids=lambda verb: verb[0])
+def test_a_config_that_is_not_there_is_one_line(penstock: Callable[..., Done], tmp_path: Path, verb: list[str]) -> None:
+    assert "no such file" in penstock(*verb, "-c", tmp_path / "none.yaml", stdin="{}").complaint
+
+
+def test_without_a_config_named_the_one_in_the_folder_is_taken(
+    penstock: Callable[..., Done], config: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(config.parent)
+    assert penstock("check").code == 0
+    config.rename(config.with_name("config.example.yaml"))
+    assert penstock("check").code == 0
+
+
+# -- explain ----------------------------------------------------------------------------------------------------------------------
+
+
+def test_explain_shows_budgets_estimate_ladder_and_decision(
+    penstock: Callable[..., Done], config: Path, request_file: Path
+) -> None:
+    done = penstock("explain", request_file, "-c", config, "--run", "r42", "-H", "X-Agent-Id: a1")
+    assert (done.code, done.err) == (0, "")
+    assert "run r42, agent a1" in done.out
+    assert "run-ceiling        run r42 · lifetime · $1.00 · hard_gate" in done.out
+    assert "input: 1 message" in done.out
+    assert "output: 1000 tokens" in done.out
+    assert "plan 1    big-model at test, at most 1000 output tokens" in done.out
+    assert "plan 2    small-model at test" in done.out
+    assert done.out.splitlines()[-1] == "decision  allow: big-model would be called"
+
+
+def test_explain_reads_standard_input_and_other_headers(penstock: Callable[..., Done], config: Path) -> None:
+    done = penstock(
+        "explain", "-", "-c", config, "-H", "X-Budget-Downgrade: never", "-H", "X-Run-Limit: $0.001", stdin=json.dumps(REQUEST)
+    )
+    assert "plan 2" not in done.out
+    assert done.out.splitlines()[-1] == "decision  block: no plan fits"
+
+
+@pytest.mark.parametrize(
+    ("body", "words"),
+    [
+        ("{", "refused 400 ambiguous_request"),
+        (json.dumps({**REQUEST, "model": "unheard-of"}), "refused 400 model_not_priced"),
+        (json.dumps({**REQUEST, "max_completion_tokens": 5}), "refused 400 output_cap_conflict"),
+    ],
+    ids=["not JSON", "unknown model", "two caps"],
+)
+def test_explain_says_what_a_request_would_be_refused_for(
+    penstock: Callable[..., Done], config: Path, body: str, words: str
+) -> None:
+    assert words in penstock("explain", "-", "-c", config, stdin=body).complaint
+
+
+def test_explain_needs_its_file_and_whole_headers(penstock: Callable[..., Done], config: Path, request_file: Path) -> None:
+    assert "No such file" in penstock("explain", config.parent / "none.json", "-c", config).complaint
+    assert "expected a name, a colon and a value" in penstock("explain", request_file, "-c", config, "-H", "X-Agent-Id").complaint
+
+
+def test_a_ledger_that_cannot_be_opened_is_one_line(penstock: Callable[..., Done], config: Path, request_file: Path) -> None:
+    (config.parent / "ledger.db").write_bytes(b"not a database, but long enough to be taken for a damaged one" * 50)
+    assert "the ledger: " in penstock("explain", request_file, "-c", config).complaint
+
+
+# -- keys -------------------------------------------------------------------------------------------------------------------------
+
+
+def test_keys_hash_prints_what_the_config_wants(penstock: Callable[..., Done]) -> None:
+    digest = hashlib.sha256(b"pk-house").hexdigest()
+    assert penstock("keys", "hash", "pk-house").out == f"{digest}\n"
+    assert penstock("keys", "hash", stdin="pk-house\n").out == f"{digest}\n"
+    assert "found no key" in penstock("keys", "hash").complaint
+
+
+# -- a running gateway ------------------------------------------------------------------------------------------------------------
+
+
+def test_runs_and_spend_of_a_running_gateway(
+    penstock: Callable[..., Done], start_gateway: "Callable[..., GatewayProcess]", monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from tests.support.gateway import ADMIN_TOKEN
+
+    gateway = start_gateway(policy=policy(run_ceiling("$1.00")))
+    gateway.client("r42").chat.completions.create(model="big-model", messages=[{"role": "user", "content": "Hi"}], max_tokens=20)
+    monkeypatch.setenv("PENSTOCK_GATEWAY", gateway.url)
+    monkeypatch.setenv("PENSTOCK_ADMIN_TOKEN", ADMIN_TOKEN)
+
+    listed = penstock("runs", "list")
+    assert "run_id" in listed.out
+    assert "r42" in listed.out
+    assert json.loads(penstock("runs", "list", "--json").out)["runs"][0]["run_id"] == "r42"
+
+    shown = penstock("runs", "show", "r42")
+    assert "limit_usd        1.00" in shown.out
+    assert "run-ceiling" in shown.out
+    assert "limit_usd        2.00" in penstock("runs", "limit", "r42", "$2.00").out
+
+    spent = penstock("spend", "--by", "model,run")
+    assert "big-model" in spent.out
+    assert spent.out.splitlines()[-1].split()[0] == "total"
+    assert json.loads(penstock("spend", "--by", "model", "--json").out)["total"]["calls"] == 1
+
+    assert "state            stopped" in penstock("runs", "stop", "r42", "--reason", "enough").out
+    assert "not" in penstock("runs", "show", "never-was").complaint
+    assert "--release" in penstock("runs", "settle", "rsv_1").complaint
+    assert "$" in penstock("runs", "limit", "r42", "much").complaint
+    assert penstock("runs", "settle", "rsv_unknown", "--release").complaint
+
+    again = penstock("check", "-c", gateway.setup.folder / "config.yaml", "--against-running", gateway.url)
+    assert again.code == 0
+    assert "starts at" not in again.out
+    rules = gateway.setup.folder / "policy.yaml"
+    rules.write_text(rules.read_text().replace("scope: run", "scope: agent"))
+    changed = penstock("check", "-c", gateway.setup.folder / "config.yaml", "--against-running", gateway.url)
+    assert "run-ceiling starts at $0 from now: its scope changed from run to agent" in changed.out
+
+    monkeypatch.setenv("PENSTOCK_ADMIN_TOKEN", "")
+    assert "PENSTOCK_ADMIN_TOKEN" in penstock("runs", "settle", "rsv_1", "--release").complaint
+
+
+def test_a_gateway_that_is_not_there_is_one_line_with_the_way_out(penstock: Callable[..., Done]) -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = f"http://127.0.0.1:{free.getsockname()[1]}"
+    said = penstock("runs", "list", "--gateway", address).complaint
+    assert address in said
+    assert "penstock serve" in said
+    assert "expected an address such as" in penstock("runs", "list", "--gateway", "somewhere").complaint
+
+
+class Stranger(BaseHTTPRequestHandler):
+    """A server that is no gateway."""
+
+    said: tuple[int, bytes] = (200, b"<html>")
+
+    def do_GET(self) -> None:
+        status, body = self.said
+        self.send_response(status)
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, format: str, *args: Any) -> None:  # noqa: A002 - the base's name
+        pass
+
+
+@pytest.fixture
+def stranger() -> Iterator[str]:
+    with HTTPServer(("127.0.0.1", 0), Stranger) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+
+
+@pytest.mark.parametrize(
+    ("said", "words"),
+    [
+        ((200, b"<html>"), "is not a Penstock gateway"),
+        ((200, b"[]"), "is not a Penstock gateway"),
+        ((200, b"{}"), "is not a Penstock gateway"),
+        ((502, b"<html>"), "answered HTTP 502"),
+        ((401, b'{"detail": "No such key."}'), "No such key. (the admin token is read from PENSTOCK_ADMIN_TOKEN"),
+    ],
+)
+@pytest.mark.parametrize("verb", [["runs", "list"], ["spend"], ["runs", "show", "r1"]], ids=" ".join)
+def test_another_server_is_no_gateway(
+    penstock: Callable[..., Done],
+    stranger: str,
+    monkeypatch: pytest.MonkeyPatch,
+    verb: list[str],
+    said: tuple[int, bytes],
+    words: str,
+) -> None:
+    monkeypatch.setattr(Stranger, "said", said)
+    assert words in penstock(*verb, "--gateway", stranger).complaint
+
+
+def test_a_server_that_speaks_no_http_is_no_gateway(penstock: Callable[..., Done]) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+
+        def answer() -> None:
+            connection, _ = server.accept()
+            with connection:
+                connection.recv(1000)
+                connection.sendall(b"SSH-2.0-nothing\r\n")
+
+        threading.Thread(target=answer, daemon=True).start()
+        address = f"http://127.0.0.1:{server.getsockname()[1]}"
+        assert "no gateway answers" in penstock("runs", "list", "--gateway", address).complaint
+
+
+def test_what_callers_named_themselves_is_shown_as_it_is(
+    penstock: Callable[..., Done], stranger: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = [{"agent": "[/red] :smile: [bold]x", "usd": "1.00", "tokens": 2, "calls": 1}]
+    told = {"by": ["agent"], "rows": rows, "total": {"usd": "1.00", "tokens": 2, "calls": 1}}
+    monkeypatch.setattr(Stranger, "said", (200, json.dumps(told).encode()))
+    assert "[/red] :smile: [bold]x" in penstock("spend", "--by", "agent", "--gateway", stranger).out
+
+
+def test_a_reader_that_has_seen_enough_ends_it_quietly(stranger: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    told = {"runs": [{"run_id": f"r{number}"} for number in range(20_000)]}
+    monkeypatch.setattr(Stranger, "said", (200, json.dumps(told).encode()))
+    reading, writing = os.pipe()
+    command = subprocess.Popen(
+        [sys.executable, "-m", "gateway", "runs", "list", "--json", "--gateway", stranger], stdout=writing, stderr=subprocess.PIPE
+    )
+    os.close(writing)
+    os.read(reading, 10)
+    os.close(reading)
+    _, complaint = command.communicate(timeout=30)
+    assert complaint == b""

@@ -1,0 +1,126 @@
+"""`penstock explain`: which budgets apply, the estimate line by line, the ladder, and what would be decided with these balances."""
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from gateway.core.policy import ModelPolicy
+from gateway.core.values import Balance, Directives, Mode
+from gateway.explain import Explanation
+from gateway.ledger.contract import RunState, RunView
+from tests.support.records import USD, caller
+from tests.support.rulebooks import BIG, SMALL, budget, call, decide, model, policy, rulebook
+
+LADDER = ModelPolicy(downgrade=(("big", ("medium", "small")),))
+SAVING = budget("run-ceiling", "run", limit=USD, downgrade_below_ppm=250_000)
+ASKED = call(who=caller(agent="a1"), client_cap=1000)  # big: $0.030009, medium: $0.010003, small: $0.0010003
+
+
+def explained(
+    spent: int = 0, *, rules: Any = None, asked: Any = ASKED, run: RunView | None = None, budget_name: str = "run-ceiling"
+) -> str:
+    """The explanation's text, with `spent` committed in the accounts of a budget."""
+    rules = rules or rulebook(policy(SAVING, models=LADDER))
+    decision = decide(rules, asked)
+    balances = {
+        charge.ceiling.account.key: Balance(charge.ceiling.account, None, spent, 0)
+        for plan in decision.ladder
+        for charge in plan.charges
+        if charge.ceiling.account.budget == budget_name
+    }
+    return "\n".join(Explanation(decision, rules, balances, run).lines())
+
+
+def view(limit: int | None, raised: bool = False, state: RunState = RunState.ACTIVE) -> RunView:
+    return RunView("default", "r1", "key_a", state, limit, raised, 0, 0, 0, 1, 0, 0)
+
+
+def test_it_names_the_caller_the_budgets_the_ladder_and_the_decision() -> None:
+    text = explained(USD // 10)
+    assert "caller    tenant default, key key_a, run r1, agent a1" in text
+    assert "run-ceiling        run r1 · lifetime · $1.00 · hard_gate · committed $0.10, reserved $0.00" in text
+    assert "plan 1    big at openai, at most 1000 output tokens: up to $0.030009" in text
+    assert "plan 3    small at openai" in text
+    assert text.splitlines()[-1] == "decision  allow: big would be called"
+
+
+def test_the_lines_of_the_estimate_add_up_to_what_the_plan_holds() -> None:
+    lines = explained(rules=rulebook(policy(SAVING))).splitlines()
+    assert [line.split() for line in lines if " tokens  $" in line] == [
+        ["input:", "1", "message", "3", "tokens", "$0.000009"],
+        ["output:", "1000", "tokens", "1,000", "tokens", "$0.03"],
+    ]
+
+
+@pytest.mark.parametrize(
+    ("spent", "decision"),
+    [
+        (0.71, "allow: big would be called"),
+        (0.73, "downgrade: medium would be called"),
+        (0.745, "downgrade: small would be called"),
+        (0.9989997, "downgrade: small would be called"),
+        (0.9989998, "block: no plan fits"),
+    ],
+)
+def test_the_decision_is_that_of_the_balances(spent: float, decision: str) -> None:
+    assert explained(round(spent * USD)).splitlines()[-1] == f"decision  {decision}"
+
+
+def test_a_plan_that_does_not_fit_says_what_it_does_not_fit_and_why() -> None:
+    assert "does not fit run-ceiling (this plan may use 75% of it: the rest is for cheaper ones)" in explained(USD * 3 // 4)
+    assert "does not fit run-ceiling\n" in explained(USD)
+
+
+def test_a_model_that_is_passed_over_says_why() -> None:
+    rules = rulebook(policy(models=LADDER), [BIG, replace(SMALL, name="medium", capabilities=frozenset()), SMALL])
+    assert "not in the ladder: medium: lacks tools" in explained(rules=rules, asked=call(needs=frozenset({"tools"})))
+
+
+def test_an_advisory_budget_that_would_be_passed_is_a_warning() -> None:
+    rules = rulebook(policy(budget("watch", "agent", limit=USD, mode=Mode.ADVISORY_ESTIMATE)))
+    assert explained(0, rules=rules, budget_name="watch").endswith("decision  allow: big would be called")
+    text = explained(USD, rules=rules, budget_name="watch")
+    assert text.endswith("decision  advisory_warn: big would be called, above what watch advises")
+
+
+def test_what_only_counts_actuals_blocks_once_they_are_spent() -> None:
+    rules = rulebook(policy(budget("run-ceiling", "run", limit=USD, mode=Mode.ACTUALS_ONLY)))
+    assert explained(USD - 1, rules=rules).endswith("allow: big would be called")
+    assert explained(USD, rules=rules).endswith("block: no plan fits")
+
+
+def test_a_free_model_passes_with_nothing_left() -> None:
+    rules = rulebook(models=[model("house", 0)])
+    assert explained(50 * USD, rules=rules, asked=call("house")).endswith("allow: house would be called")
+
+
+@pytest.mark.parametrize(
+    ("run", "asked_limit", "shown"),
+    [
+        (None, None, "$1.00"),
+        (view(USD // 2), None, "$0.50"),
+        (view(2 * USD), None, "$1.00"),
+        (view(2 * USD, raised=True), None, "$2.00"),
+        (None, USD // 4, "$0.25"),
+        (view(USD // 2), USD // 4, "$0.25"),
+        (None, 3 * USD, "$1.00"),
+    ],
+    ids=["policy", "tightened", "no looser", "raised by the admin", "with the call", "both", "no looser with the call"],
+)
+def test_the_runs_own_limit_is_reckoned_with(run: RunView | None, asked_limit: int | None, shown: str) -> None:
+    asked = replace(ASKED, directives=Directives(run_limit=asked_limit))  # type: ignore[arg-type]
+    assert f"· lifetime · {shown} · hard_gate" in explained(run=run, asked=asked)
+
+
+def test_a_stopped_run_takes_no_call() -> None:
+    assert explained(run=view(None, state=RunState.STOPPED)).endswith("decision  block: the run r1 was stopped")
+
+
+def test_a_budget_for_everyone_and_one_in_calls_read_as_such() -> None:
+    from gateway.core.scopes import Unit
+
+    text = explained(rules=rulebook(policy(budget("everything"), budget("steps", "run", unit=Unit.CALLS, limit=1_200))))
+    assert "everything         tenant · lifetime · $5.00" in text
+    assert "steps              run r1 · lifetime · 1,200 calls" in text
+    assert "run-limit          run r1 · lifetime · no limit" in text
