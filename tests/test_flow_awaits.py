@@ -92,14 +92,13 @@ async def _call(here: World, scenario: Scenario, happening: Happening, run: str,
     before = asyncio.all_tasks()
     client = CLIENTS[run] = Client()
     serving = here.flow.serve(here.inbound(chat(stream=scenario.stream), run), client)
-    acts: list[Callable[[], None]] = []
-    steps = Steps(serving, at, lambda: acts[0](), early)
+    steps = Steps(serving, at, early)
 
     async def call() -> None:
         await steps
 
     task = asyncio.create_task(call())
-    acts.append(happening.to(here, run, client, task))
+    steps.act = happening.to(here, run, client, task)
     await asyncio.wait({task}, timeout=10)
     assert task.done(), f"hangs at {steps.suspensions}"
     if not task.cancelled():

@@ -197,7 +197,9 @@ class World:
     settings: Settings
     shared: Shared
     asked: int = -1  # the number of the latest request
-    unheard: list[Mapping[str, Any]] = field(default_factory=list)  # what nobody caught: "Task exception was never retrieved" and the like
+    unheard: list[Mapping[str, Any]] = field(
+        default_factory=list
+    )  # what nobody caught: "Task exception was never retrieved" and the like
 
     def inbound(self, body: bytes, run: str | None = "r1", query: str = "", **headers: str) -> Inbound:
         named = {"Authorization": KEY, **{name.replace("_", "-"): value for name, value in headers.items()}}
@@ -316,10 +318,10 @@ class Steps(Awaitable[Any]):
     """Runs a coroutine, and does something at its k-th suspension: `early`, as soon as it is suspended; else when what it waits for
     has come, but has not reached it yet."""
 
-    def __init__(self, work: Coroutine[Any, Any, Any], at: int, act: Callable[[], None], early: bool) -> None:
+    def __init__(self, work: Coroutine[Any, Any, Any], at: int, early: bool) -> None:
         self._work = work
         self._at = at
-        self._act = act
+        self.act: Callable[[], None] = _nothing
         self._early = early
         self.suspensions = 0
 
@@ -337,9 +339,9 @@ class Steps(Awaitable[Any]):
             self.suspensions += 1
             if self.suspensions == self._at:
                 if self._early or waits_for is None:
-                    asyncio.get_running_loop().call_soon(self._act)
+                    asyncio.get_running_loop().call_soon(self.act)
                 else:
-                    waits_for.add_done_callback(lambda _: self._act())
+                    waits_for.add_done_callback(lambda _: self.act())
             try:
                 yield waits_for
             except BaseException as failure:  # noqa: BLE001 - handed on to the coroutine
@@ -348,3 +350,7 @@ class Steps(Awaitable[Any]):
     @property
     def reached(self) -> bool:
         return self.suspensions >= self._at
+
+
+def _nothing() -> None:
+    pass
