@@ -617,7 +617,7 @@ def _warn_about_provider(reader: Reader, place: Place, provider: Provider, auth:
         reader.warn((*place, "base_url"), "keys go there over plain http, readable on the way")
     serves_callers = auth is Auth.PASSTHROUGH and provider.accepts_caller_keys
     if provider.api_key_env is not None and provider.api_key is None and not serves_callers:
-        reader.warn((*place, "api_key_env"), f"{provider.api_key_env} is not set, so calls go there without a key")
+        reader.warn((*place, "api_key_env"), f"{provider.api_key_env} is not set, so its models are refused")
 
 
 # -- models -----------------------------------------------------------------------------------------------------------------------

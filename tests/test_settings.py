@@ -429,7 +429,7 @@ def test_a_broken_config_still_says_where_its_policy_is(tmp_path):
     ("text", "warning"),
     [
         (CONFIG.replace("https", "http"), "c.yaml:2: providers.openai.base_url: keys go there over plain http, readable on the way"),
-        (CONFIG + "  b: {base_url: https://h, api_key_env: B_KEY}\n", "c.yaml:3: providers.b.api_key_env: B_KEY is not set, so calls go there without a key"),
+        (CONFIG + "  b: {base_url: https://h, api_key_env: B_KEY}\n", "c.yaml:3: providers.b.api_key_env: B_KEY is not set, so its models are refused"),
         (CONFIG + "models: {m: {provider: openai, context: 9, max_output: 9}}\n", "c.yaml:3: models.m: no price and not `free: true`, so its calls are refused"),
         (CONFIG + f"keys: [{{name: a, sha256: {SHA}}}]\n", "c.yaml:3: keys: not used without `auth: keys`"),
         (CONFIG + "auth: keys\n", "c.yaml:3: auth: `keys` is empty, so nobody can call"),

@@ -5,7 +5,7 @@ budgets whose scope names `model` or `provider` wait for the plan.
 """
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final
 
 from gateway.core.policy import Budget, Missing, Policy, Terms
@@ -65,16 +65,21 @@ class Standing:
     whole: tuple[Charge, ...]  # as plans meet it that have no cheaper model after them
     shared: tuple[Charge, ...]  # as the others do: `downgrade_below` leaves the rest of a limit to the cheaper models
     open: tuple[tuple[int, _Open], ...]  # (place among the charges, budget), in the policy's order
+    _by_plan: dict[tuple[str, str, bool], tuple[Charge, ...]] = field(default_factory=dict, compare=False, repr=False)
 
     def charges(self, model: str, provider: str, has_cheaper: bool) -> tuple[Charge, ...]:
         """The charges of a plan, in the policy's order; each names an account of its own."""
         known = self.shared if has_cheaper else self.whole
         if not self.open:
             return known
-        charges = list(known)
-        for place, budget in self.open:
-            charges.insert(place, budget.charge(self.tenant, model, provider, has_cheaper))
-        return tuple(charges)
+        plan = (model, provider, has_cheaper)
+        charges = self._by_plan.get(plan)
+        if charges is None:
+            filled = list(known)
+            for place, budget in self.open:
+                filled.insert(place, budget.charge(self.tenant, model, provider, has_cheaper))
+            charges = self._by_plan[plan] = tuple(filled)
+        return charges
 
 
 class Ceilings:
