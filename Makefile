@@ -1,4 +1,4 @@
-# make run | test | check | test-deep | bench | demo | docs | lock | clean
+# make run | test | check | test-deep | bench | demo | model | docs | lock | clean
 # Everything is installed into .venv from the lock files, by hash, with nothing but Python 3.11-3.13 and its pip.
 
 PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
@@ -9,7 +9,7 @@ CONFIG ?= $(firstword $(wildcard config.yaml) config.example.yaml)
 MODEL ?= scripted
 
 .DELETE_ON_ERROR:
-.PHONY: run test check test-deep bench demo docs lock clean
+.PHONY: run test check test-deep bench demo model docs lock clean
 
 run: .venv/run.stamp
 	$(BIN)/penstock serve --config $(CONFIG)
@@ -31,6 +31,10 @@ bench: .venv/dev.stamp
 
 demo: .venv/dev.stamp $(if $(filter local,$(MODEL)),.venv/local.stamp)
 	$(BIN)/penstock demo --model $(MODEL)
+
+# A real model server where config.example.yaml has the provider `local`; docs/quickstart.md uses it.
+model: .venv/local.stamp
+	$(BIN)/python -m gateway.demo.local_model --port 9801 --context 8192
 
 docs: .venv/dev.stamp
 	$(BIN)/python -m scripts.build_reference
