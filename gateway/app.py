@@ -1,6 +1,7 @@
 """The composition root: settings → objects → a gateway that serves; start and stop. Nothing else reads the environment or the clock."""
 
 import asyncio
+import contextlib
 import gc
 import os
 import random
@@ -8,6 +9,7 @@ import secrets
 import signal
 import socket
 import sys
+import tempfile
 import time
 from collections.abc import Coroutine, Sequence
 from pathlib import Path
@@ -312,15 +314,16 @@ def new_decision_id() -> str:
 
 
 def install_secret(state_dir: Path) -> bytes:
-    """What callers' keys are hashed with: made once per install, readable by its owner only."""
+    """What callers' keys are hashed with: made once per install, readable by its owner only. Several workers may make it at once:
+    the file appears whole, and the first one counts."""
     path = state_dir / _KEY_FILE
-    state_dir.mkdir(parents=True, exist_ok=True)
-    try:
-        made = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    except FileExistsError:
-        return path.read_bytes()
-    with os.fdopen(made, "wb") as file:
-        file.write(secrets.token_bytes(32))
+    if not path.exists():
+        state_dir.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile(dir=state_dir) as made:  # opened with mode 0600
+            made.write(secrets.token_bytes(32))
+            made.flush()
+            with contextlib.suppress(FileExistsError):
+                os.link(made.name, path)
     return path.read_bytes()
 
 

@@ -15,6 +15,8 @@ from gateway.core.scopes import Amounts, Caller
 from gateway.core.tokens import TokenCounter
 from gateway.core.values import Call, Decision, Part, Passed, Plan
 
+# Input that some models bill above their text: the catalog withholds the capability where it is dearer than what it lists.
+PRICED_INPUT: Final = frozenset({"vision", "audio_input"})
 SMALLEST_CLAMP: Final = 256  # output tokens
 CLAMPS: Final = (2, 4, 8)
 
@@ -78,6 +80,8 @@ class Rulebook:
         first = self._rung(call, call.model, served, counts, hard)
         if isinstance(first, Unservable):
             return first
+        if hard and (withheld := (call.needs & PRICED_INPUT) - first.model.capabilities):
+            return _not_covered(call.model, min(withheld))
         rungs = [first]
         passed_over: Sequence[Passed] = ()
         if call.directives.downgrade:
@@ -246,6 +250,15 @@ def _is_hard(standing: Standing, call: Call) -> bool:
 def _not_priced(field: str) -> Unservable:
     return Unservable(
         "not_estimable", f"the field {field!r} changes the price in a way that cannot be bounded: leave it out", field
+    )
+
+
+def _not_covered(name: str, kind: str) -> Unservable:
+    return Unservable(
+        "not_estimable",
+        f"what {kind} costs at {name!r} is not known: where the price of its text covers it, say so in the config, in the model's "
+        f"`capabilities`",
+        "messages",
     )
 
 

@@ -231,6 +231,16 @@ def test_what_moves_the_price_unbounded_is_refused_under_a_hard_gate_only(asked,
         assert names(decide(rules, asked)) == ["big"]
 
 
+@pytest.mark.parametrize("kind", ["vision", "audio_input"])
+def test_input_that_may_cost_more_than_text_is_refused_where_the_catalog_withholds_it(kind):
+    deaf = model("deaf", capabilities=frozenset({"tools"}))
+    asked = call("deaf", needs=frozenset({kind}))
+    refusal = refuse(rulebook(models=[deaf]), asked)
+    assert (refusal.code, kind in refusal.message) == ("not_estimable", True)
+    decide(rulebook(policy(budget(mode=Mode.ADVISORY_ESTIMATE)), models=[deaf]), asked)
+    decide(rulebook(models=[replace(deaf, capabilities=frozenset({kind}))]), asked)
+
+
 def test_a_limit_that_comes_with_the_call_is_a_hard_gate_too():
     rules = rulebook(policy(budget("watch", "run", mode=Mode.ADVISORY_ESTIMATE)))
     asked = call(unpriced=("prediction",), directives=Directives(run_limit=USD))
