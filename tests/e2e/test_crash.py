@@ -24,7 +24,7 @@ WITHIN_S = LEASE_S + 9.0  # the reaper looks every second; the rest is for a bus
 
 @pytest.fixture(scope="module")
 def pair(folder: Path, shared_provider: FaultProvider) -> Iterator[tuple[GatewayProcess, GatewayProcess]]:
-    """Two over one ledger; the tests kill the first and start it again."""
+    """Two over one ledger."""
     setup = Setup(folder, shared_provider.base_url, policy=POLICY, extra=CONFIG)
     with started(GatewayProcess(setup), GatewayProcess(setup.twin())) as (one, other):
         yield one, other
@@ -65,9 +65,9 @@ async def survives_kills(gateway: GatewayProcess, provider: FaultProvider, run: 
 
 
 async def test_after_a_kill_no_hold_outlives_its_lease_and_all_that_was_billed_is_charged(
-    pair: tuple[GatewayProcess, GatewayProcess], provider: FaultProvider, run: str
+    start_gateway: Any, provider: FaultProvider, run: str
 ) -> None:
-    gateway = pair[0]
+    gateway = start_gateway(policy=POLICY, extra=CONFIG)
     await survives_kills(gateway, provider, run, [random.uniform(0.2, 1.2)])
 
     # What the dead gateway held is charged in full, and says so; the operator knows better, once.
@@ -89,9 +89,9 @@ async def test_after_a_kill_no_hold_outlives_its_lease_and_all_that_was_billed_i
 
 @pytest.mark.deep
 async def test_after_many_kills_at_random_points_nothing_is_held_and_nothing_billed_is_forgotten(
-    pair: tuple[GatewayProcess, GatewayProcess], provider: FaultProvider, run: str
+    start_gateway: Any, provider: FaultProvider, run: str
 ) -> None:
-    gateway = pair[0]
+    gateway = start_gateway(policy=POLICY, extra=CONFIG)
     await survives_kills(gateway, provider, run, [random.uniform(0.02, 1.5) for _ in range(20)])
 
 
