@@ -21,11 +21,6 @@ async def ended(gateway: GatewayProcess, within_s: float) -> int:
     return code
 
 
-def terminate(gateway: GatewayProcess) -> None:
-    assert gateway.process is not None
-    gateway.process.send_signal(signal.SIGTERM)
-
-
 async def test_sigterm_lets_live_streams_finish_and_charges_what_they_cost(
     start_gateway: Any, provider: FaultProvider, run: str
 ) -> None:
@@ -34,7 +29,7 @@ async def test_sigterm_lets_live_streams_finish_and_charges_what_they_cost(
     async with caller(gateway.url) as send:
         live = [asyncio.ensure_future(send(chat(str(number), max_tokens=50, stream=number > 0), run)) for number in range(6)]
         await until(lambda: len(provider.calls) == 6, 10)
-        terminate(gateway)
+        gateway.send_signal(signal.SIGTERM)
         await asyncio.sleep(0.3)
         late = await send(chat(max_tokens=50), run)
         seen = await asyncio.gather(*live)
@@ -55,7 +50,7 @@ async def test_what_is_live_after_the_grace_is_ended_and_settled(start_gateway: 
         live = [asyncio.ensure_future(send(chat(str(number), max_tokens=2_000, stream=number > 0), run)) for number in range(6)]
         await until(lambda: len(provider.calls) == 6, 10)
         await asyncio.sleep(0.5)
-        terminate(gateway)
+        gateway.send_signal(signal.SIGTERM)
         assert await ended(gateway, 10) == 0
         seen = await asyncio.gather(*live)
     waiting, *streams = seen
@@ -79,11 +74,11 @@ async def test_a_second_sigterm_ends_the_gateway_at_once(start_gateway: Any, pro
     async with caller(gateway.url) as send:
         live = asyncio.ensure_future(send(chat(max_tokens=2_000, stream=True), run))
         await until(lambda: provider.calls, 10)
-        terminate(gateway)
+        gateway.send_signal(signal.SIGTERM)
         await asyncio.sleep(0.3)
         assert gateway.process is not None
         assert gateway.process.poll() is None
-        terminate(gateway)
+        gateway.send_signal(signal.SIGTERM)
         assert await ended(gateway, 3) != 0
         assert not (await live).finished
 

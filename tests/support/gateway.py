@@ -8,6 +8,7 @@ inside the test's own event loop.
 """
 
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -96,6 +97,10 @@ class GatewayProcess:
         process = self._no_longer_running()
         process.kill()
         process.wait()
+
+    def send_signal(self, number: signal.Signals) -> None:
+        assert self.process is not None, "the gateway is not running"
+        self.process.send_signal(number)
 
     def restart(self) -> None:
         """An orderly stop and a start on the same state."""
