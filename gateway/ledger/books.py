@@ -16,7 +16,7 @@ from gateway.ledger.packed import Closing, Record, pack_closing, pack_record, un
 from gateway.ledger.schema import EXPIRED, LIVE
 
 RING: Final = 32  # refusals kept per run
-_KNOWN_AT_MOST: Final = 16_384  # rows of each kind
+_KNOWN_AT_MOST: Final = 8_192  # rows of each kind
 _Where: TypeAlias = tuple[str, str]  # a row's tenant and key
 _DAY_MS: Final = 86_400_000
 
@@ -30,6 +30,7 @@ class AccountRow:
     unconfirmed: int
     alerted: int
     end_ms: int
+    stored: bool = False  # the file has a row for it
     changed: bool = False
 
     def move(self, reserved: int = 0, committed: int = 0, unconfirmed: int = 0) -> None:
@@ -45,6 +46,7 @@ class AccountRow:
 class RunRow:
     """Amounts in microcents."""
 
+    first_ms: int
     owner: str
     stopped: bool
     limit: int | None
@@ -54,9 +56,9 @@ class RunRow:
     reserved: int
     unconfirmed: int
     calls: int
-    first_ms: int
     last_ms: int
     latest: str | None
+    stored: bool = False  # the file has a row for it
     changed: bool = False
 
     def move(self, reserved: int = 0, committed: int = 0, unconfirmed: int = 0) -> None:
@@ -144,6 +146,7 @@ class Books:
                 where,
             ).fetchone()
             row = AccountRow(*found) if found else AccountRow(0, 0, 0, 0, account.window.end_ms)
+            row.stored = found is not None
         self._accounts[where] = row
         return row
 
@@ -154,16 +157,18 @@ class Books:
         row = self._known_runs.get(where)
         if row is None:
             found = self._cursor.execute(
-                "SELECT owner, stopped, own_limit, raised, asked, committed, reserved, unconfirmed, calls, first_ms, last_ms, latest"
+                "SELECT first_ms, owner, stopped, own_limit, raised, asked, committed, reserved, unconfirmed, calls, last_ms, latest"
                 " FROM runs WHERE tenant = ? AND run = ?",
                 where,
             ).fetchone()
-            row = RunRow(*found) if found else None
+            if found:
+                row = RunRow(*found)
+                row.stored = True
         self._runs[where] = row
         return row
 
     def new_run(self, tenant: str, run: str, owner: str) -> RunRow:
-        row = RunRow(owner, False, None, False, None, 0, 0, 0, 0, self.now_ms, self.now_ms, None, changed=True)
+        row = RunRow(self.now_ms, owner, False, None, False, None, 0, 0, 0, 0, self.now_ms, None, changed=True)
         self._runs[tenant, run] = row
         return row
 
@@ -235,44 +240,8 @@ class Books:
     def write(self) -> None:
         """Everything that has changed, into the open transaction."""
         self._write_calls()
-        accounts = []
-        for where, row in self._accounts.items():
-            if row.changed:
-                accounts.append((*where, row.committed, row.reserved, row.unconfirmed, row.alerted, row.end_ms))
-                row.changed = False
-        self._many(
-            "INSERT INTO accounts VALUES (?, ?, ?, ?, ?, ?, ?) ON CONFLICT DO UPDATE SET committed = excluded.committed,"
-            " reserved = excluded.reserved, unconfirmed = excluded.unconfirmed, alerted = excluded.alerted",
-            accounts,
-        )
-        runs = []
-        for where, run in self._runs.items():
-            if run is not None and run.changed:
-                runs.append(
-                    (
-                        *where,
-                        run.owner,
-                        int(run.stopped),
-                        run.limit,
-                        int(run.raised),
-                        run.asked,
-                        run.committed,
-                        run.reserved,
-                        run.unconfirmed,
-                        run.calls,
-                        run.first_ms,
-                        run.last_ms,
-                        run.latest,
-                    )
-                )
-                run.changed = False
-        self._many(
-            "INSERT INTO runs VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT DO UPDATE SET owner = excluded.owner,"
-            " stopped = excluded.stopped, own_limit = excluded.own_limit, raised = excluded.raised, asked = excluded.asked,"
-            " committed = excluded.committed, reserved = excluded.reserved, unconfirmed = excluded.unconfirmed,"
-            " calls = excluded.calls, last_ms = excluded.last_ms, latest = excluded.latest",
-            runs,
-        )
+        self._write_accounts()
+        self._write_runs()
         # A correction finds its row: the charge it corrects made it. max() is for CHECK, which looks at the row that is not inserted.
         self._many(
             "INSERT INTO spend VALUES (?, ?, ?, ?, ?, ?, ?, max(?8, 0), max(?9, 0), max(?10, 0)) ON CONFLICT DO UPDATE"
@@ -280,6 +249,55 @@ class Books:
             [(*group, *sums) for group, sums in self._spend.items()],
         )
         self._spend.clear()
+
+    def _write_accounts(self) -> None:
+        new: list[tuple[Any, ...]] = []
+        moved: list[tuple[Any, ...]] = []
+        for where, row in self._accounts.items():
+            if row.changed:
+                amounts = (row.committed, row.reserved, row.unconfirmed, row.alerted)
+                if row.stored:
+                    moved.append((*amounts, *where))
+                else:
+                    new.append((*where, *amounts, row.end_ms))
+                row.stored = True
+                row.changed = False
+        self._many("INSERT INTO accounts VALUES (?, ?, ?, ?, ?, ?, ?)", new)
+        self._many(
+            "UPDATE accounts SET committed = ?, reserved = ?, unconfirmed = ?, alerted = ? WHERE tenant = ? AND key = ?", moved
+        )
+
+    def _write_runs(self) -> None:
+        new: list[tuple[Any, ...]] = []
+        moved: list[tuple[Any, ...]] = []
+        for where, run in self._runs.items():
+            if run is None or not run.changed:
+                continue
+            rest = (
+                run.owner,
+                int(run.stopped),
+                run.limit,
+                int(run.raised),
+                run.asked,
+                run.committed,
+                run.reserved,
+                run.unconfirmed,
+                run.calls,
+                run.last_ms,
+                run.latest,
+            )
+            if run.stored:
+                moved.append((*rest, *where))
+            else:
+                new.append((*where, run.first_ms, *rest))
+            run.stored = True
+            run.changed = False
+        self._many("INSERT INTO runs VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)", new)
+        self._many(
+            "UPDATE runs SET owner = ?, stopped = ?, own_limit = ?, raised = ?, asked = ?, committed = ?, reserved = ?,"
+            " unconfirmed = ?, calls = ?, last_ms = ?, latest = ? WHERE tenant = ? AND run = ?",
+            moved,
+        )
 
     def _many(self, statement: str, rows: Sequence[tuple[Any, ...]]) -> None:
         if rows:

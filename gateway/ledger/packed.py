@@ -81,6 +81,10 @@ def inputs_of(decision: Decision, plan: Plan | None) -> dict[str, object]:
 _RUNG: Final = ("model", "provider", "output_cap", "cost_max_usd", "cost_max_tokens")
 
 
+# Looked up rather than serialised as enums, which costs orjson more than the rest of the line.
+_WORDS: Final[Mapping[str, str]] = {word: word.value for word in (*Mode, *Basis)}
+
+
 def pack_record(record: Record) -> bytes:
     run, owner, at_ms, outcome, requested, selected, provider, held, lines, dimensions, plan, inputs = record
     packed_lines = []
@@ -94,8 +98,8 @@ def pack_record(record: Record) -> bytes:
                 amount,
                 twin,
                 ceiling.limit,
-                ceiling.mode,
-                ceiling.basis,
+                _WORDS[ceiling.mode],
+                _WORDS[ceiling.basis],
                 ceiling.margin,
                 ceiling.own,
                 ceiling.alerts,

@@ -52,7 +52,7 @@ def _view(tenant: str, run: str, row: RunRow, accounts: tuple[Balance, ...] = ()
 
 def run_views(cursor: apsw.Cursor, tenant: str, owner: str | None, limit: int, before: str | None) -> list[RunView]:
     rows: list[Any] = cursor.execute(
-        "SELECT run, owner, stopped, own_limit, raised, asked, committed, reserved, unconfirmed, calls, first_ms, last_ms, latest"
+        "SELECT run, first_ms, owner, stopped, own_limit, raised, asked, committed, reserved, unconfirmed, calls, last_ms, latest"
         " FROM runs WHERE tenant = :tenant AND (:owner IS NULL OR owner = :owner) AND (:before IS NULL OR (last_ms, run) <"
         " (SELECT last_ms, run FROM runs WHERE tenant = :tenant AND run = :before)) ORDER BY last_ms DESC, run DESC LIMIT :limit",
         {"tenant": tenant, "owner": owner, "before": before, "limit": limit},

@@ -43,6 +43,7 @@ CREATE TABLE accounts (
 CREATE TABLE runs (
     tenant TEXT NOT NULL,
     run TEXT NOT NULL,
+    first_ms INTEGER NOT NULL,
     owner TEXT NOT NULL,
     stopped INTEGER NOT NULL,
     own_limit INTEGER,
@@ -52,7 +53,6 @@ CREATE TABLE runs (
     reserved INTEGER NOT NULL CHECK (reserved >= 0),
     unconfirmed INTEGER NOT NULL CHECK (unconfirmed BETWEEN 0 AND committed),
     calls INTEGER NOT NULL CHECK (calls >= 0),
-    first_ms INTEGER NOT NULL,
     last_ms INTEGER NOT NULL,
     latest TEXT,               -- the tail of its latest hold
     PRIMARY KEY (tenant, run)

@@ -103,7 +103,7 @@ class SqliteLedger:
         self._tidying: asyncio.Task[None] | None = None
         self._witnessed = Seen("", 0)
         self._open = False
-        self._lost: LedgerLost | None = None
+        self._lost: str | None = None  # why nothing is done any more
         self._trouble: str | None = None
 
     # -- life -----------------------------------------------------------------------------------------------------------------
@@ -189,17 +189,20 @@ class SqliteLedger:
             except Empty:
                 pass
             answers = self._run(batch)
-            self._loop.call_soon_threadsafe(self._answer, batch, answers)
+            try:
+                self._loop.call_soon_threadsafe(self._answer, batch, answers)
+            except RuntimeError:  # the loop was closed without us: nobody is left to answer
+                return
             if last:
                 return
 
     def _run(self, batch: Sequence[_Step[Any]]) -> Sequence[object]:
         if self._lost is not None:
-            return [self._lost] * len(batch)
+            return [LedgerLost(self._lost)] * len(batch)
         try:
             return self._store.transact(batch, self._clock_ms())
         except LedgerLost as error:
-            self._lost = error
+            self._lost = str(error)
             return [error] * len(batch)
         except Exception as error:  # noqa: BLE001 - the thread must live: whatever it is, the waiters get it
             return [error] * len(batch)
@@ -260,7 +263,7 @@ class SqliteLedger:
         if not self._open:
             raise LedgerUnavailable("the ledger is not open")
         if self._lost is not None:
-            raise self._lost
+            raise LedgerLost(self._lost)
         return await self._loop.run_in_executor(self._readers, self._query, query)
 
     def _query(self, query: Callable[[apsw.Cursor], T]) -> T:

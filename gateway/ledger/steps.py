@@ -11,7 +11,7 @@ Always true after every step:
 """
 
 from collections.abc import Sequence
-from typing import Final, NamedTuple
+from typing import Final, TypeAlias
 
 from gateway.core.scopes import Amounts, Caller
 from gateway.core.values import Balance, Basis, Ceiling, Decision, Ending, Hold, Plan, Usage, UsageSource
@@ -49,13 +49,8 @@ STATES: Final = {
 }
 _ALL: Final = 1_000_000
 
-
-class _Met(NamedTuple):
-    """A line where it meets its account, under the limit that applies now."""
-
-    line: Line
-    row: AccountRow
-    limit: int | None
+# A line where it meets its account, under the limit that applies now.
+_Met: TypeAlias = tuple[Line, AccountRow, int | None]
 
 
 def reserve(books: Books, decision: Decision, lease_ms: int) -> Reserved:
@@ -116,8 +111,7 @@ def _effective(ceiling: Ceiling, own_limit: int | None, raised: bool) -> int | N
 
 def _meet(books: Books, lines: Sequence[Line], own_limit: int | None, raised: bool) -> list[_Met]:
     return [
-        _Met(line, books.account(line.charge.ceiling.account), _effective(line.charge.ceiling, own_limit, raised))
-        for line in lines
+        (line, books.account(line.charge.ceiling.account), _effective(line.charge.ceiling, own_limit, raised)) for line in lines
     ]
 
 
@@ -143,7 +137,7 @@ def _fits(met: _Met, amount: int) -> bool:
 
 def _first_blocking(met: Sequence[_Met]) -> Balance | None:
     for each in met:
-        if not _fits(each, each.line.held):
+        if not _fits(each, each[0].held):
             return _balance(each)
     return None
 
@@ -155,7 +149,7 @@ def _balance(met: _Met) -> Balance:
 
 
 def _balances(met: Sequence[_Met]) -> tuple[Balance, ...]:
-    return tuple([_balance(each) for each in met if not each.line.twin])
+    return tuple([_balance(each) for each in met if not each[0].twin])
 
 
 def standing(books: Books, record: Record, run: RunRow) -> tuple[Balance, ...]:
@@ -196,7 +190,7 @@ def _hold(books: Books, decision: Decision, place: int, met: Sequence[_Met], run
         plan.model,
         plan.provider,
         plan.cost_max,
-        tuple([each.line for each in met]),
+        tuple([line for line, _, _ in met]),
         caller.dimensions,
         place,
         inputs_of(decision, plan),
@@ -208,9 +202,7 @@ def _hold(books: Books, decision: Decision, place: int, met: Sequence[_Met], run
 
 def _as_held(decision: Decision, plan: Plan, met: Sequence[_Met], lease_until_ms: int) -> Hold:
     """The hold is counted already: an advisory account that would have blocked it stands above its limit now."""
-    warnings = [
-        _balance(each) for each in met if each.line.charge.ceiling.basis is Basis.NONE and each.line.held and _above(each)
-    ]
+    warnings = [_balance(each) for each in met if each[0].charge.ceiling.basis is Basis.NONE and each[0].held and _above(each)]
     return Hold(decision, plan, _balances(met), lease_until_ms, tuple(warnings))
 
 
@@ -314,16 +306,17 @@ def _end(books: Books, tenant: str, call: CallRow, state: int, closing: Closing)
     met = _meet(books, record.lines, run.limit, run.raised)
     alerts: list[Alert] = []
     for each in met:
-        line, row, _ = each
+        line, row, limit = each
         if line.twin:
             continue
-        charged = closing.charged.of(line.charge.ceiling.account.unit)
+        ceiling = line.charge.ceiling
+        charged = closing.charged.of(ceiling.account.unit)
         if live:
             row.move(-line.held, charged, charged if provisional else 0)
         else:
             row.move(0, charged - line.held, -line.held)
-        if line.charge.ceiling.alerts:
-            alerts += _alerts(each)
+        if limit is not None and ceiling.alerts and row.committed * _ALL >= limit * ceiling.alerts[0]:
+            alerts += _fired(ceiling, row, limit)
     usd = closing.charged.usd
     if live:
         run.move(reserved=-record.held.usd, committed=usd, unconfirmed=usd if provisional else 0)
@@ -341,14 +334,12 @@ def _end(books: Books, tenant: str, call: CallRow, state: int, closing: Closing)
     return Settled(STATES[state], True, closing.charged, _balances(met), tuple(alerts))
 
 
-def _alerts(met: _Met) -> list[Alert]:
-    """The thresholds that committed has passed and that have not fired yet. They have now."""
-    line, row, limit = met
-    if limit is None or row.committed == 0:
+def _fired(ceiling: Ceiling, row: AccountRow, limit: int) -> list[Alert]:
+    """The thresholds that committed has reached and that had not fired before. They have now."""
+    if row.committed == 0:
         return []
-    ceiling = line.charge.ceiling
-    passed = row.committed * _ALL
-    fired = [each for each in ceiling.alerts if each > row.alerted and passed >= limit * each]
+    reached = row.committed * _ALL
+    fired = [each for each in ceiling.alerts if each > row.alerted and reached >= limit * each]
     if fired:
         row.alerted = fired[-1]
     return [Alert(ceiling.account, threshold, limit, row.committed) for threshold in fired]
@@ -374,12 +365,12 @@ def _hold_more(books: Books, tenant: str, call: CallRow, record: Record, more: A
     run = books.run(tenant, record.run)
     assert run is not None
     met = _meet(books, record.lines, run.limit, run.raised)
-    amounts = [more.of(each.line.charge.ceiling.account.unit) for each in met]
+    amounts = [more.of(line.charge.ceiling.account.unit) for line, _, _ in met]
     if not all(_fits(each, amount) for each, amount in zip(met, amounts, strict=True)):
         return False
-    for each, amount in zip(met, amounts, strict=True):
-        if not each.line.twin:
-            each.row.move(reserved=amount)
+    for (line, row, _), amount in zip(met, amounts, strict=True):
+        if not line.twin:
+            row.move(reserved=amount)
     run.move(reserved=more.usd)
     held = record.held
     call.record = record._replace(
@@ -392,6 +383,7 @@ def _hold_more(books: Books, tenant: str, call: CallRow, record: Record, more: A
 
 def set_limit(books: Books, tenant: str, run_id: str, owner: str, change: SetLimit) -> bool:
     """False: another owns the run."""
+    assert change.limit >= 0, change
     run = books.run(tenant, run_id)
     if run is not None and run.owner not in ("", owner) and not change.by_admin:
         return False
