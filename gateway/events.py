@@ -14,7 +14,6 @@ import threading
 import time
 import traceback
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final
@@ -24,6 +23,7 @@ import structlog
 from structlog.typing import EventDict, FilteringBoundLogger
 
 from gateway.core.money import format_usd
+from gateway.core.record import record
 from gateway.core.scopes import Caller, Unit
 from gateway.core.values import Receipt, Usage
 from gateway.ledger.contract import Alert, Expired
@@ -36,7 +36,7 @@ _ATOMIC_BYTES: Final = 4096
 Sink = Callable[[bytes], None]
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class CallEvent:
     """One call, told when it is over. Amounts in microcents."""
 

@@ -3,13 +3,14 @@
 import hashlib
 import hmac
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 from datetime import UTC, datetime
 from typing import Final, TypeVar
 
 from multidict import CIMultiDictProxy
 
 from gateway.core.policy import Policy, RunsPolicy, Source, Untagged
+from gateway.core.record import record
 from gateway.core.scopes import NO_VALUE, Caller
 from gateway.settings import Provider, Settings, StaticKey
 from gateway.wire import headers as wire_headers
@@ -28,7 +29,7 @@ _Value = TypeVar("_Value")
 SCHEMES: Final = ("authorization", "x-api-key")
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Principal:
     """A request's credential, understood. `key` is an id, never the key itself."""
 

@@ -11,7 +11,6 @@ import asyncio
 import re
 import socket
 from collections.abc import AsyncIterator, Mapping
-from dataclasses import dataclass
 from datetime import UTC
 from email.utils import parsedate_to_datetime
 from typing import Final, Protocol
@@ -20,6 +19,7 @@ import aiohttp
 from multidict import CIMultiDict, CIMultiDictProxy
 from yarl import URL
 
+from gateway.core.record import record
 from gateway.wire.status import may_be_sent_again
 
 
@@ -35,7 +35,7 @@ class TooLarge(Exception):
     """The answer is longer than the caller was ready to hold. Its connection is closed."""
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Endpoint:
     """How one provider is reached.
 
@@ -51,7 +51,7 @@ class Endpoint:
     proxy: str | None = None  # an HTTP proxy's URL; the environment's is never used
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class UpstreamRequest:
     """A request as it should be sent. The client adds Host, Content-Length and Accept-Encoding, and ignores these among `headers`."""
 
@@ -250,7 +250,7 @@ def _said(failure: BaseException) -> str:
 # -- sending again --------------------------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Failure:
     """Why a call did not succeed, as far as sending it again is concerned. `status` None: it was not sent."""
 
@@ -268,7 +268,7 @@ class Failure:
 NOT_SENT: Final = Failure(None)
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class RetryPolicy:
     """When to send a call again under the same hold: only what was provably not billed, and never for long. Pure."""
 

@@ -5,10 +5,11 @@ budgets whose scope names `model` or `provider` wait for the plan.
 """
 
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Final
 
 from gateway.core.policy import Budget, Missing, Policy, Terms
+from gateway.core.record import record
 from gateway.core.scopes import NO_VALUE, Account, Caller, Unit
 from gateway.core.values import Basis, Call, Ceiling, Charge, Mode
 from gateway.core.windows import END_OF_TIME_MS, LIFETIME, Window, WindowKind, window_at
@@ -28,7 +29,7 @@ _BASIS: Final = {
 }
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class DimensionRequired:
     """A budget with `missing: refuse` counts over a dimension that the call does not have."""
 
@@ -36,7 +37,7 @@ class DimensionRequired:
     dimension: str
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class _Open:
     """A budget whose account is known only with the plan. `values` has None where the plan's model or provider goes."""
 
@@ -54,7 +55,7 @@ class _Open:
         return Charge(_ceiling(self.budget, self.terms, account), _share(self.terms) if has_cheaper else WHOLE)
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Standing:
     """What a caller's calls meet, valid in `[from_ms, until_ms)`."""
 

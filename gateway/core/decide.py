@@ -11,6 +11,7 @@ from gateway.core import estimate
 from gateway.core.catalog import Catalog, Model
 from gateway.core.ceilings import Ceilings, DimensionRequired, Standing
 from gateway.core.policy import Policy
+from gateway.core.record import record
 from gateway.core.scopes import Amounts, Caller
 from gateway.core.tokens import TokenCounter
 from gateway.core.values import Call, Decision, Part, Passed, Plan
@@ -21,7 +22,7 @@ SMALLEST_CLAMP: Final = 256  # output tokens
 CLAMPS: Final = (2, 4, 8)
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Unservable:
     """No plan at all, whatever the balances: the requested model is unknown, unpriced, not allowed, not able or too small."""
 
@@ -30,7 +31,7 @@ class Unservable:
     param: str | None = None
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Offer:
     """A model as the policy and the catalog have it, whatever the call."""
 

@@ -1,10 +1,11 @@
 """Who is asking, and the accounts that their calls count in. Pure values; an account's key is its identity everywhere."""
 
-from dataclasses import dataclass, field
+from dataclasses import field
 from enum import StrEnum
 from typing import Final
 from urllib.parse import quote
 
+from gateway.core.record import record
 from gateway.core.windows import Window
 
 NO_VALUE: Final = "-"  # the value of a dimension that the call does not have (`missing: share`)
@@ -18,7 +19,7 @@ class Unit(StrEnum):
     CALLS = "calls"
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Amounts:
     """The same thing in every unit: a worst case, or what a call really cost."""
 
@@ -32,7 +33,7 @@ class Amounts:
         return self.tokens if unit is Unit.TOKENS else self.calls
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Caller:
     """Who is asking. `key` is a key's id, never the key. `run_scope` is the value the run's budgets count under: the run's
     own id, or a shared account for calls that came without one."""
@@ -59,7 +60,7 @@ class Caller:
         return None
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Account:
     """One budget made concrete. Limit and mode are not identity: change them and the balance stays.
 

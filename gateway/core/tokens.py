@@ -14,9 +14,9 @@ Nothing here does I/O: the encodings come through the constructor. Everything ma
 
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Final, Protocol
 
+from gateway.core.record import record
 from gateway.core.values import Part
 
 # OpenAI's published rule for chat: each message, each `name`, and once per request what opens the answer.
@@ -48,7 +48,7 @@ class PartsCounter(Protocol):
     def count_parts(self, parts: Sequence[Part], encoding: str | None) -> int: ...
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Tally:
     """What is known about the parts of a call without tokenizing anything, and what is not."""
 

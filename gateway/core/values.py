@@ -1,20 +1,21 @@
 """The records of one call, each wrapping the one before: Call → Decision → Hold → Receipt. All frozen; no dict travels."""
 
-from dataclasses import dataclass, field
+from dataclasses import field
 from enum import StrEnum
 
 from gateway.core.money import Microcents
+from gateway.core.record import record
 from gateway.core.scopes import Account, Amounts, Caller
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Image:
     """One image of a request. `detail` is the client's word (`low`, `high`, `auto`); its pixels are not read."""
 
     detail: str
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Part:
     """One countable piece of the input: a message, the tool list, the response format.
 
@@ -29,7 +30,7 @@ class Part:
     attachments: tuple[int, ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Directives:
     """What the caller told the gateway itself, by `X-Run-*` and `X-Budget-*` headers."""
 
@@ -38,7 +39,7 @@ class Directives:
     downgrade: bool = True  # X-Budget-Downgrade: never → False
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Call:
     """What the client asked for, as far as money and ability are concerned. The body itself stays in `wire`."""
 
@@ -71,7 +72,7 @@ class Mode(StrEnum):
     ADVISORY_ESTIMATE = "advisory_estimate"
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Ceiling:
     """The rule that one budget sets for one account: data to the ledger, which knows the effective limit.
 
@@ -93,7 +94,7 @@ class Ceiling:
     alerts: tuple[int, ...] = ()  # shares of the limit in ppm, ascending; each fires once per account
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Charge:
     """One ceiling as one plan meets it."""
 
@@ -101,7 +102,7 @@ class Charge:
     share_ppm: int = 1_000_000  # below 1_000_000: the rest is for cheaper plans (`downgrade_below`)
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class EstimateLine:
     """One line of an estimate, as `explain` prints it."""
 
@@ -110,7 +111,7 @@ class EstimateLine:
     usd: int
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Plan:
     """One way to serve the call, and what it can cost at most."""
 
@@ -123,7 +124,7 @@ class Plan:
     lines: tuple[EstimateLine, ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Passed:
     """A model that could not become a plan, and why: for `explain` and the decision record."""
 
@@ -131,7 +132,7 @@ class Passed:
     reason: str
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Decision:
     """The whole ladder for one call. Ids share their tail: decision `bdg_X` makes hold `rsv_X`."""
 
@@ -154,7 +155,7 @@ class Outcome(StrEnum):
     BLOCK = "block"
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Balance:
     """An account as the ledger sees it after a step. Amounts in the account's unit."""
 
@@ -171,7 +172,7 @@ class Balance:
         return None if self.limit is None else max(0, self.limit - self.committed - self.reserved)
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Hold:
     """The worst case of one plan, held against every account of it."""
 
@@ -198,7 +199,7 @@ class UsageSource(StrEnum):
     HELD = "held"
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Usage:
     """Tokens a call really used. Every class is disjoint from the others: `input_tokens` excludes what was read from or
     written to a cache; `output_tokens` includes reasoning."""
@@ -228,7 +229,7 @@ class Ending(StrEnum):
     UNKNOWN = "unknown"  # nobody can say whether it was billed: the hold stays until its lease ends
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Receipt:
     """What a hold became. `cost` is what was charged, in every unit."""
 

@@ -7,6 +7,7 @@ when its client leaves: it is told (`Outlet.on_gone`), because it may hold money
 """
 
 import asyncio
+import itertools
 import re
 import secrets
 import socket
@@ -33,6 +34,8 @@ CANCEL_S: Final = 2.0  # after their connections were aborted, and again after t
 
 _REQUEST_ID: Final = re.compile(r"[A-Za-z0-9._-]{1,128}", re.ASCII)
 _UNDECODABLE: Final = re.compile("[\ud800-\udfff]")  # how such bytes are kept
+_PROCESS: Final = secrets.token_hex(4)
+_serial = itertools.count(1)
 _INFLATE_HERE: Final = 32768  # compressed bytes; more are inflated in a thread
 
 
@@ -259,7 +262,8 @@ async def _failed(outlet: HttpOutlet) -> None:
 
 
 def fresh_id() -> str:
-    return "req_" + secrets.token_hex(8)
+    """One no other request of this or another process has; it need not be a secret, and a system call each would cost more."""
+    return f"req_{_PROCESS}{next(_serial):08x}"
 
 
 def _request_id(headers: CIMultiDictProxy[str]) -> str:

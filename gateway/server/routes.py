@@ -5,10 +5,10 @@ A provider may read such a path as the metered one; this gateway never sends it 
 """
 
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Final, TypeAlias
 from urllib.parse import unquote
 
+from gateway.core.record import record
 from gateway.wire.exchange import Headers, Inbound, Outlet, Reply
 from gateway.wire.problem import Problem, problem
 
@@ -18,7 +18,7 @@ Page: TypeAlias = Callable[[Inbound, Mapping[str, str]], Awaitable[Reply]]  # wi
 _RUN: Final = "/run/"
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Route:
     """`path` may have parameters: `/budget/runs/{id}`. A parameter is one segment, never empty."""
 
@@ -27,7 +27,7 @@ class Route:
     page: Page
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Metered:
     """A route of the model surface. `path` is the dialect's, without `/run/RUN_ID`."""
 
@@ -36,7 +36,7 @@ class Metered:
     path_run: str | None
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Visit:
     """One of the gateway's own pages."""
 
@@ -44,7 +44,7 @@ class Visit:
     parameters: Mapping[str, str]
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Miss:
     """No route. `headers` go with the problem."""
 

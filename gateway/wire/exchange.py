@@ -1,10 +1,11 @@
 """One HTTP exchange as the flow sees it: what came in, and where the answer goes. The server adapts aiohttp to these."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Protocol
 
 from multidict import CIMultiDictProxy
+
+from gateway.core.record import record
 
 Headers = Sequence[tuple[str, str]]
 
@@ -13,7 +14,7 @@ class ClientGone(Exception):
     """The client's connection is closed: nothing more can be written to it."""
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Inbound:
     """A request, its body read (within the limit) and inflated, but not parsed."""
 
@@ -26,7 +27,7 @@ class Inbound:
     request_id: str
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Reply:
     """A whole answer of a route that does not stream: the budget API, operations, errors."""
 

@@ -5,13 +5,13 @@ refused call is one POST. Hence `x-should-retry: false` and never a `Retry-After
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any, Final
 
 import orjson
 
 from gateway.core.catalog import Model
 from gateway.core.money import format_usd
+from gateway.core.record import record
 from gateway.core.scopes import Unit
 from gateway.core.values import Balance, Basis, Charge, Decision, Plan
 
@@ -19,7 +19,7 @@ CONTENT_TYPE: Final = "application/problem+json"
 SHOWN_CHARS: Final = 80  # of a value that a caller chose, in a message
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Kind:
     """What all problems of one code share."""
 
@@ -79,7 +79,7 @@ def kind_of(code: str) -> Kind:
     return _CEILING if code.endswith("_ceiling_reached") else KINDS[code]
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class BudgetFacts:
     """The blocking account, as the refused call met it. Amounts in its unit."""
 
@@ -111,7 +111,7 @@ class BudgetFacts:
         }
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Alternative:
     """A model that could serve the refused call for less. `fits_budget` is advice from the balances just read, not a hold."""
 
@@ -139,7 +139,7 @@ class Alternative:
         }
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Problem:
     """One refusal, ready to be sent. `detail` is also `error.message`."""
 

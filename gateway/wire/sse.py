@@ -4,8 +4,9 @@ A line ends with LF, CRLF or CR; an event ends with an empty line. Chunks may be
 """
 
 import re
-from dataclasses import dataclass
 from typing import Final
+
+from gateway.core.record import record
 
 MAX_EVENT: Final = 8 * 1024 * 1024  # bytes of one event that are kept together
 
@@ -15,7 +16,7 @@ _END: Final = re.compile(rb"(?>\r\n|\n|\r){2}")
 _LONGEST_END: Final = 4
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Event:
     """`raw` is everything up to the end of the empty line. `data` is the event's data; empty for comments and the like; None
     where the event is unfinished or too large to be kept, and `raw` is a piece of it."""
