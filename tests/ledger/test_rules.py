@@ -273,14 +273,24 @@ async def test_a_stopped_run_takes_no_calls_but_settles_those_it_has(ledger: Sql
 # -- alerts -------------------------------------------------------------------------------------------------------------------
 
 
-async def test_each_threshold_fires_once_and_in_order(ledger: SqliteLedger) -> None:
+@pytest.mark.parametrize(
+    ("costs", "expected"),
+    [
+        ((49, 1, 0, 45, 5, 20), [[], [500_000], [], [800_000], [1_000_000], []]),
+        ((85, 1, 20), [[500_000, 800_000], [], [1_000_000]]),
+    ],
+    ids=["one by one", "two at once"],
+)
+async def test_each_threshold_fires_once_and_in_order(
+    ledger: SqliteLedger, costs: tuple[int, ...], expected: list[list[int]]
+) -> None:
     fired = []
-    for usd in (49, 1, 0, 45, 5, 20):
+    for usd in costs:
         held = await hold(ledger, decision(plan(charge(alerts=(500_000, 800_000, 1_000_000)), usd=0)))
         settled = await ledger.commit(TENANT, held.id, settlement(usd))
         assert settled is not None
         fired.append([alert.threshold_ppm for alert in settled.alerts])
-    assert fired == [[], [500_000], [], [800_000], [1_000_000], []]
+    assert fired == expected
 
 
 async def test_a_charge_that_is_only_provisional_alerts_too(ledger: SqliteLedger, clock: Clock) -> None:
