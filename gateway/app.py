@@ -31,6 +31,7 @@ from gateway.flow import Flow
 from gateway.identity import ANONYMOUS, DEFAULT_TENANT, Identity, Principal
 from gateway.ledger import sqlite
 from gateway.ledger.contract import Expired, Ledger, LedgerLost, LedgerUnavailable
+from gateway.ledger.lost import LostLedger
 from gateway.ledger.witness import Witness
 from gateway.metrics import Metrics
 from gateway.observer import Observer
@@ -60,14 +61,13 @@ _KEY_FILE: Final = "secret"  # its name in the state folder
 class Gateway:
     """The objects of one process, wired, and their life."""
 
-    def __init__(self, config: Settings, policy: Policy, events: Events) -> None:
+    def __init__(self, config: Settings, policy: Policy, events: Events, ledger: Ledger) -> None:
+        """`ledger`: started already (`open_ledger`), and closed by `stop`."""
         self.config = config
         self.events = events
         self.metrics = Metrics(config.catalog.models, _multiprocess_dir())
         self.observer = Observer(events, self.metrics, time.perf_counter)
-        self.ledger: Ledger = sqlite.SqliteLedger(
-            str(config.ledger_path), Witness(config.state_dir / _WITNESS), clock_ms, config.synchronous, config.ledger_timeout_ms
-        )
+        self.ledger = ledger
         self._counter = TokenCounter(bundled.load_encoding)
         self._policy_error: str | None = None
         self._tasks: set[asyncio.Task[None]] = set()
@@ -89,8 +89,7 @@ class Gateway:
     # -- life -----------------------------------------------------------------------------------------------------------------
 
     async def start(self, listening: socket.socket | None = None) -> int:
-        """Opens the ledger, then listens; returns the port. LedgerLost and LedgerUnavailable: this gateway must not serve."""
-        await self.ledger.start()
+        """Listens; returns the port. OSError where the address can't be had."""
         for encoding in ("o200k_base", "cl100k_base"):
             await asyncio.to_thread(bundled.load_encoding, encoding)  # half a second that no call should wait for
         self.background(self.flow.watch())
@@ -228,11 +227,19 @@ def serve(config: Path, worker_count: int, listen_fd: int | None) -> int:
 
 async def _serve(config: Settings, policy: Policy, listening: socket.socket | None) -> int:
     events = Events(open_sink(config.log))
-    gateway = Gateway(config, policy, events)
+    try:
+        ledger = await open_ledger(config)
+    except LedgerUnavailable as failure:
+        print(f"penstock: cannot serve: {failure}", file=sys.stderr)
+        return 1
+    if isinstance(ledger, LostLedger):
+        print(f"penstock: every call will be refused: {ledger.why}, and start the gateway again", file=sys.stderr, flush=True)
+    gateway = Gateway(config, policy, events, ledger)
     try:
         port = await gateway.start(listening)
-    except (LedgerLost, LedgerUnavailable, OSError) as failure:
+    except OSError as failure:
         print(f"penstock: cannot serve: {failure}", file=sys.stderr)
+        await gateway.stop()
         return 1
     asked_to_stop = asyncio.Event()
     loop = asyncio.get_running_loop()
@@ -252,6 +259,19 @@ async def _serve(config: Settings, policy: Policy, listening: socket.socket | No
     await gateway.stop()
     events.close()
     return 0
+
+
+async def open_ledger(config: Settings) -> Ledger:
+    """The config's ledger, started. One that lost something is not used: what stands in its place says so to every caller.
+    LedgerUnavailable where it can't be opened at all."""
+    ledger = sqlite.SqliteLedger(
+        str(config.ledger_path), Witness(config.state_dir / _WITNESS), clock_ms, config.synchronous, config.ledger_timeout_ms
+    )
+    try:
+        await ledger.start()
+    except LedgerLost as lost:
+        return LostLedger(str(lost))
+    return ledger
 
 
 async def _stop_when_orphaned(asked_to_stop: asyncio.Event) -> None:
