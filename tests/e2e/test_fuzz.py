@@ -185,7 +185,7 @@ def gateway(folder: Path, shared_provider: FaultProvider) -> Iterator[GatewayPro
     ceilings = policy(run_ceiling("$1000000"), output={"max_tokens": 1000, "default_max_tokens": 100})
     with GatewayProcess(Setup(folder, shared_provider.base_url, policy=ceilings)) as running:
         yield running
-        assert "Traceback" not in running.log
+        assert running.troubles == []
         assert running.admin("GET", "/admin/holds").json() == {"holds": []}
 
 

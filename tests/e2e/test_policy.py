@@ -28,7 +28,7 @@ CAP: Final = 1_000
 def gateway(folder: Path, shared_provider: FaultProvider) -> Iterator[GatewayProcess]:
     with GatewayProcess(Setup(folder, shared_provider.base_url)) as running:
         yield running
-        assert "Traceback" not in running.log
+        assert running.troubles == []
 
 
 @pytest.fixture

@@ -19,7 +19,7 @@ from tests.support.provider import FaultProvider
 def gateway(folder: Path, shared_provider: FaultProvider) -> Iterator[GatewayProcess]:
     with GatewayProcess(Setup(folder, shared_provider.base_url)) as running:
         yield running
-        assert "Traceback" not in running.log
+        assert running.troubles == []
         assert running.admin("GET", "/budget/runs").json()["runs"] == []
 
 

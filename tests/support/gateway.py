@@ -25,6 +25,7 @@ from tests.support.config import Setup
 
 ADMIN_TOKEN = "test-admin-token"
 CALLER_KEY = "sk-test-caller"
+_ADMIN = {"Authorization": f"Bearer {ADMIN_TOKEN}"}
 READY_WITHIN_S = 60  # two cores may be shared by many
 
 
@@ -48,6 +49,12 @@ class GatewayProcess:
     @property
     def log(self) -> str:
         return self.log_path.read_text(errors="replace") if self.log_path.exists() else ""
+
+    @property
+    def troubles(self) -> list[str]:
+        """Lines of the log that tell of something nobody planned for."""
+        signs = ("Traceback", '"event":"problem"', "Unclosed", "never retrieved", "never awaited")
+        return [line for line in self.log.splitlines() if any(sign in line for sign in signs)]
 
     @property
     def pid(self) -> int:
@@ -126,7 +133,7 @@ class GatewayProcess:
         while time.monotonic() < deadline:
             assert process.poll() is None, f"the gateway ended with code {process.returncode}:\n{self.log[-4000:]}"
             try:
-                if httpx.get(f"{self.url}/readyz", timeout=2, trust_env=False).status_code == 200:
+                if httpx.get(f"{self.url}/readyz", headers=_ADMIN, timeout=2, trust_env=False).status_code == 200:
                     return
             except httpx.TransportError:
                 pass
@@ -149,8 +156,7 @@ class GatewayProcess:
         return answer.json()
 
     def admin(self, method: str, path: str, body: object = None) -> httpx.Response:
-        headers = {"Authorization": f"Bearer {ADMIN_TOKEN}"}
-        return httpx.request(method, self.url + path, headers=headers, json=body, trust_env=False)
+        return httpx.request(method, self.url + path, headers=_ADMIN, json=body, trust_env=False)
 
     def run(self, run: str, key: str = CALLER_KEY) -> Any:
         """`GET /budget/runs/{id}`: decimal strings `committed_usd`, `reserved_usd`, …"""
@@ -185,7 +191,7 @@ async def gateway_here(setup: Setup) -> AsyncIterator[str]:
 
     config, policy = app.load(setup.write())
     events = Events(open_sink(config.log))
-    gateway = app.Gateway(config, policy, events)
+    gateway = app.Gateway(config, policy, events, await app.open_ledger(config))
     port = await gateway.start()
     try:
         yield f"http://127.0.0.1:{port}"

@@ -1,0 +1,152 @@
+"""The ledger was lost or set back while the gateway was down: nothing is spent on a guess. 503 `ledger_lost` until somebody adopts it."""
+
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import httpx
+import openai
+import pytest
+
+from tests.support.config import Setup, policy, run_ceiling
+from tests.support.gateway import CALLER_KEY, GatewayProcess
+from tests.support.load import chat
+from tests.support.provider import FaultProvider
+
+
+@pytest.fixture(scope="module")
+def used(folder: Path, shared_provider: FaultProvider) -> GatewayProcess:
+    """A gateway with a history, stopped; in its folder `snapshot` the ledger as it was before the last calls."""
+    gateway = GatewayProcess(Setup(folder / "used", shared_provider.base_url, policy=policy(run_ceiling("$0.01"))))
+    with gateway:
+        ask(gateway)
+    snapshot(gateway.setup.folder, gateway.setup.folder / "snapshot")
+    with gateway:
+        assert ask(gateway).status_code == 200
+    return gateway
+
+
+@pytest.fixture
+def provider(shared_provider: FaultProvider) -> FaultProvider:
+    shared_provider.forget()
+    return shared_provider
+
+
+def ask(gateway: GatewayProcess, run: str = "r1") -> httpx.Response:
+    headers = {"Authorization": f"Bearer {CALLER_KEY}", "X-Run-Id": run}
+    body = chat(max_tokens=50)
+    return httpx.post(f"{gateway.url}/v1/chat/completions", json=body, headers=headers, trust_env=False, timeout=30)
+
+
+def ledger_files(folder: Path) -> list[Path]:
+    return sorted(folder.glob("ledger.db*"))
+
+
+def snapshot(source: Path, target: Path) -> None:
+    target.mkdir()
+    for path in ledger_files(source):
+        shutil.copy2(path, target)
+
+
+def deleted(folder: Path) -> None:
+    for path in ledger_files(folder):
+        path.unlink()
+
+
+def emptied(folder: Path) -> None:
+    deleted(folder)
+    (folder / "ledger.db").touch()
+
+
+def set_back(folder: Path) -> None:
+    deleted(folder)
+    for path in ledger_files(folder / "snapshot"):
+        shutil.copy2(path, folder)
+
+
+def test_a_ledger_that_was_set_back_refuses_every_call_until_it_is_adopted(used: GatewayProcess, provider: FaultProvider) -> None:
+    # What is adopted counts: the run goes on from the older balance, not from zero.
+    assert calls_after_adoption(used, provider, set_back) == 2
+
+
+@pytest.mark.parametrize("loss", [deleted, emptied])
+@pytest.mark.deep
+def test_a_ledger_that_is_gone_refuses_every_call_until_a_new_one_is_adopted(
+    used: GatewayProcess, provider: FaultProvider, loss: Callable[[Path], None]
+) -> None:
+    assert calls_after_adoption(used, provider, loss) == 1
+
+
+def calls_after_adoption(gateway: GatewayProcess, provider: FaultProvider, loss: Callable[[Path], None]) -> int:
+    """Refused until then; the count is the run's, with one call after it."""
+    loss(gateway.setup.folder)
+    gateway.launch()
+    try:
+        ready = _until_it_answers(gateway)
+        assert ready.status_code == 503
+        assert ready.json()["ready"] is False
+        assert "adopt" in ready.json()["ledger"]["why"]
+        refused = ask(gateway)
+        assert (refused.status_code, refused.json()["code"]) == (503, "ledger_lost")
+        assert refused.headers["x-should-retry"] == "false"
+        assert "penstock ledger adopt" in refused.json()["error"]["message"]
+        with pytest.raises(openai.InternalServerError, match="ledger adopt"):
+            gateway.client("r2").chat.completions.create(**chat())
+        assert gateway.admin("GET", "/budget/runs/r1").json()["code"] == "ledger_lost"
+        assert gateway.admin("GET", "/healthz").status_code == 200
+        assert "ledger adopt" in gateway.log
+    finally:
+        assert gateway.stop() == 0
+    assert provider.calls == []
+
+    adopted = _penstock("ledger", "adopt", "--config", str(gateway.setup.folder / "config.yaml"))
+    assert adopted.returncode == 0, adopted.stderr
+    assert "adopted" in adopted.stdout
+    with gateway:
+        assert ask(gateway).status_code == 200
+        assert len(provider.calls) == 1
+        calls: int = gateway.run("r1")["calls"]
+    assert gateway.troubles == []
+    return calls
+
+
+def test_a_ledger_that_is_replaced_under_a_running_gateway_refuses_what_follows(
+    start_gateway: Any, provider: FaultProvider
+) -> None:
+    gateway = start_gateway(policy=policy(run_ceiling("$0.01")))
+    assert ask(gateway).status_code == 200
+    deleted(gateway.setup.folder)
+    seen: list[str] = []
+    provider.wait_for(lambda: seen.append(_code(ask(gateway))) or seen[-1] != "200", 5)
+    assert seen[-1] == "ledger_lost"
+
+
+def _code(answer: httpx.Response) -> str:
+    return "200" if answer.status_code == 200 else str(answer.json()["code"])
+
+
+def _until_it_answers(gateway: GatewayProcess) -> httpx.Response:
+    """Not ready, but there."""
+    for attempt in range(600):
+        try:
+            return gateway.admin("GET", "/readyz")
+        except httpx.TransportError:
+            assert gateway.process is not None
+            assert gateway.process.poll() is None, gateway.log[-2000:]
+            assert attempt < 599
+    raise AssertionError
+
+
+def _penstock(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "gateway", *arguments],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+        env=dict(os.environ),
+    )
