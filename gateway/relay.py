@@ -102,10 +102,10 @@ class Relay:
     async def run(self, outlet: Outlet) -> None:
         """Returns when the call is over: answered, or read on for a client that left, and its hold's end under way. Raises
         CancelledError, and what is a bug."""
-        outlet.on_gone(self._client_left)  # at once, if it left while the hold was made
-        self._task = asyncio.current_task()
         ending = Ending.UNKNOWN  # a bug's
         try:
+            outlet.on_gone(self._client_left)  # at once, if it left while the hold was made
+            self._task = asyncio.current_task()
             try:
                 if self._interruption is not None:
                     await self._break_off(outlet, self._interruption)

@@ -1,6 +1,7 @@
 """One held call at the provider, however it ends: what the ledger records, what the client gets, what is told."""
 
 import asyncio
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -8,12 +9,14 @@ from typing import Any
 import orjson
 import pytest
 
+from gateway.core.meter import Meter
 from gateway.core.money import price_of
 from gateway.core.profiles import OnDisconnect, Profile
 from gateway.demo.replies import Script
 from gateway.ledger.contract import LedgerLost, LedgerUnavailable
 from gateway.ledger.sqlite import SqliteLedger
 from gateway.settings import Drain
+from gateway.wire.chat import read_answer
 from tests.support.config import free_port
 from tests.support.flow import TENANT, Broken, Client, World, chat, model_of, quick_retries, world
 from tests.support.pricing import BIG
@@ -146,19 +149,22 @@ async def test_a_stream_without_done_ends_well_where_every_choice_is_finished(tm
         assert (got.whole, got.errors, record.ending, record.charged.usd) == (True, [], "completed", provider.bill.microcents)
 
 
-async def test_a_large_json_answer_is_read_beside_the_loop_and_charged_as_reported(
-    tmp_path: Path, provider: FaultProvider
+@pytest.mark.parametrize(("padding", "here_too"), [(0, True), (3_000_000, False)])
+async def test_a_large_json_answer_is_read_beside_the_loop(
+    padding: int, here_too: bool, tmp_path: Path, provider: FaultProvider, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    threads: list[int] = []
+
+    def read(body: bytes, meter: Meter) -> str | None:
+        threads.append(threading.get_ident())
+        return read_answer(body, meter)
+
+    monkeypatch.setattr("gateway.relay.read_answer", read)
     async with world(tmp_path, provider.base_url) as here:
-        provider.next(Behaviour(padding=3_000_000))
-        asking, _ = here.asking(chat())
-        longest, before = 0.0, asyncio.get_running_loop().time()
-        while not asking.done():
-            await asyncio.sleep(0.001)
-            longest, before = max(longest, (now := asyncio.get_running_loop().time()) - before), now
-        assert len((await asking).body) > 3_000_000
+        provider.next(Behaviour(padding=padding))
+        assert len((await here.ask(chat())).body) > padding
         assert (await settled(here)).charged.usd == provider.bill.microcents
-        assert longest < 0.3, "the loop was blocked"
+        assert [thread == threading.get_ident() for thread in threads] == [here_too]
 
 
 async def test_a_stream_in_answer_to_a_json_request_and_the_reverse_are_metered_as_what_they_are(
@@ -485,7 +491,9 @@ async def test_a_stream_ends_with_an_error_event_and_is_counted_when(why: str, t
         await asyncio.to_thread(provider.wait_for, lambda: len(client.text.split()) >= 4)
         stop(here)
         stop(here)
-        await asyncio.wait_for(asking, 1)
+        await asyncio.wait({asking}, timeout=1)
+        assert asking.cancelling() == 0, "whoever waits in this task later is not to be cancelled"
+        await asking
         record = await settled(here)
         assert [error["code"] for error in client.errors] == [code]
         assert "[DONE]" not in client.events
@@ -603,17 +611,19 @@ async def test_a_stream_past_its_hold_ends_for_its_length_when_no_budget_is_left
         assert here.reports_ending("output_exceeded")
 
 
-async def test_an_answer_that_is_whole_needs_no_more_room(tmp_path: Path, provider: FaultProvider) -> None:
-    """It passed its cap with its last words: what it cost is an overrun, told and charged; the client keeps its answer."""
+async def test_an_answer_that_is_finished_needs_no_more_room(tmp_path: Path, provider: FaultProvider) -> None:
+    """It passed its cap with its last words: what it cost is an overrun, told and charged by the usage that follows; the client
+    keeps its answer."""
+    words = {"choices": [{"index": 0, "delta": {"content": "word " * 300}, "finish_reason": "stop"}]}
+    usage = {"prompt_tokens": INPUT_TOKENS, "completion_tokens": 300}
     rules = policy(budget("run-ceiling", "run", limit=cost(20)))
     async with world(tmp_path, provider.base_url, rules) as here:
-        provider.next(Behaviour(script=Script(tokens=300, ignores_cap=True), tokens_per_event=300))
+        provider.next(Behaviour(extra_events=(b"data: " + orjson.dumps(words) + b"\n\n",), pace_s=0.005, usage_override=usage))
         got = await here.ask(chat(stream=True))
         record = await settled(here)
-        assert record.charged.usd == provider.bill.microcents == cost(300)
+        assert (record.charged.usd, record.ending, got.errors) == (cost(300), "completed", [])
         assert [cause for _, cause in here.told.overruns] == ["output"]
-        assert record.ending in ("completed", "output_exceeded")
-        assert got.whole
+        assert got.events[-1] == "[DONE]"
 
 
 async def test_a_widened_hold_is_charged_whole_where_nobody_knows_better(tmp_path: Path, provider: FaultProvider) -> None:
