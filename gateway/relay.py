@@ -272,7 +272,8 @@ class Relay:
 
     def _wider(self) -> Plan:
         plan, call = self.hold.plan, self.hold.decision.call
-        cap = plan.output_cap + _MORE_OUTPUT_TOKENS
+        seen = -(-self._meter.tokens_seen // call.choices)
+        cap = max(plan.output_cap, seen) + _MORE_OUTPUT_TOKENS
         return replace(plan, output_cap=cap, cost_max=estimate.worst_case(call, self._errand.model, plan.input_tokens, cap))
 
     async def _cut_off(self, outlet: Outlet, stream: ChatStream) -> None:

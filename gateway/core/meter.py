@@ -86,6 +86,11 @@ class Meter:
         self._checked_bytes = self._bytes
         return self._checked_tokens > sure
 
+    @property
+    def tokens_seen(self) -> int:
+        """Of all choices together, as of the last exact count: `exceeds` makes one before it says yes."""
+        return self._checked_tokens
+
     def usage(self, input_estimate: int, output_held: int | None = None) -> Usage:
         """What the call used, by the provider's word if it gave one. `output_held` is the cap of all choices together: the factor
         for a tokenizer that is not public does not lift a count above it."""
