@@ -154,6 +154,8 @@ def runs_list(gateway: GatewayOption = HERE, limit: int = 50, as_json: JsonOptio
         return
     columns = ("run_id", "state", "limit_usd", "committed_usd", "reserved_usd", "remaining_usd", "calls")
     _print_table(columns, told["runs"])
+    if not told["runs"] and _token() is None:
+        print("No run is shown to a caller without a key: set PENSTOCK_KEY to the runs' own key, or PENSTOCK_ADMIN_TOKEN.")
 
 
 @runs_app.command("show")

@@ -261,7 +261,8 @@ class _Lines:
 
 
 def _stamp(_logger: object, _method: str, event: EventDict) -> EventDict:
-    return {"ts": _now(), **event}
+    """What every line begins with."""
+    return {"ts": _now(), "level": event.pop("level"), "event": event.pop("event"), **event}
 
 
 def _encode_event(_logger: object, _method: str, event: EventDict) -> bytes:

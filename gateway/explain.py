@@ -2,6 +2,8 @@
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from datetime import datetime
+from zoneinfo import ZoneInfo
 
 from gateway.core import estimate
 from gateway.core.ceilings import WHOLE, exceeds, fits
@@ -9,6 +11,7 @@ from gateway.core.decide import Rulebook
 from gateway.core.money import format_usd
 from gateway.core.scopes import Account, Unit
 from gateway.core.values import Balance, Basis, Charge, Decision, Plan
+from gateway.core.windows import Window, WindowKind
 from gateway.ledger.contract import RunState, RunView
 
 
@@ -42,7 +45,7 @@ class Explanation:
             account, balance, limit = charge.ceiling.account, self._balance(charge), self._limit(charge)
             words = (
                 f"{account.budget:<18} {_scope(account)}",
-                account.window.key,
+                _window(account.window),
                 "no limit" if limit is None else _amount(limit, account.unit),
                 charge.ceiling.mode.value,
                 f"committed {_amount(balance.committed, account.unit)}, reserved {_amount(balance.reserved, account.unit)}",
@@ -110,6 +113,14 @@ class Explanation:
 
 def _scope(account: Account) -> str:
     return ", ".join(f"{name} {value}" for name, value in account.scope) or account.scope_name
+
+
+def _window(window: Window) -> str:
+    """`lifetime`, `day from 2026-11-22 00:00 (Europe/Berlin)`."""
+    if window.kind is WindowKind.LIFETIME:
+        return window.kind.value
+    start = datetime.fromtimestamp(window.start_ms / 1000, ZoneInfo(window.timezone))
+    return f"{window.kind.value} from {start:%Y-%m-%d %H:%M} ({window.timezone})"
 
 
 def _amount(amount: int, unit: Unit) -> str:

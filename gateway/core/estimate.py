@@ -224,9 +224,13 @@ def explain(call: Call, model: Model, counter: PartsCounter, cap: int) -> tuple[
         lines.append((f"image ×{len(images)}", sum(images)))
     if attached := sum(len(part.attachments) for part in call.parts):
         lines.append((f"attachment ×{attached}", _media_tokens(call, model) - sum(images)))
-    # Lines are rounded one by one, the estimate as a whole; and a bounded input is held at no more than the context.
+    # A bounded input is held at no more than the context. Else lines are rounded one by one and the estimate as a whole: the first
+    # line takes the difference.
     if beside := held - sum(tokens for _, tokens in lines):
-        lines.append(("less what the context can't hold" if held == _input_limit(model) else "rounding", beside))
+        if held == _input_limit(model):
+            lines.append(("less what the context can't hold", beside))
+        else:
+            lines[0] = (lines[0][0], lines[0][1] + beside)
     times = f"{call.choices} × {cap}" if call.choices > 1 else f"{cap}"
     output_tokens = cap * call.choices
     return (

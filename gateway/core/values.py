@@ -121,7 +121,6 @@ class Plan:
     input_tokens: int  # the estimate's
     cost_max: Amounts
     charges: tuple[Charge, ...]
-    lines: tuple[EstimateLine, ...] = ()
 
 
 @record

@@ -30,10 +30,11 @@ Amounts: microcents, tokens or calls by the account's unit, all integers. Times:
 """
 
 from collections.abc import Awaitable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 from enum import StrEnum
 from typing import Protocol, TypeAlias
 
+from gateway.core.record import record
 from gateway.core.scopes import Account, Amounts
 from gateway.core.values import Balance, Decision, Ending, Hold, Usage
 
@@ -58,7 +59,7 @@ class HoldState(StrEnum):
     EXPIRED = "expired"
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Refusal:
     """No plan fits. Nothing is held; the run exists now (unless its id was issued), and the refusal is kept in its ring.
 
@@ -71,7 +72,7 @@ class Refusal:
     balances: tuple[Balance, ...]
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class RunRefusal:
     """The run itself takes no calls: it was stopped."""
 
@@ -79,7 +80,7 @@ class RunRefusal:
     state: RunState
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Stale:
     """What the decision assumed is not what the ledger knows. Nothing changed; decide again with these facts.
 
@@ -90,7 +91,7 @@ class Stale:
     owner: str
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Ended:
     """The hold with this id has ended before, or was released before it was reserved."""
 
@@ -100,7 +101,7 @@ class Ended:
 Reserved: TypeAlias = Hold | Refusal | RunRefusal | Stale | Ended
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Alert:
     """An account's committed amount passed a share of its limit. Returned by exactly one step, across all gateways."""
 
@@ -110,7 +111,7 @@ class Alert:
     committed: int
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Settlement:
     """What to charge for a hold, and what the record should say about it."""
 
@@ -119,7 +120,7 @@ class Settlement:
     ending: Ending
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Settled:
     """How a hold stands after commit, release or expire. `changed` is False where it had ended before."""
 
@@ -130,7 +131,7 @@ class Settled:
     alerts: tuple[Alert, ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Expired:
     """One hold that the reaper ended."""
 
@@ -140,7 +141,7 @@ class Expired:
     alerts: tuple[Alert, ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class RunView:
     """A run as the budget API shows it. USD amounts in microcents. `limit` is the run's own, if one was set."""
 
@@ -159,7 +160,7 @@ class RunView:
     accounts: tuple[Balance, ...] = ()  # those of its latest hold, with their policy limit as of then; () in listings
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class CallRecord:
     """The packed record of one call, unpacked: hold or receipt, or a refusal from the run's ring."""
 
@@ -182,7 +183,7 @@ class CallRecord:
     inputs: Mapping[str, object] = field(default_factory=dict)  # what the decision was made from, for a reader
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class SpendRow:
     """One group of `spend(by)`. `group` holds the values in the order of `by`."""
 
@@ -192,7 +193,7 @@ class SpendRow:
     calls: int
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class SetLimit:
     """PUT /budget/runs/{id}. `by_admin` may raise; anyone else may only tighten (a looser limit changes nothing)."""
 

@@ -74,7 +74,6 @@ def inputs_of(decision: Decision, plan: Plan | None) -> dict[str, object]:
     if plan is not None:
         inputs["effective_max_output_tokens"] = plan.output_cap
         inputs["input_tokens"] = plan.input_tokens
-        inputs["estimate"] = [(line.what, line.tokens, line.usd) for line in plan.lines]
     return inputs
 
 

@@ -15,7 +15,7 @@ import orjson
 
 from gateway.ledger.contract import LedgerLost
 
-ADOPT_HINT = "check that this is the ledger you want to go on with, then run `penstock ledger adopt`"
+ADOPT_HINT = "check that this is the ledger you want to go on with, then run `penstock ledger adopt` and start the gateway again"
 
 
 @dataclass(frozen=True, slots=True)

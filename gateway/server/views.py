@@ -151,11 +151,7 @@ def _line_json(key: str, held: int) -> Json:
 
 def inputs_json(inputs: Mapping[str, object]) -> Json:
     """The ledger keeps integers; a reader gets USD as everywhere else."""
-    shown = {name: _input(name, value) for name, value in inputs.items()}
-    estimate = inputs.get("estimate")
-    if isinstance(estimate, list):
-        shown["estimate"] = [{"what": what, "tokens": tokens, "usd": format_usd(usd)} for what, tokens, usd in estimate]
-    return shown
+    return {name: _input(name, value) for name, value in inputs.items()}
 
 
 def _input(name: str, value: object) -> object:

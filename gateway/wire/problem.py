@@ -54,7 +54,6 @@ KINDS: Final[dict[str, Kind]] = {
     "run_owned_by_another": Kind(403, "Run owned by another", "permission_error"),
     "host_not_allowed": Kind(403, "Host not allowed", "permission_error"),
     "origin_not_allowed": Kind(403, "Origin not allowed", "permission_error"),
-    "not_permitted": Kind(403, "Not permitted", "permission_error"),
     "admin_required": Kind(403, "Admin required", "permission_error"),
     "route_not_metered": Kind(404, "Route not metered", "invalid_request_error"),
     "model_not_served": Kind(404, "Model not served", "invalid_request_error"),

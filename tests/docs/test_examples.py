@@ -20,6 +20,9 @@ from tests.support.examples import Example, examples, keys, masked
 from tests.support.gateway import ADMIN_TOKEN
 from tests.support.shipped import ROOT, Answers, Stage, default_policy, example_config, merged, play, stage
 
+# A page is read from the top: what a later example shows follows from the ones before it, so one worker runs them all.
+pytestmark = pytest.mark.xdist_group("docs")
+
 LANGUAGES: Final = {"yaml", "sh", "python", "json", "http", "text", ""}
 # Of these members only the kind is compared: they are the caller's words.
 OPEN: Final = {"dimensions", "scope_values"}

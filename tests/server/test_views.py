@@ -68,7 +68,6 @@ def test_inputs_show_usd_as_everywhere_else_and_leave_other_numbers_alone() -> N
             "input_tokens": 900,
             "run_limit": 2 * USD,
             "ladder": [{"model": "m", "cost_max_usd": USD, "cost_max_tokens": 5}],
-            "estimate": [["input", 900, USD // 4]],
             "accounts": [
                 {"account": "b|run=r1|lifetime|usd", "held": USD, "limit": None, "share_ppm": 1_000_000},
                 {"account": "b|run=r1|lifetime|calls", "held": 1, "limit": 60, "own": False},
@@ -79,7 +78,6 @@ def test_inputs_show_usd_as_everywhere_else_and_leave_other_numbers_alone() -> N
         "input_tokens": 900,
         "run_limit": "2.00",
         "ladder": [{"model": "m", "cost_max_usd": "1.00", "cost_max_tokens": 5}],
-        "estimate": [{"what": "input", "tokens": 900, "usd": "0.25"}],
         "accounts": [
             {"account": "b|run=r1|lifetime|usd", "held": "1.00", "limit": None, "share_ppm": 1_000_000},
             {"account": "b|run=r1|lifetime|calls", "held": 1, "limit": 60, "own": False},
