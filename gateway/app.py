@@ -53,6 +53,7 @@ from gateway.wire.problem import Refused, problem
 from gateway.yaml_source import Mistakes
 
 _REAP_EVERY_MS: Final = 1_000
+_TELL_AGAIN_MS: Final = 60_000
 _FLUSH_EVERY_S: Final = 1.0
 _WITNESS: Final = "witness.json"
 _KEY_FILE: Final = "secret"  # its name in the state folder
@@ -70,6 +71,7 @@ class Gateway:
         self.ledger = ledger
         self._counter = TokenCounter(bundled.load_encoding)
         self._policy_error: str | None = None
+        self._reaping_failure_told_ms = 0
         self._tasks: set[asyncio.Task[None]] = set()
         self._identity = Identity(config, install_secret(config.state_dir), lambda: "run_" + secrets.token_hex(12))
         self._upstreams = {name: AiohttpUpstream(_endpoint(provider)) for name, provider in config.providers.items()}
@@ -183,7 +185,11 @@ class Gateway:
             self.observer.alert(alert)
 
     def _reaping_failed(self, failure: Exception) -> None:
-        self.events.problem("ending holds whose lease ran out", failure)
+        """No surprise, and it may last: the calls that it refuses tell of it too."""
+        now_ms = clock_ms()
+        if now_ms - self._reaping_failure_told_ms >= _TELL_AGAIN_MS:
+            self._reaping_failure_told_ms = now_ms
+            self.events.log.warning("holds_wait_for_the_ledger", why=str(failure))
 
     async def _flush_metrics(self) -> None:
         while True:
