@@ -110,9 +110,8 @@ def test_a_key_that_is_known_makes_any_host_name_good(gateway: GatewayProcess, p
     assert ask(gateway, run, Authorization=f"Bearer {CI}", Origin="https://attacker.test").status_code == 403
 
 
-@pytest.mark.parametrize("listen", ["0.0.0.0", "[::]", "192.0.2.7", "penstock.internal"])
-def test_beyond_loopback_a_gateway_without_keys_does_not_start(tmp_path: Path, listen: str) -> None:
-    setup = Setup(tmp_path, "http://127.0.0.1:9/v1", extra={"listen": f"{listen}:8080"})
+def test_beyond_loopback_a_gateway_without_keys_does_not_start(tmp_path: Path) -> None:
+    setup = Setup(tmp_path, "http://127.0.0.1:9/v1", extra={"listen": "0.0.0.0:8080"})
     ended = subprocess.run(
         [sys.executable, "-m", "gateway", "serve", "--config", str(setup.write())],
         capture_output=True,

@@ -21,6 +21,9 @@ from typing import Any, Self
 import httpx
 import openai
 
+from gateway.ledger.contract import RunView
+from gateway.ledger.sqlite import SqliteLedger
+from gateway.ledger.witness import Witness
 from tests.support.config import Setup
 
 ADMIN_TOKEN = "test-admin-token"
@@ -176,6 +179,19 @@ def started(*gateways: GatewayProcess) -> Iterator[Sequence[GatewayProcess]]:
         for gateway in gateways:
             if gateway.process is not None:
                 gateway.stop()
+
+
+async def left_behind(setup: Setup, run: str) -> RunView:
+    """A run as the ledger of a gateway that has ended knows it."""
+    state = Path(setup.config()["state_dir"])
+    ledger = SqliteLedger(str(setup.folder / "ledger.db"), Witness(state / "witness.json"), lambda: time.time_ns() // 1_000_000)
+    await ledger.start()
+    try:
+        view = await ledger.run("default", run)
+    finally:
+        await ledger.close()
+    assert view is not None
+    return view
 
 
 def base_url(gateway: str, run: str | None) -> str:
