@@ -20,9 +20,6 @@ from tests.support.examples import Example, examples, keys, masked
 from tests.support.gateway import ADMIN_TOKEN
 from tests.support.shipped import ROOT, Answers, Stage, default_policy, example_config, merged, play, stage
 
-# A page is read from the top: what a later example shows follows from the ones before it, so one worker runs them all.
-pytestmark = pytest.mark.xdist_group("docs")
-
 LANGUAGES: Final = {"yaml", "sh", "python", "json", "http", "text", ""}
 # Of these members only the kind is compared: they are the caller's words.
 OPEN: Final = {"dimensions", "scope_values"}
@@ -101,6 +98,8 @@ def test_every_command_works(example: Example, on: Stage, answers: Answers, monk
     monkeypatch.setenv("PENSTOCK_ADMIN_TOKEN", ADMIN_TOKEN)
     for line in example.text.splitlines():
         if line.strip() and not line.startswith("#"):
+            if "X-Run-Id: r42'" in line:  # the page's run has reached its ceiling by then; here another worker may have run that example
+                on.ask("r42", key="none", headers={"X-Run-Limit": "$0.0001"})
             _try_out(_filled_in(on.elsewhere(line), answers))
 
 
