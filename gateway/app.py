@@ -18,7 +18,6 @@ from typing import Any, Final
 
 import uvloop
 from multidict import CIMultiDict, CIMultiDictProxy
-from watchfiles import awatch
 
 from gateway import __version__, bundled, policy_file, settings, workers
 from gateway import explain as explaining
@@ -55,6 +54,7 @@ from gateway.yaml_source import Mistakes
 _REAP_EVERY_MS: Final = 1_000
 _TELL_AGAIN_MS: Final = 60_000
 _FLUSH_EVERY_S: Final = 1.0
+_LOOK_EVERY_S: Final = 1.0
 _WITNESS: Final = "witness.json"
 _KEY_FILE: Final = "secret"  # its name in the state folder
 
@@ -145,10 +145,14 @@ class Gateway:
         self.events.policy(read.version, policy_file.changed_identities(in_force, read))
 
     async def watch_policy(self) -> None:
-        """Reloads when the file changes. Its folder is watched, because editors replace files."""
-        path = self.config.policy_path.resolve()
-        async for changes in awatch(path.parent, recursive=False, step=200):
-            if any(Path(changed).name == path.name for _, changed in changes):
+        """Reloads when the file changes. Looking once a second costs nothing; being told of it cost a thread that woke for every write
+        to a ledger in the same folder."""
+        seen = _stamp(self.config.policy_path)
+        while True:
+            await asyncio.sleep(_LOOK_EVERY_S)
+            found = _stamp(self.config.policy_path)
+            if found != seen:
+                seen = found
                 self.reload()
 
     # -- wiring ---------------------------------------------------------------------------------------------------------------
@@ -329,6 +333,15 @@ def adopt(config: Settings) -> str:
     """`penstock ledger adopt`: what the store says from now on is taken for the truth."""
     seen = sqlite.adopt(str(config.ledger_path), Witness(config.state_dir / _WITNESS))
     return f"adopted {config.ledger_path} as it is, at epoch {seen.epoch}, step {seen.sequence}"
+
+
+def _stamp(path: Path) -> tuple[int, int, int] | None:
+    """Differs when the file was written or replaced; None while there is none."""
+    try:
+        status = path.stat()
+    except OSError:
+        return None
+    return status.st_ino, status.st_mtime_ns, status.st_size
 
 
 def clock_ms() -> int:
