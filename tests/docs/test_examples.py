@@ -98,7 +98,8 @@ def test_every_command_works(example: Example, on: Stage, answers: Answers, monk
     monkeypatch.setenv("PENSTOCK_ADMIN_TOKEN", ADMIN_TOKEN)
     for line in example.text.splitlines():
         if line.strip() and not line.startswith("#"):
-            if "X-Run-Id: r42'" in line:  # the page's run has reached its ceiling by then; here another worker may have run that example
+            # The page's run has reached its ceiling by then; here another worker may have run that example.
+            if "X-Run-Id: r42'" in line:
                 on.ask("r42", key="none", headers={"X-Run-Limit": "$0.0001"})
             _try_out(_filled_in(on.elsewhere(line), answers))
 
