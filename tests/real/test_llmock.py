@@ -27,8 +27,10 @@ def server() -> Iterator[str]:
 
 @pytest.fixture(scope="module")
 def gateway(server: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[GatewayProcess]:
-    with GatewayProcess(Setup(tmp_path_factory.mktemp("llmock"), server)) as running:
+    timeouts = {"upstream": {"timeouts": {"idle": "2s"}}}
+    with GatewayProcess(Setup(tmp_path_factory.mktemp("llmock"), server, extra=timeouts)) as running:
         yield running
+        assert running.troubles == []
 
 
 @pytest.fixture
@@ -97,3 +99,41 @@ def test_a_stream_that_ends_early_never_looks_complete(gateway: GatewayProcess, 
         list(stream)
     assert posts(control) == 1
     assert committed(gateway, f"early-{kind}") > 0
+
+
+def test_a_slow_answer_is_waited_for(gateway: GatewayProcess, control: httpx.Client) -> None:
+    script(control, {"type": "delay", "seconds": 0.5})
+    answer = gateway.client("slow").chat.completions.create(model=BIG.name, messages=HELLO, max_tokens=100)
+    assert answer.choices[0].message.content
+    assert posts(control) == 1
+
+
+def test_an_answer_that_does_not_come_is_not_asked_for_again_and_stays_held(
+    gateway: GatewayProcess, control: httpx.Client
+) -> None:
+    script(control, {"type": "delay", "seconds": 4})
+    with pytest.raises(openai.InternalServerError) as raised:
+        gateway.client("late").chat.completions.create(model=BIG.name, messages=HELLO, max_tokens=100)
+    assert (raised.value.status_code, raised.value.code) == (504, "provider_timeout")
+    assert posts(control) == 1
+    told = gateway.run("late")
+    assert (Decimal(told["reserved_usd"]) > 0, told["committed_usd"]) == (True, "0.00")  # it may have been billed: nobody knows
+
+
+def test_a_stream_that_stalls_ends_with_an_error_and_is_charged(gateway: GatewayProcess, control: httpx.Client) -> None:
+    script(control, {"type": "stream_fault", "kind": "stall", "after_chunks": 3, "stall_seconds": 10})
+    stream = gateway.client("stall").chat.completions.create(model=BIG.name, messages=HELLO, max_tokens=100, stream=True)
+    with pytest.raises(openai.APIError, match="broke off"):
+        list(stream)
+    assert posts(control) == 1
+    assert committed(gateway, "stall") > 0
+
+
+def test_a_malformed_chunk_reaches_the_client_as_it_came_and_the_call_is_charged(
+    gateway: GatewayProcess, control: httpx.Client
+) -> None:
+    script(control, {"type": "stream_fault", "kind": "malformed", "after_chunks": 3})
+    stream = gateway.client("malformed").chat.completions.create(model=BIG.name, messages=HELLO, max_tokens=100, stream=True)
+    with pytest.raises(ValueError, match=r"(?i)expect|invalid|unterminated|delimiter"):
+        list(stream)
+    assert committed(gateway, "malformed") > 0
