@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from _pytest.fixtures import FixtureRequest
 
 
+@pytest.hookimpl(tryfirst=True)  # before xdist reads the marks
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """A module's gateway is started once: `--dist loadgroup` keeps its tests in one process."""
     for item in items:
