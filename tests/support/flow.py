@@ -270,7 +270,9 @@ async def world(
     known = models or [model_of(each) for each in MODELS]
     catalog = Catalog("prices-1", {each.name: each for each in known})
     one = Provider("test", upstream, "authorization", profile, **{"accepts_caller_keys": True, "retries": 2, **(provider or {})})
-    config = Settings("127.0.0.1", 0, folder / "policy.yaml", folder / "ledger.db", folder, {"test": one}, catalog, **settings)
+    # However busy the machine is, a test sees what was settled, unless it is about the wait itself.
+    patient = {"commit_wait_ms": 10_000, **settings}
+    config = Settings("127.0.0.1", 0, folder / "policy.yaml", folder / "ledger.db", folder, {"test": one}, catalog, **patient)
     running = SqliteLedger(str(config.ledger_path), Witness(folder / "witness.json"), clock, timeout_ms=config.ledger_timeout_ms)
     await running.start()
     client = AiohttpUpstream(Endpoint(connect_timeout_s=2, idle_timeout_s=one.idle_timeout_ms / 1000))
