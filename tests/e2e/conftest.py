@@ -16,14 +16,6 @@ if TYPE_CHECKING:
     from _pytest.fixtures import FixtureRequest
 
 
-@pytest.hookimpl(tryfirst=True)  # before xdist reads the marks
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """A module's gateway is started once: `--dist loadgroup` keeps its tests in one process."""
-    for item in items:
-        if Path(__file__).parent in item.path.parents:
-            item.add_marker(pytest.mark.xdist_group(item.path.stem))
-
-
 @pytest.fixture(scope="module")
 def shared_provider(writer: Writer) -> Iterator[FaultProvider]:
     """One provider for a module's tests; each finds it as new."""
