@@ -12,7 +12,7 @@ from datetime import UTC, date, datetime, timedelta
 from typing import Final
 
 from gateway.core.money import Microcents, format_usd, parse_usd
-from gateway.identity import Principal
+from gateway.identity import ANONYMOUS, Principal
 from gateway.ledger.contract import Ledger, RunView, SetLimit, SpendRow
 from gateway.server.pages import (
     PrincipalOf,
@@ -130,8 +130,9 @@ class BudgetApi:
         limit = _limit_in(body_of(inbound, ("limit",)))
         if not principal.admin:
             await self._check_tightens(principal, run, limit)
-        # A run that the admin limits before its first call belongs to nobody until someone uses it.
-        owner = "" if principal.admin else principal.key
+        # A run that is limited before its first call, by the admin or by somebody on this machine who shows no key, belongs to nobody
+        # until someone uses it: the calls come with a key, and would else find another's run.
+        owner = "" if principal.admin or principal.key == ANONYMOUS else principal.key
         view = await self.ledger.set_limit(principal.tenant, run, owner, SetLimit(limit, principal.admin, principal.key))
         if view is None:
             raise not_found("run")

@@ -304,14 +304,16 @@ async def test_the_admin_raises_above_the_policy_and_the_caller_may_tighten_belo
     assert (await ask("PUT", "/budget/runs/r1", {"limit": "$11"}))[0] == 403
 
 
-async def test_a_run_that_the_admin_limits_first_belongs_to_who_uses_it_first(
-    ask: Asking, ledger: SqliteLedger, clock: Clock
+@pytest.mark.parametrize(("first", "limit"), [("admin", "20.00"), ("anonymous", "1.00")])
+async def test_a_run_that_is_limited_without_a_key_belongs_to_who_uses_it_first(
+    ask: Asking, ledger: SqliteLedger, clock: Clock, first: str, limit: str
 ) -> None:
-    assert (await ask("PUT", "/budget/runs/big", {"limit": "$20"}, as_="admin"))[0] == 200
-    assert (await ask("GET", "/budget/runs/big"))[0] == 404
-    await call(ledger, clock, 1, "a", "big", usd=8 * USD)
-    _, shown = await ask("GET", "/budget/runs/big")
-    assert (shown["key"], shown["limit_usd"]) == ("key_a", "20.00")
+    assert (await ask("PUT", "/budget/runs/new", {"limit": f"${limit}"}, as_=first))[0] == 200
+    assert (await ask("GET", "/budget/runs/new"))[0] == 404
+    await call(ledger, clock, 1, "a", "new", usd=USD // 2)
+    _, shown = await ask("GET", "/budget/runs/new")
+    assert (shown["key"], shown["limit_usd"]) == ("key_a", limit)
+    assert (await ask("PUT", "/budget/runs/new", {"limit": "$0.60"}, as_="anonymous"))[0] == 404
 
 
 @pytest.mark.parametrize(

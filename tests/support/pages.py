@@ -6,18 +6,18 @@ from typing import Any
 import orjson
 from multidict import CIMultiDict, CIMultiDictProxy
 
-from gateway.identity import Principal
+from gateway.identity import ANONYMOUS, Principal
 from gateway.server.routes import Miss, Route, Routes, Visit
 from gateway.wire.exchange import Inbound, Reply
 from gateway.wire.problem import Refused, problem
 
 
 def principal_of(headers: CIMultiDictProxy[str]) -> Principal:
-    """`Authorization: a` is the key `key_a`; `admin` is the admin; none is refused."""
+    """`Authorization: a` is the key `key_a`; `admin` is the admin, `anonymous` nobody in particular; none is refused."""
     name = headers.get("Authorization")
     if name is None:
         raise Refused(problem("invalid_key", "no key"))
-    return Principal("default", "admin" if name == "admin" else f"key_{name}", admin=name == "admin")
+    return Principal("default", name if name in ("admin", ANONYMOUS) else f"key_{name}", admin=name == "admin")
 
 
 class Asking:
