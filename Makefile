@@ -15,7 +15,7 @@ run: .venv/run.stamp
 	$(BIN)/penstock serve --config $(CONFIG)
 
 test: check
-	$(BIN)/python -m pytest -n 2 --durations=10
+	$(BIN)/python -m pytest -n 2 --dist loadfile --durations=10
 
 check: .venv/dev.stamp
 	$(BIN)/ruff format --check .
