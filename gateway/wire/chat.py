@@ -18,7 +18,7 @@ from gateway.core.tokens import CHAT_MESSAGE_TOKENS, CHAT_NAME_TOKENS, CHAT_PRIM
 from gateway.core.values import Call, Directives, Image, Part, Plan, Usage, UsageSource
 from gateway.wire.body import parse_object, too_deep
 from gateway.wire.headers import identity_value
-from gateway.wire.problem import Problem, bad_request
+from gateway.wire.problem import Problem, Refused, bad_request
 from gateway.wire.sse import Events
 
 DIALECT: Final = "chat"
@@ -33,6 +33,7 @@ TOOL_OVERHEAD: Final = 8
 SCHEMA_OVERHEAD: Final = 16
 
 _CAPS: Final = ("max_tokens", "max_completion_tokens")
+_EACH_A_CHOICE: Final = ("n", "best_of")
 
 # Fields that move the price in a way nothing here models: what a search costs, tokens of a prediction that was not used, audio
 # out, OpenRouter's and LiteLLM's choice of another model, llama.cpp's second output cap (which wins over the first).
@@ -52,24 +53,33 @@ _UNPRICED: Final = frozenset(
         "n_predict",
     }
 )
-_READ: Final = _UNPRICED | {
-    "model",
-    "messages",
-    "stream",
-    "stream_options",
-    "n",
-    "best_of",
-    "max_tokens",
-    "max_completion_tokens",
-    "tools",
-    "tool_choice",
-    "functions",
-    "function_call",
-    "response_format",
-    "service_tier",
-    "modalities",
-    "user",
+_CHOICES: Final = f"an integer from 1 to {MAX_CHOICES}"
+_TOKENS: Final = "an integer of at least 1"
+# The fields that `read` looks at by one name and of one type, and the words for it. Null is as good as absent.
+_KINDS: Final[dict[str, tuple[type, str]]] = {
+    "stream": (bool, "true or false"),
+    "stream_options": (dict, "an object"),
+    "n": (int, _CHOICES),
+    "best_of": (int, _CHOICES),
+    "max_tokens": (int, _TOKENS),
+    "max_completion_tokens": (int, _TOKENS),
+    "response_format": (dict, "an object"),
+    "service_tier": (str, "a string"),
+    "modalities": (list, "a list"),
 }
+_READ: Final = (
+    _UNPRICED
+    | _KINDS.keys()
+    | {
+        "model",
+        "messages",
+        "tools",
+        "tool_choice",
+        "functions",
+        "function_call",
+        "user",
+    }
+)
 # Fields that no model reads as input. The texts, lists and objects in any other field are counted as if it did.
 _NOT_INPUT: Final = _READ | {
     "audio",
@@ -134,7 +144,8 @@ class ChatRequest:
 
     def text_field(self, name: str) -> str | None:
         """A top-level field that says who the caller is (`body:user` in the policy). Refused 400 where it is no text."""
-        _refuse_variants(self.body, frozenset({name}))
+        if name not in _READ:  # else its variants were refused by `read`
+            _refuse_variants(self.body, frozenset({name}))
         value = _typed(self.body, name, str, "a string")
         return None if value is None else identity_value(value, name)
 
@@ -177,6 +188,7 @@ def read(raw: bytes) -> ChatRequest:
     """A request body → what it asks for. Refused 400: `ambiguous_request` or `output_cap_conflict`, with the field at fault."""
     body = parse_object(raw)
     _refuse_variants(body, _READ)
+    _refuse_other_kinds(body)
     encoded = _encoded(body)
     facts = _Facts(set(), [])
     parts = [_message(message, facts) for message in _objects(body, "messages", required=True)]
@@ -184,19 +196,19 @@ def read(raw: bytes) -> ChatRequest:
     parts += _response_format(body, encoded, facts)
     parts += _other_input(body, encoded)
     parts.append(_REPLY)
-    if "audio" in (_typed(body, "modalities", list, "a list") or ()):
+    if "audio" in (body.get("modalities") or ()):
         facts.needs.add("audio_output")
         facts.unpriced.append("modalities")
     cap_field, client_cap = _output_cap(body)
     present = {name for name, value in body.items() if value is not None}
     return ChatRequest(
         model=_model(body),
-        stream=_typed(body, "stream", bool, "true or false") or False,
-        choices=max(_count(body, "n", MAX_CHOICES) or 1, _count(body, "best_of", MAX_CHOICES) or 1),
+        stream=body.get("stream") or False,
+        choices=_choices(body),
         client_cap=client_cap,
         cap_field=cap_field,
         wants_usage=_wants_usage(body),
-        service_tier=_typed(body, "service_tier", str, "a string"),
+        service_tier=body.get("service_tier"),
         parts=tuple(parts),
         needs=frozenset(facts.needs),
         parameters=frozenset(present - _UNIVERSAL),
@@ -232,11 +244,23 @@ def _refuse_variants(fields: Mapping[str, Any], names: frozenset[str], where: st
             raise bad_request("ambiguous_request", f"{where}{name[:80]!r} differs from {folded!r} only in case.", where + folded)
 
 
+def _refuse_other_kinds(body: Mapping[str, Any]) -> None:
+    for name, value in body.items():
+        if name in _KINDS and value is not None:
+            kind, expected = _KINDS[name]
+            if type(value) is not kind or (kind is int and body[name] < 1):
+                raise _not_a(name, expected)
+
+
+def _not_a(name: str, expected: str) -> Refused:
+    return bad_request("ambiguous_request", f"{name}: expected {expected}.", name)
+
+
 def _typed(fields: Mapping[str, Any], name: str, kind: type, expected: str, where: str = "") -> Any:
     """The field's value, or None where it is absent or null."""
     value = fields.get(name)
     if value is not None and type(value) is not kind:
-        raise bad_request("ambiguous_request", f"{where}{name}: expected {expected}.", where + name)
+        raise _not_a(where + name, expected)
     return value
 
 
@@ -245,16 +269,19 @@ def _objects(body: Mapping[str, Any], name: str, *, required: bool = False) -> l
     if values is None and not required:
         return []
     if type(values) is not list or not all(type(value) is dict for value in values):
-        raise bad_request("ambiguous_request", f"{name}: expected a list of objects.", name)
+        raise _not_a(name, "a list of objects")
     return values
 
 
-def _count(body: Mapping[str, Any], name: str, most: int | None = None) -> int | None:
-    expected = "an integer of at least 1" if most is None else f"an integer from 1 to {most}"
-    value: int | None = _typed(body, name, int, expected)
-    if value is not None and (value < 1 or (most is not None and value > most)):
-        raise bad_request("ambiguous_request", f"{name}: expected {expected}.", name)
-    return value
+def _choices(body: Mapping[str, Any]) -> int:
+    choices = 1
+    for name in _EACH_A_CHOICE:
+        if name in body:
+            wanted: int = body[name] or 1
+            if wanted > MAX_CHOICES:
+                raise _not_a(name, _CHOICES)
+            choices = max(choices, wanted)
+    return choices
 
 
 def _model(body: Mapping[str, Any]) -> str:
@@ -265,14 +292,16 @@ def _model(body: Mapping[str, Any]) -> str:
 
 
 def _output_cap(body: Mapping[str, Any]) -> tuple[str | None, int | None]:
-    caps = [(name, cap) for name in _CAPS if (cap := _count(body, name)) is not None]
+    caps = [name for name in _CAPS if body.get(name) is not None]
+    if not caps:
+        return None, None
     if len(caps) > 1:
         raise bad_request("output_cap_conflict", "max_tokens and max_completion_tokens are both set: send one of them.", _CAPS[0])
-    return caps[0] if caps else (None, None)
+    return caps[0], body[caps[0]]
 
 
 def _wants_usage(body: Mapping[str, Any]) -> bool:
-    options = _typed(body, "stream_options", dict, "an object")
+    options = body.get("stream_options")
     if options is None:
         return False
     _refuse_variants(options, frozenset({"include_usage"}), "stream_options.")
@@ -378,7 +407,7 @@ def _tools(body: Mapping[str, Any], encoded: Mapping[str, bytes], facts: _Facts)
 
 
 def _response_format(body: Mapping[str, Any], encoded: Mapping[str, bytes], facts: _Facts) -> list[Part]:
-    wanted = _typed(body, "response_format", dict, "an object")
+    wanted = body.get("response_format")
     if wanted is None:
         return []
     kind = _typed(wanted, "type", str, "a string", "response_format.")
