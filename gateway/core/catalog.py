@@ -17,11 +17,13 @@ class Rates:
     above_input_tokens: int = 0  # the tier applies to calls with more input than this
     # Cache writes that live longer (Anthropic's 1 hour, OpenAI's 12): for calls that ask for that. None: as `cache_write`.
     cache_write_long: int | None = None
+    dearest_input: int = field(init=False, compare=False)  # for a call that asks for no long-lived cache
+    rounding: int = field(init=False, compare=False)  # what pricing three classes of input separately may add, in microcents
 
-    @property
-    def dearest_input(self) -> int:
-        """For a call that asks for no long-lived cache."""
-        return max(self.input, self.cached_input, self.cache_write)
+    def __post_init__(self) -> None:
+        classes = (self.input, self.cached_input, self.cache_write)
+        object.__setattr__(self, "dearest_input", max(classes))
+        object.__setattr__(self, "rounding", 2 if any(price % 1_000_000 for price in classes) else 0)
 
 
 @dataclass(frozen=True, slots=True)

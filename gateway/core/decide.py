@@ -166,6 +166,8 @@ class Rulebook:
         """The rungs below the first, each cheaper for this call than the one before, and the models that are none."""
         offer = self._offer(call.model)
         assert isinstance(offer, Offer)  # it made the first rung
+        if not offer.instead:
+            return [], []
         found: list[Rung] = []
         passed_over: list[Passed] = []
         for name in offer.instead:

@@ -189,17 +189,15 @@ def _dearest(model: Model, service_tier: str | None, input_tokens: int) -> tuple
     provider is set to, which may be `priority`; a request that names no tier means the same to OpenAI, but holding double for
     every ordinary call would starve the rest, so there the ordinary rates hold.
     """
-    groups = [_tiers(model, None)]
+    first, *others = _tiers(model, None)
+    input_rate, output_rate, rounding = first.dearest_input, first.output, first.rounding
     if service_tier is not None and model.service_tiers:
-        groups.append(_tiers(model, "priority" if service_tier == "auto" else service_tier))
-    input_rate = output_rate = rounding = 0
-    for tiers in groups:
-        for rates in tiers:
-            if rates is tiers[0] or rates.above_input_tokens < input_tokens:
-                input_rate = max(input_rate, rates.dearest_input)
-                output_rate = max(output_rate, rates.output)
-                if rates.input % 1_000_000 or rates.cached_input % 1_000_000 or rates.cache_write % 1_000_000:
-                    rounding = 2
+        others += _tiers(model, "priority" if service_tier == "auto" else service_tier)
+    for rates in others:
+        if rates.above_input_tokens == 0 or rates.above_input_tokens < input_tokens:
+            input_rate = max(input_rate, rates.dearest_input)
+            output_rate = max(output_rate, rates.output)
+            rounding = max(rounding, rates.rounding)
     return input_rate, output_rate, rounding
 
 
