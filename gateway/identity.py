@@ -194,9 +194,12 @@ def _run_ids(inbound: Inbound, runs: RunsPolicy) -> tuple[str | None, str | None
     path = inbound.path_run if runs.id_from_path else None
     first, second = (path, header) if runs.path_first else (header, path)
     run = second if first is None else first
-    other = next((each for each in (header, inbound.path_run) if each is not None and each != run), None)
-    # What does not count is not checked either, and goes into a log line: short, and escaped.
-    return None if run is None else wire_headers.run_id(run), None if other is None else ascii(other[:128])[1:-1]
+    ignored = None
+    for other in (header, inbound.path_run):
+        if other is not None and other != run:
+            ignored = ascii(other[:128])[1:-1]  # not checked, as it does not count, and goes into a log line: short, and escaped
+            break
+    return None if run is None else wire_headers.run_id(run), ignored
 
 
 def _read(source: Source, inbound: Inbound, body_field: Callable[[str], str | None]) -> str | None:

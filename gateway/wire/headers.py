@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Iterable
+from functools import lru_cache
 from typing import Final
 
 from multidict import CIMultiDict, CIMultiDictProxy
@@ -73,14 +74,18 @@ def forwardable(headers: RequestHeaders, drop: frozenset[str] = frozenset()) -> 
     forwarded = [
         (lower, value)
         for name, value in headers.items()
-        if (lower := name.lower()) not in _NOT_UPSTREAM
-        and lower not in drop
-        and not lower.startswith(_OURS)
-        and lower not in named
+        if (lower := _upstream_name(name)) is not None and lower not in drop and lower not in named
     ]
     forwarded.append(("content-type", "application/json"))
     forwarded.append(("accept-encoding", "identity"))
     return forwarded
+
+
+@lru_cache(maxsize=1024)  # callers send the same few names with every call
+def _upstream_name(name: str) -> str | None:
+    """In lower case; None: it does not go upstream, whatever its value."""
+    lower = name.lower()
+    return None if lower in _NOT_UPSTREAM or lower.startswith(_OURS) else lower
 
 
 def returnable(headers: RequestHeaders) -> list[tuple[str, str]]:
