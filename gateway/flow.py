@@ -25,7 +25,7 @@ from gateway.wire.problem import Alternative, Refused, budget_refusal, problem
 
 _DECISIONS_A_CALL: Final = 3  # the first, and two more on new facts
 _READ_INLINE_BYTES: Final = 262_144  # some 1 to 5 ms of reading, for usual messages
-_COUNT_INLINE_CHARS: Final = 16_384  # some 2 ms of tokenizing
+_COUNT_INLINE_CHARS: Final = 16_384  # some 2 ms of tokenizing; a body of fewer bytes has hardly more text than that
 _WATCH_S: Final = 0.5  # how often a process asks which of its live runs were stopped
 
 
@@ -78,7 +78,8 @@ class Flow:
         caller = self._identity.caller(principal, inbound, request.text_field, rulebook.policy, at_ms)
         story.called_by(caller)
         call = request.call(caller, directives(inbound.headers))
-        await self._count_beforehand(rulebook, call)
+        if len(inbound.body) > _COUNT_INLINE_CHARS:
+            await self._count_beforehand(rulebook, call)
         settling = await self._reserve(rulebook, call, principal, at_ms, story)
         try:
             relay = self._relay(rulebook, settling, request, inbound, principal)

@@ -14,6 +14,7 @@ from gateway.core import estimate
 from gateway.core.catalog import Model
 from gateway.core.meter import Meter
 from gateway.core.profiles import OnDisconnect
+from gateway.core.record import record
 from gateway.core.scopes import Amounts
 from gateway.core.values import Ending, Hold, Plan
 from gateway.ledger.contract import Alert, Ledger
@@ -63,7 +64,7 @@ class Shared:
     jitter: Callable[[], float]  # in [0, 1)
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Errand:
     """One held call, ready to go out."""
 
