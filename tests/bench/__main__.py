@@ -22,7 +22,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final
 
-from tests.bench import estimating
+from tests.bench import estimating, real
 from tests.support.config import Setup, policy, run_ceiling
 from tests.support.gateway import GatewayProcess
 from tests.support.pricing import TestModel
@@ -88,7 +88,7 @@ def main() -> int:
     measured, rest = {cores[0]}, set(cores[1:]) or {cores[0]}
     with tempfile.TemporaryDirectory(prefix="penstock-bench-") as folder, _targets(Path(folder), measured, rest) as targets:
         results = _measure(targets, options.seconds, options.rounds, rest)
-    report = "\n\n".join((_about(options, len(cores)), *_tables(results, targets), estimating.table()))
+    report = "\n\n".join((_about(options, len(cores)), *_tables(results, targets), estimating.table(), real.table()))
     print(report)
     if options.write:
         _write(report)
