@@ -262,6 +262,8 @@ async def _serve(config: Settings, policy: Policy, listening: socket.socket | No
     # What lives as long as the process need not be looked through at every collection.
     gc.collect()
     gc.freeze()
+    # A call leaves hundreds of objects and hardly a cycle: looking for those after every 700 objects costs a tenth to a fifth of it.
+    gc.set_threshold(20_000, 50, 100)
     if listening is None:
         address = f"http://{config.listen_host}:{port}"
         print(f"penstock {__version__} serves on {address}; set OPENAI_BASE_URL={address}/v1", file=sys.stderr, flush=True)

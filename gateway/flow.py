@@ -8,17 +8,18 @@ import time
 from collections.abc import Callable
 from typing import Final
 
+from gateway.core.ceilings import fits
 from gateway.core.decide import Rulebook, Unservable
 from gateway.core.meter import Meter
-from gateway.core.values import Call, Ending, Hold
+from gateway.core.values import Call, Charge, Ending, Hold, Plan
 from gateway.identity import Identity, Principal
 from gateway.ledger.contract import Ended, LedgerLost, LedgerUnavailable, Refusal, RunRefusal, Stale
 from gateway.observer import Observer, Story
 from gateway.relay import Errand, Relay, Shared
-from gateway.settling import Settling, first_blocking, has_room
+from gateway.settling import Settling, first_blocking
 from gateway.upstream import UpstreamRequest
 from gateway.wire import chat
-from gateway.wire.budget import refusal_headers
+from gateway.wire.budget import refusal_headers, undecided_headers
 from gateway.wire.exchange import ClientGone, Inbound, Outlet
 from gateway.wire.headers import directives, forwardable
 from gateway.wire.problem import Alternative, Refused, budget_refusal, problem
@@ -74,6 +75,7 @@ class Flow:
         rulebook = self.rulebook
         principal = self._identity.principal(inbound.headers, model_route=True)
         request = await _read(inbound.body)
+        story.asked(request.model, request.stream)
         at_ms = self._shared.clock_ms()
         caller = self._identity.caller(principal, inbound, request.text_field, rulebook.policy, at_ms)
         story.called_by(caller)
@@ -158,9 +160,12 @@ class Flow:
     def _over_budget(self, rulebook: Rulebook, refusal: Refusal, served: frozenset[str]) -> Refused:
         decision = refusal.decision
         told = _told(refusal)
+
+        def has_room(plan: Plan) -> bool:
+            return first_blocking(plan, refusal.balances) is None
+
         alternatives = [
-            Alternative.of(model, plan, first_blocking(plan, refusal.balances) is None)
-            for model, plan in rulebook.alternatives(decision, served)
+            Alternative.of(model, plan, has_room(plan)) for model, plan in rulebook.alternatives(decision, served, has_room)
         ]
         said = budget_refusal(decision, decision.ladder[told], refusal.blocking[told], alternatives)
         return Refused(said, refusal_headers(decision, refusal.blocking[told], refusal.balances))
@@ -216,8 +221,9 @@ async def _read(body: bytes) -> chat.ChatRequest:
 async def _refuse(refusal: Refused, outlet: Outlet, story: Story) -> int:
     said = refusal.problem
     story.refused(said.code, said.status)
+    headers = refusal.headers or undecided_headers(story.caller.run)
     try:
-        await outlet.answer(said.status, [*said.headers(), *refusal.headers], said.body())
+        await outlet.answer(said.status, [*said.headers(), *headers], said.body())
     except ClientGone:
         return 0  # nothing was held for it
     return said.status
@@ -226,6 +232,7 @@ async def _refuse(refusal: Refused, outlet: Outlet, story: Story) -> int:
 def _told(refusal: Refusal) -> int:
     """Which plan the answer speaks of: the requested one, unless only the share kept for cheaper plans stood in its way."""
     blocking, plan = refusal.blocking[0], refusal.decision.ladder[0]
-    charge = next(charge for charge in plan.charges if charge.ceiling.account == blocking.account)
-    only_its_share = has_room(charge, blocking, plan.cost_max.of(blocking.account.unit))
+    whole = next(Charge(charge.ceiling) for charge in plan.charges if charge.ceiling.account == blocking.account)
+    amount = plan.cost_max.of(blocking.account.unit)
+    only_its_share = fits(whole, amount, blocking.limit, blocking.committed, blocking.reserved)
     return len(refusal.blocking) - 1 if only_its_share else 0

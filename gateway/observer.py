@@ -32,8 +32,8 @@ class Story:
     in either order: a drain settles long after its client left."""
 
     __slots__ = (
-        *("_added_s", "_caller", "_code", "_decision", "_ending", "_hold", "_observer", "_open"),
-        *("_receipt", "_start_s", "_status", "request_id"),
+        *("_added_s", "_code", "_decision_id", "_ending", "_hold", "_model", "_observer", "_open"),
+        *("_receipt", "_start_s", "_status", "_stream", "caller", "request_id"),
     )
 
     def __init__(self, observer: Observer, request_id: str) -> None:
@@ -41,8 +41,10 @@ class Story:
         self.request_id = request_id
         self._start_s = observer.clock_s()
         self._open = 1  # what is still to come: the answer, and with a hold its settlement
-        self._caller = _NOBODY
-        self._decision: Decision | None = None
+        self.caller = _NOBODY
+        self._model = ""  # as the client asked for it
+        self._stream = False
+        self._decision_id: str | None = None
         self._hold: Hold | None = None
         self._receipt: Receipt | None = None
         self._ending: Ending | None = None
@@ -52,11 +54,14 @@ class Story:
 
     # -- as it goes -----------------------------------------------------------------------------------------------------------
 
+    def asked(self, model: str, stream: bool) -> None:
+        self._model, self._stream = model, stream
+
     def called_by(self, caller: Caller) -> None:
-        self._caller = caller
+        self.caller = caller
 
     def decided(self, decision: Decision) -> None:
-        self._decision = decision
+        self._decision_id = decision.id
 
     def reserved(self, seconds: float) -> None:
         self._observer.metrics.ledger("reserve", seconds)
@@ -105,7 +110,7 @@ class Story:
         self._ending = ending
         self._observer.metrics.ended(ending)
         self._observer.events.log.warning(
-            "unsettled", hold_id=self._hold.id, run=self._caller.run, ending=ending.value, why=why, request_id=self.request_id
+            "unsettled", hold_id=self._hold.id, run=self.caller.run, ending=ending.value, why=why, request_id=self.request_id
         )
         self._close()
 
@@ -123,22 +128,24 @@ class Story:
         self._open -= 1
         if self._open:
             return
-        hold, receipt, decision = self._hold, self._receipt, self._decision
-        call = decision.call if decision is not None else None
+        hold, receipt = self._hold, self._receipt
         ending = receipt.ending if receipt is not None else self._ending
-        outcome = hold.outcome if hold is not None else Outcome.BLOCK
+        if hold is not None:
+            outcome = hold.outcome.value
+        else:
+            outcome = "" if self._decision_id is None else Outcome.BLOCK.value
         self._observer.events.call(
             CallEvent(
                 request_id=self.request_id,
-                caller=self._caller,
-                decision_id=decision.id if decision is not None else None,
-                outcome=outcome.value if decision is not None else "",
+                caller=self.caller,
+                decision_id=self._decision_id,
+                outcome=outcome,
                 code=self._code,
-                requested_model=call.model if call is not None else "",
+                requested_model=self._model,
                 selected_model=hold.plan.model if hold is not None else None,
                 provider=hold.plan.provider if hold is not None else None,
                 status=self._status,
-                stream=call.stream if call is not None else False,
+                stream=self._stream,
                 usage=receipt.usage if receipt is not None and receipt.usage.total_tokens else None,
                 held=hold.plan.cost_max.usd if hold is not None else None,
                 charged=receipt.cost.usd if receipt is not None else None,

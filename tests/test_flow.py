@@ -34,6 +34,7 @@ async def nothing_happened(here: World, provider: FaultProvider, got: Client, ru
     """A refusal in our shape, told once; nothing was held, nothing went out."""
     assert got.headers["content-type"] == "application/problem+json"
     assert got.headers["x-should-retry"] == "false"
+    assert got.headers["X-Budget-Decision"] == "block"
     assert got.json["status"] == got.status
     assert got.json["error"]["message"] == got.json["detail"]
     assert provider.requests == []
@@ -41,6 +42,7 @@ async def nothing_happened(here: World, provider: FaultProvider, got: Client, ru
     event = here.told.calls[-1]
     assert [event.request_id for event in here.told.calls].count(event.request_id) == 1
     assert (event.code, event.status, event.ending, event.charged) == (got.json["code"], got.status, None, None)
+    assert got.headers.get("X-Run-Id", "") == event.caller.run
     view = await here.ledger.run(TENANT, run)
     assert view is None or (view.reserved, view.committed) == (0, 0)
 

@@ -111,6 +111,20 @@ def test_a_call_refused_before_anyone_knew_who_it_was_is_told_too(told: Told) ->
     assert (line["outcome"], line["decision_id"], line["run"], line["requested_model"]) == ("", None, "", "")
 
 
+def test_a_call_refused_before_its_decision_says_what_was_asked_for(told: Told) -> None:
+    story = told.observer.story("req_1")
+    story.asked("nobody-knows", True)
+    story.refused("model_not_priced", 400)
+    story.answered(400)
+    line = told.line
+    assert (line["requested_model"], line["selected_model"], line["stream"], line["decision_id"]) == (
+        "nobody-knows",
+        None,
+        True,
+        None,
+    )
+
+
 def test_a_run_id_that_was_ignored_is_in_the_line(told: Told) -> None:
     story = told.observer.story("req_1")
     story.called_by(caller())

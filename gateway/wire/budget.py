@@ -14,7 +14,7 @@ def decision_headers(hold: Hold, balances: Sequence[Balance], clamped: bool) -> 
     """For a call that was let through. `balances`: after commit where it is known, else with this call's hold counted. `clamped`:
     the forwarded cap is lower than the client's; one that `clamp_to_budget` lowered is seen here."""
     decision, plan, outcome = hold.decision, hold.plan, hold.outcome
-    mode = strictest(balance.mode for balance in hold.balances if balance.limit is not None)
+    mode = strictest([balance.mode for balance in hold.balances if balance.limit is not None])
     headers = _common(decision, outcome, mode)
     headers.append(("X-Budget-Reservation-Id", hold.id))
     headers += _remaining(balances)
@@ -43,6 +43,14 @@ def refusal_headers(decision: Decision, blocking: Balance | None, balances: Sequ
     return headers
 
 
+def undecided_headers(run: str) -> Pairs:
+    """For a call that was refused before any account was asked. `run`: "" where it is not known yet."""
+    headers = [("X-Budget-Decision", Outcome.BLOCK.value)]
+    if run:
+        headers.append(("X-Run-Id", run))
+    return headers
+
+
 def _common(decision: Decision, outcome: Outcome, mode: Mode) -> Pairs:
     return [
         ("X-Budget-Decision", outcome.value),
@@ -55,9 +63,12 @@ def _common(decision: Decision, outcome: Outcome, mode: Mode) -> Pairs:
 
 def _remaining(balances: Sequence[Balance]) -> Pairs:
     """The tightest account in USD; none where nothing limits USD."""
-    left = [balance.remaining for balance in balances if balance.account.unit is Unit.USD]
-    known = [amount for amount in left if amount is not None]
-    return [("X-Budget-Remaining-USD", format_usd(min(known)))] if known else []
+    tightest = None
+    for balance in balances:
+        if balance.limit is not None and balance.account.unit is Unit.USD:
+            left = balance.limit - balance.committed - balance.reserved
+            tightest = left if tightest is None else min(tightest, left)
+    return [] if tightest is None else [("X-Budget-Remaining-USD", format_usd(max(0, tightest)))]
 
 
 def _constraining_scope(hold: Hold) -> str | None:
@@ -80,5 +91,5 @@ def _constraining_scope(hold: Hold) -> str | None:
 
 
 def _clamped_to_budget(hold: Hold) -> bool:
-    plan = hold.plan
-    return any(other.model == plan.model and other.output_cap > plan.output_cap for other in hold.decision.ladder)
+    plan, ladder = hold.plan, hold.decision.ladder
+    return len(ladder) > 1 and any(other.model == plan.model and other.output_cap > plan.output_cap for other in ladder)

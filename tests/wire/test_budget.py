@@ -7,7 +7,7 @@ import pytest
 from gateway.core.scopes import Account, Amounts, Unit
 from gateway.core.values import Balance, Basis, Ceiling, Charge, Decision, Hold, Mode, Plan
 from gateway.core.windows import LIFETIME
-from gateway.wire.budget import decision_headers, refusal_headers
+from gateway.wire.budget import decision_headers, refusal_headers, undecided_headers
 from tests.support.records import USD, decision, hold, run_account
 
 AGENT = Account("default", "agent-ceiling", (("team", "t"), ("agent", "a1")), LIFETIME, Unit.USD)
@@ -152,3 +152,8 @@ def test_a_stopped_run_is_refused_by_no_account() -> None:
     assert (said["X-Budget-Decision"], said["X-Budget-Enforcement-Mode"]) == ("block", "hard_gate")
     assert "X-Budget-Blocking-Scope" not in said
     assert "X-Budget-Remaining-USD" not in said
+
+
+def test_a_call_refused_before_its_decision_was_blocked_too_in_the_run_that_it_named() -> None:
+    assert undecided_headers("r1") == [("X-Budget-Decision", "block"), ("X-Run-Id", "r1")]
+    assert undecided_headers("") == [("X-Budget-Decision", "block")]
