@@ -17,7 +17,7 @@ from gateway.ledger.schema import EXPIRED, LIVE
 
 RING: Final = 32  # refusals kept per run
 _KNOWN_AT_MOST: Final = 8_192  # rows of each kind
-_Where: TypeAlias = tuple[str, str]  # a row's tenant and key
+Where: TypeAlias = tuple[str, str]  # a row's tenant, and its key, run or tail
 _DAY_MS: Final = 86_400_000
 
 
@@ -92,20 +92,34 @@ class Books:
         self.changes = 0  # steps of the batch that changed anything
         self._cursor = cursor
         # What the batch touched …
-        self._accounts: dict[_Where, AccountRow] = {}
-        self._runs: dict[_Where, RunRow | None] = {}
-        self._calls: dict[_Where, CallRow | None] = {}
+        self._accounts: dict[Where, AccountRow] = {}
+        self._runs: dict[Where, RunRow | None] = {}
+        self._calls: dict[Where, CallRow | None] = {}
         self._spend: dict[tuple[str, int, str, str, str, str, str], list[int]] = {}
         # … and what is known from the batches before it, as committed. Of the calls, those that are open.
-        self._known_accounts: dict[_Where, AccountRow] = {}
-        self._known_runs: dict[_Where, RunRow] = {}
-        self._known_calls: dict[_Where, CallRow] = {}
+        self._known_accounts: dict[Where, AccountRow] = {}
+        self._known_runs: dict[Where, RunRow] = {}
+        self._known_calls: dict[Where, CallRow] = {}
 
     # -- batches --------------------------------------------------------------------------------------------------------------
 
-    def begin(self, now_ms: int) -> None:
+    def begin(self, now_ms: int, calls: Sequence[Where]) -> None:
+        """`calls`: those that the batch's steps will look at, as far as that is known. They are read in one go."""
         self.now_ms = now_ms
         self.changes = 0
+        unknown: dict[str, list[str]] = {}
+        for where in calls:
+            if where not in self._known_calls:
+                self._calls[where] = None
+                unknown.setdefault(where[0], []).append(where[1])
+        for tenant, tails in unknown.items():
+            found: list[Any] = self._cursor.execute(
+                "SELECT tail, state, lease_ms, record, closing FROM calls"
+                " WHERE tenant = ? AND tail IN (SELECT value FROM json_each(?))",
+                (tenant, orjson.dumps(tails).decode()),
+            ).fetchall()
+            for row in found:
+                self._calls[tenant, row[0]] = _call_row(tenant, row)
 
     def committed(self) -> None:
         """What the batch touched is in the file: it stays known."""
@@ -179,12 +193,10 @@ class Books:
         row = self._known_calls.get(where)
         if row is None:
             found = self._cursor.execute(
-                "SELECT state, lease_ms, record, closing FROM calls WHERE tenant = ? AND tail = ?", where
+                "SELECT tail, state, lease_ms, record, closing FROM calls WHERE tenant = ? AND tail = ?", where
             ).fetchone()
             if found:
-                state, lease_ms, packed, closing = found
-                record = None if packed is None else unpack_record(tenant, packed)
-                row = CallRow(tail, state, lease_ms, record, unpack_closing(closing), packed, True)
+                row = _call_row(tenant, found)
         self._calls[where] = row
         return row
 
@@ -321,6 +333,12 @@ class Books:
         self._many("INSERT INTO calls VALUES (?, ?, ?, ?, ?, ?)", new)
         self._many("REPLACE INTO calls VALUES (?, ?, ?, ?, ?, ?)", rewritten)
         self._many("UPDATE calls SET state = ?, lease_ms = ?, closing = ? WHERE tenant = ? AND tail = ?", ended)
+
+
+def _call_row(tenant: str, row: tuple[Any, ...]) -> CallRow:
+    tail, state, lease_ms, packed, closing = row
+    record = None if packed is None else unpack_record(tenant, packed)
+    return CallRow(tail, state, lease_ms, record, unpack_closing(closing), packed, True)
 
 
 def minus(one: Amounts, other: Amounts) -> Amounts:

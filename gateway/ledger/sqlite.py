@@ -18,7 +18,7 @@ import apsw
 from gateway.core.scopes import Account, Amounts
 from gateway.core.values import Balance, Decision, Ending, Hold
 from gateway.ledger import reading, steps
-from gateway.ledger.books import Books
+from gateway.ledger.books import Books, Where
 from gateway.ledger.contract import (
     CallRecord,
     Expired,
@@ -44,12 +44,15 @@ _TIDY_EVERY_S: Final = 1.0
 
 
 class _Step(Generic[T]):
-    """One step under way: what to do, and who waits for the answer."""
+    """One step under way: what to do, which call it will look at (tenant and tail), and who waits for the answer."""
 
-    __slots__ = ("deadline", "future", "only_if_awaited", "work")
+    __slots__ = ("call", "deadline", "future", "only_if_awaited", "work")
 
-    def __init__(self, work: Callable[[Books], T], future: "asyncio.Future[T]", deadline: float, only_if_awaited: bool) -> None:
+    def __init__(
+        self, work: Callable[[Books], T], call: Where | None, future: "asyncio.Future[T]", deadline: float, only_if_awaited: bool
+    ) -> None:
         self.work = work
+        self.call = call
         self.future = future
         self.deadline = deadline
         self.only_if_awaited = only_if_awaited
@@ -92,7 +95,8 @@ class SqliteLedger:
         self._clock_ms = clock_ms
         self._timeout_s = timeout_ms / 1000
         self._store = Store(path, witness, synchronous, timeout_ms)
-        self._queue: SimpleQueue[_Step[Any] | None] = SimpleQueue()
+        self._queue: SimpleQueue[list[_Step[Any]] | None] = SimpleQueue()
+        self._fresh: list[_Step[Any]] = []  # asked for in this turn of the loop
         self._writer = threading.Thread(target=self._write, name="ledger-writer", daemon=True)
         self._readers = ThreadPoolExecutor(1, "ledger-reader")
         self._reader: apsw.Connection | None = None
@@ -174,18 +178,17 @@ class SqliteLedger:
     def _write(self) -> None:
         """The writer thread. It ends when it finds None."""
         while True:
-            first = self._queue.get()
-            if first is None:
+            batch = self._queue.get()
+            if batch is None:
                 return
-            batch = [first]
             last = False
             try:
                 while len(batch) < _BATCH:
-                    step = self._queue.get_nowait()
-                    if step is None:
+                    more = self._queue.get_nowait()
+                    if more is None:
                         last = True
                         break
-                    batch.append(step)
+                    batch += more
             except Empty:
                 pass
             answers = self._run(batch)
@@ -200,7 +203,8 @@ class SqliteLedger:
         if self._lost is not None:
             return [LedgerLost(self._lost)] * len(batch)
         try:
-            return self._store.transact(batch, self._clock_ms())
+            calls = [step.call for step in batch if step.call is not None]
+            return self._store.transact(batch, self._clock_ms(), calls)
         except LedgerLost as error:
             self._lost = str(error)
             return [error] * len(batch)
@@ -226,21 +230,31 @@ class SqliteLedger:
 
     # -- asking ---------------------------------------------------------------------------------------------------------------
 
-    def _ask(self, work: Callable[[Books], T], only_if_awaited: bool = False) -> "asyncio.Future[T]":
+    def _ask(self, work: Callable[[Books], T], call: Where | None = None, only_if_awaited: bool = False) -> "asyncio.Future[T]":
         """Under way when it returns."""
         if not self._open:
             raise LedgerUnavailable("the ledger is not open")
-        return self._enqueue(work, only_if_awaited)
+        return self._enqueue(work, call, only_if_awaited)
 
-    def _enqueue(self, work: Callable[[Books], T], only_if_awaited: bool = False) -> "asyncio.Future[T]":
+    def _enqueue(
+        self, work: Callable[[Books], T], call: Where | None = None, only_if_awaited: bool = False
+    ) -> "asyncio.Future[T]":
         loop = self._loop
-        step = _Step(work, loop.create_future(), loop.time() + self._timeout_s, only_if_awaited)
+        step = _Step(work, call, loop.create_future(), loop.time() + self._timeout_s, only_if_awaited)
         self._under_way += 1
         self._waiting.append(step)
         if self._timer is None:
             self._timer = loop.call_at(step.deadline, self._out_of_time)
-        self._queue.put(step)
+        if not self._fresh:
+            loop.call_soon(self._hand_over)
+        self._fresh.append(step)
         return step.future
+
+    def _hand_over(self) -> None:
+        """What one turn of the loop asked for wakes the writer once: it would contend with the loop for every single step."""
+        fresh, self._fresh = self._fresh, []
+        for start in range(0, len(fresh), _BATCH):
+            self._queue.put(fresh[start : start + _BATCH])
 
     def _out_of_time(self) -> None:
         """Ends the wait for steps whose time is up, and looks again when the next one's is."""
@@ -280,7 +294,8 @@ class SqliteLedger:
     # -- the path of a call ---------------------------------------------------------------------------------------------------
 
     def reserve(self, decision: Decision, lease_ms: int) -> Awaitable[Reserved]:
-        future = self._ask(partial(steps.reserve, decision=decision, lease_ms=lease_ms), only_if_awaited=True)
+        call = (decision.call.caller.tenant, steps.tail_of(decision.id))
+        future = self._ask(partial(steps.reserve, decision=decision, lease_ms=lease_ms), call, only_if_awaited=True)
         return _Reserving(future, self._give_back)
 
     def commit(self, tenant: str, hold_id: str, settlement: Settlement) -> Awaitable[Settled | None]:

@@ -53,9 +53,14 @@ _ALL: Final = 1_000_000
 _Met: TypeAlias = tuple[Line, AccountRow, int | None]
 
 
+def tail_of(decision_id: str) -> str:
+    """What a decision's id and its hold's id share."""
+    return decision_id.removeprefix("bdg_")
+
+
 def reserve(books: Books, decision: Decision, lease_ms: int) -> Reserved:
     caller = decision.call.caller
-    tail = decision.id.removeprefix("bdg_")
+    tail = tail_of(decision.id)
     call = books.call(caller.tenant, tail)
     if call is not None:
         return _same_again(books, decision, call)
@@ -143,9 +148,8 @@ def _first_blocking(met: Sequence[_Met]) -> Balance | None:
 
 
 def _balance(met: _Met) -> Balance:
-    line, row, limit = met
-    ceiling = line.charge.ceiling
-    return Balance(ceiling.account, limit, row.committed, row.reserved, row.unconfirmed, ceiling.mode)
+    (charge, _, _), row, limit = met
+    return Balance(charge.ceiling.account, limit, row.committed, row.reserved, row.unconfirmed, charge.ceiling.mode)
 
 
 def _balances(met: Sequence[_Met]) -> tuple[Balance, ...]:
@@ -173,7 +177,7 @@ def _hold(books: Books, decision: Decision, place: int, met: Sequence[_Met], run
     call = decision.call
     caller = call.caller
     plan = decision.ladder[place]
-    tail = decision.id.removeprefix("bdg_")
+    tail = tail_of(decision.id)
     for line, row, _ in met:
         if not line.twin:
             row.move(reserved=line.held)
@@ -228,7 +232,7 @@ def _refuse(books: Books, decision: Decision, blocking: tuple[Balance, ...], own
             balances.setdefault(balance.account.key, balance)
     refusal = Refusal(decision, blocking, tuple(balances.values()))
     record = refusal_record(decision, books.now_ms, blocking, refusal.balances, "ceiling_reached")
-    books.add_refusal(caller.tenant, caller.run_scope, decision.id.removeprefix("bdg_"), record)
+    books.add_refusal(caller.tenant, caller.run_scope, tail_of(decision.id), record)
     books.changes += 1
     return refusal
 

@@ -11,7 +11,7 @@ from typing import Final, TypeAlias
 
 import apsw
 
-from gateway.ledger.books import Books
+from gateway.ledger.books import Books, Where
 from gateway.ledger.contract import LedgerLost, LedgerUnavailable
 from gateway.ledger.schema import TROUBLE, connect, create_tables, file_identity, mapped_errors, new_epoch, read_meta
 from gateway.ledger.witness import ADOPT_HINT, Seen, Witness
@@ -68,12 +68,12 @@ class Store:
             self._connection.close()
             self._connection = self._cursor = self._books = None
 
-    def transact(self, works: Sequence[Work], now_ms: int) -> list[object]:
-        """The answer of each step, or the exception that it raised, all committed."""
+    def transact(self, works: Sequence[Work], now_ms: int, calls: Sequence[Where] = ()) -> list[object]:
+        """The answer of each step, or the exception that it raised, all committed. `calls`: see `Books.begin`."""
         with mapped_errors(self.path):
             self._look()
             try:
-                return self._together(works, now_ms)
+                return self._together(works, now_ms, calls)
             except (*TROUBLE, LedgerLost, LedgerUnavailable):
                 raise
             except Exception as error:  # noqa: BLE001 - a faulty step must not take the others down
@@ -87,7 +87,7 @@ class Store:
         except (LedgerLost, LedgerUnavailable) as error:  # those before it are committed, and keep their answers
             return error
 
-    def _together(self, works: Sequence[Work], now_ms: int) -> list[object]:
+    def _together(self, works: Sequence[Work], now_ms: int, calls: Sequence[Where]) -> list[object]:
         cursor, books = self._cursor, self._books
         if cursor is None or books is None:
             raise LedgerUnavailable(f"{self.path} is not open")
@@ -97,7 +97,7 @@ class Store:
             if found.epoch != self.seen.epoch or found.sequence < self.seen.sequence:
                 _compare(self.path, self.seen, found)
             self._forget_what_others_changed(cursor, books)
-            books.begin(now_ms)
+            books.begin(now_ms, calls)
             answers = [work(books) for work in works]
             books.write()
             sequence = found.sequence + books.changes
