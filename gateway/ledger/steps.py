@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from typing import Final, TypeAlias
 
 from gateway.core.scopes import Amounts, Caller
-from gateway.core.values import Balance, Basis, Ceiling, Decision, Ending, Hold, Plan, Usage, UsageSource
+from gateway.core.values import Balance, Basis, Ceiling, Charge, Decision, Ending, Hold, Plan, Usage, UsageSource
 from gateway.ledger.books import AccountRow, Books, CallRow, RunRow, minus
 from gateway.ledger.contract import (
     Alert,
@@ -106,26 +106,29 @@ def _tightened(run: RunRow | None, asked: int | None) -> int | None:
     return asked if limit is None else min(limit, asked)
 
 
-def _effective(ceiling: Ceiling, own_limit: int | None, raised: bool) -> int | None:
-    if not ceiling.own or own_limit is None:
-        return ceiling.limit
-    if raised or ceiling.limit is None:
+def _of_the_run(policy_limit: int | None, own_limit: int | None, raised: bool) -> int | None:
+    """The limit of the run's own ceiling."""
+    if own_limit is None:
+        return policy_limit
+    if raised or policy_limit is None:
         return own_limit
-    return min(own_limit, ceiling.limit)
+    return min(own_limit, policy_limit)
 
 
 def _meet(books: Books, lines: Sequence[Line], own_limit: int | None, raised: bool) -> list[_Met]:
-    return [
-        (line, books.account(line.charge.ceiling.account), _effective(line.charge.ceiling, own_limit, raised)) for line in lines
-    ]
+    met = []
+    for line in lines:
+        ceiling = line.charge.ceiling
+        limit = _of_the_run(ceiling.limit, own_limit, raised) if ceiling.own else ceiling.limit
+        met.append((line, books.account(ceiling.account), limit))
+    return met
 
 
-def _above(met: _Met) -> bool:
+def _above(charge: Charge, row: AccountRow, limit: int | None) -> bool:
     """Whether what stands there is above what the rule allows."""
-    line, row, limit = met
     if limit is None:
         return False
-    return row.reserved + row.committed > limit * line.charge.share_ppm // _ALL + line.charge.ceiling.margin
+    return row.reserved + row.committed > limit * charge.share_ppm // _ALL + charge.ceiling.margin
 
 
 def _fits(met: _Met, amount: int) -> bool:
@@ -142,18 +145,18 @@ def _fits(met: _Met, amount: int) -> bool:
 
 def _first_blocking(met: Sequence[_Met]) -> Balance | None:
     for each in met:
-        if not _fits(each, each[0].held):
-            return _balance(each)
+        line, row, limit = each
+        if not _fits(each, line.held):
+            return _balance(line.charge.ceiling, row, limit)
     return None
 
 
-def _balance(met: _Met) -> Balance:
-    (charge, _, _), row, limit = met
-    return Balance(charge.ceiling.account, limit, row.committed, row.reserved, row.unconfirmed, charge.ceiling.mode)
+def _balance(ceiling: Ceiling, row: AccountRow, limit: int | None) -> Balance:
+    return Balance(ceiling.account, limit, row.committed, row.reserved, row.unconfirmed, ceiling.mode)
 
 
 def _balances(met: Sequence[_Met]) -> tuple[Balance, ...]:
-    return tuple([_balance(each) for each in met if not each[0].twin])
+    return tuple([_balance(charge.ceiling, row, limit) for (charge, _, twin), row, limit in met if not twin])
 
 
 def standing(books: Books, record: Record, run: RunRow) -> tuple[Balance, ...]:
@@ -206,7 +209,11 @@ def _hold(books: Books, decision: Decision, place: int, met: Sequence[_Met], run
 
 def _as_held(decision: Decision, plan: Plan, met: Sequence[_Met], lease_until_ms: int) -> Hold:
     """The hold is counted already: an advisory account that would have blocked it stands above its limit now."""
-    warnings = [_balance(each) for each in met if each[0].charge.ceiling.basis is Basis.NONE and each[0].held and _above(each)]
+    warnings = [
+        _balance(line.charge.ceiling, row, limit)
+        for line, row, limit in met
+        if line.charge.ceiling.basis is Basis.NONE and line.held and _above(line.charge, row, limit)
+    ]
     return Hold(decision, plan, _balances(met), lease_until_ms, tuple(warnings))
 
 
