@@ -6,6 +6,7 @@ changed is an integer beyond 64 bits, which it makes a float.
 """
 
 import json
+import re
 import zlib
 from typing import Any, Final
 
@@ -17,6 +18,10 @@ from gateway.wire.problem import Refused, bad_request
 # than a regular expression over the whole body.
 SUSPICIOUS_DIGITS: Final = b"0" * 19
 ANY_DIGIT: Final = bytes.maketrans(b"123456789", b"0" * 9)
+_RUN: Final = re.compile(rb"0*")
+# What may stand around the integer part of a JSON number. Ids and timestamps of 19 digits are common in text, and mostly stand otherwise.
+_BEFORE_NUMBER: Final = b" \t\n\r:,[-"
+_AFTER_NUMBER: Final = b" \t\n\r,]}.eE"
 
 MAX_CODINGS: Final = 4  # of one body, one around the other
 MAX_MEMBERS: Final = 16  # of one gzip body: each costs a copy of what follows it
@@ -96,9 +101,22 @@ def parse_object(raw: bytes) -> dict[str, Any]:
         raise bad_request("ambiguous_request", f"The request body is not valid JSON: {error}.") from None
     if type(body) is not dict:
         raise bad_request("ambiguous_request", "The request body is JSON, but not an object.")
-    if SUSPICIOUS_DIGITS in raw.translate(ANY_DIGIT):
+    if _may_hold_a_long_number(raw.translate(ANY_DIGIT)):
         _refuse_integers_beyond_64_bits(raw)
     return body
+
+
+def _may_hold_a_long_number(zeros: bytes) -> bool:
+    """`zeros`: JSON with every digit a 0. False is sure; True may also be a string that looks so."""
+    start = zeros.find(SUSPICIOUS_DIGITS)
+    while start >= 0:
+        run = _RUN.match(zeros, start)
+        assert run is not None
+        end = run.end()
+        if zeros[start - 1] in _BEFORE_NUMBER and zeros[end] in _AFTER_NUMBER:  # an object's braces stand around everything
+            return True
+        start = zeros.find(SUSPICIOUS_DIGITS, end)
+    return False
 
 
 def _refuse_integers_beyond_64_bits(raw: bytes) -> None:
