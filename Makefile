@@ -23,7 +23,7 @@ check: .venv/dev.stamp
 	$(BIN)/mypy --strict gateway
 	$(BIN)/lint-imports
 
-test-deep: .venv/dev.stamp
+test-deep: .venv/dev.stamp .venv/local.stamp
 	$(BIN)/python -m pytest -m deep --durations=10 --timeout=1800
 
 bench: .venv/dev.stamp

@@ -1,18 +1,13 @@
 """Lines out: one a call, with what operators ask for; never a key, a prompt or a wait."""
 
 import json
-import os
 import threading
 import time
-import timeit
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
 
-import orjson
 import pytest
-import structlog
 
 from gateway.core.scopes import Amounts
 from gateway.core.values import Usage, UsageSource
@@ -273,26 +268,3 @@ def test_writes_to_a_pipe_hold_whole_lines_small_enough_not_to_be_torn() -> None
     assert all(data.endswith(b"\n") and len(data) <= 4096 for data in writes)
     assert len(writes) < 50
     assert b"".join(writes).count(b"\n") == 100
-
-
-@pytest.mark.deep
-def test_a_line_costs_the_path_of_a_call_less_than_structlogs_would() -> None:
-    # As a ratio, because microseconds differ by machine and by what else it does. On a quiet one: about 7 µs a line.
-    events = Events(open_sink(os.devnull))
-    event = one_call(team="research", agent="a1")
-    fields: dict[str, Any] = {f"field_{number}": "some value" for number in range(25)}
-    log = structlog.wrap_logger(
-        structlog.BytesLogger(Path(os.devnull).open("wb")),  # noqa: SIM115 - closed with the process
-        processors=[
-            structlog.contextvars.merge_contextvars,
-            structlog.processors.add_log_level,
-            structlog.processors.TimeStamper("iso"),
-            structlog.processors.JSONRenderer(orjson.dumps),
-        ],
-        wrapper_class=structlog.make_filtering_bound_logger("info"),
-    )
-    ours = min(timeit.repeat(lambda: events.call(event), number=3_000, repeat=9)) / 3_000 * 1e6
-    theirs = min(timeit.repeat(lambda: log.info("call", **fields), number=3_000, repeat=9)) / 3_000 * 1e6
-    events.close()
-    print(f"{ours:.2f} µs a line, {theirs:.2f} by structlog")
-    assert ours < theirs

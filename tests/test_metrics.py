@@ -4,12 +4,9 @@ import os
 import subprocess
 import sys
 import textwrap
-import timeit
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from prometheus_client import CollectorRegistry, Counter, Histogram
 from prometheus_client.parser import text_string_to_metric_families
 
 from gateway.core.scopes import Amounts
@@ -146,11 +143,6 @@ def test_no_run_user_or_key_is_in_a_label(metrics: Metrics) -> None:
     assert "key_a" not in text
 
 
-def best_of(function: Callable[[], None], calls: int = 5_000) -> float:
-    """µs a call."""
-    return min(timeit.repeat(function, number=calls, repeat=9)) / calls * 1e6
-
-
 WORKER = """
     import os, sys
     from gateway.core.values import Ending, Outcome
@@ -202,29 +194,3 @@ def test_workers_are_added_up_and_a_dead_ones_holds_leave_the_gauge(tmp_path: Pa
         for worker in workers:
             worker.kill()
             worker.communicate()
-
-
-@pytest.mark.deep
-def test_all_counts_of_a_call_cost_far_less_than_prometheus_itself_would(metrics: Metrics) -> None:
-    # As a ratio, because microseconds differ by machine and by what else it does. On a quiet one: about 4 µs a call.
-    registry = CollectorRegistry()
-    children = [Counter(f"c{number}", "c", ["x"], registry=registry).labels("1") for number in range(8)]
-    histograms = [Histogram(f"h{number}", "h", ["x"], registry=registry).labels("1") for number in range(4)]
-    done = receipt()
-
-    def directly() -> None:
-        for child in children:
-            child.inc()
-        for histogram in histograms:
-            histogram.observe(0.0004)
-
-    def tallied() -> None:
-        metrics.ledger("reserve", 0.0002)
-        metrics.decided(Outcome.ALLOW)
-        metrics.added(0.0004)
-        metrics.ledger("commit", 0.0002)
-        metrics.settled(done)
-
-    ours, theirs = best_of(tallied), best_of(directly)
-    print(f"{ours:.2f} µs a call, {theirs:.2f} directly")
-    assert ours < theirs / 1.5
