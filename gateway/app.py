@@ -86,7 +86,7 @@ class Gateway:
         )
         self.flow = Flow(shared, self._identity, Rulebook(policy, config.catalog, self._counter), self.observer, Ids())
         self._reaper = Reaper(self.ledger, _REAP_EVERY_MS, self._expired, self._reaping_failed)
-        self._edge = Edge(self._routes(), Limits(config.max_request), self._guards(), self._failed)
+        self._edge = Edge(self._routes(), Limits(config.max_request), self._guards(), events.problem)
 
     # -- life -----------------------------------------------------------------------------------------------------------------
 
@@ -178,9 +178,6 @@ class Gateway:
 
     def _run_ceiling(self, principal: Principal, run: str) -> int | None:
         return self.flow.rulebook.run_ceiling(Caller(principal.tenant, principal.key, run, run, dimensions=principal.bound))
-
-    def _failed(self, where: str, failure: BaseException) -> None:
-        self.events.problem(where, failure)
 
     def _expired(self, expired: Expired) -> None:
         self.events.expired(expired)

@@ -21,9 +21,19 @@ Where: TypeAlias = tuple[str, str]  # a row's tenant, and its key, run or tail
 _DAY_MS: Final = 86_400_000
 
 
+def _move(row: "AccountRow | RunRow", reserved: int = 0, committed: int = 0, unconfirmed: int = 0) -> None:
+    """The method of both kinds of balance. Nothing is ever below zero: a step that would make it so is a bug."""
+    row.reserved += reserved
+    row.committed += committed
+    row.unconfirmed += unconfirmed
+    assert row.reserved >= 0, row
+    assert 0 <= row.unconfirmed <= row.committed, row
+    row.changed = True
+
+
 @dataclass(slots=True)
 class AccountRow:
-    """Amounts in the account's unit. Nothing is ever below zero: a step that would make it so is a bug."""
+    """Amounts in the account's unit."""
 
     committed: int
     reserved: int
@@ -33,13 +43,7 @@ class AccountRow:
     stored: bool = False  # the file has a row for it
     changed: bool = False
 
-    def move(self, reserved: int = 0, committed: int = 0, unconfirmed: int = 0) -> None:
-        self.reserved += reserved
-        self.committed += committed
-        self.unconfirmed += unconfirmed
-        assert self.reserved >= 0, self
-        assert 0 <= self.unconfirmed <= self.committed, self
-        self.changed = True
+    move = _move
 
 
 @dataclass(slots=True)
@@ -61,13 +65,7 @@ class RunRow:
     stored: bool = False  # the file has a row for it
     changed: bool = False
 
-    def move(self, reserved: int = 0, committed: int = 0, unconfirmed: int = 0) -> None:
-        self.reserved += reserved
-        self.committed += committed
-        self.unconfirmed += unconfirmed
-        assert self.reserved >= 0, self
-        assert 0 <= self.unconfirmed <= self.committed, self
-        self.changed = True
+    move = _move
 
 
 @dataclass(slots=True)
