@@ -45,6 +45,8 @@ class Caller:
     run_issued: bool = False  # the gateway made the id up: the call came without one
     dimensions: tuple[tuple[str, str], ...] = ()  # user, team, agent, feature …; sorted, only those present
     run_ignored: str | None = None  # a second run id that disagreed: for the log only
+    parent: str | None = None  # X-Parent-Run-Id, if this call named one
+    ancestry: tuple[str, ...] = ()  # the run's ancestors as far as is known here, its parent first: the ledger says if it is so
 
     def value(self, dimension: str) -> str | None:
         """The caller's value in a dimension, or None where the call has none."""

@@ -55,6 +55,7 @@ class Call:
     service_tier: str | None = None
     unpriced: tuple[str, ...] = ()  # fields that move the price in a way nothing here models: refused in hard_gate
     directives: Directives = Directives()
+    fingerprint: str = ""  # of what was asked: equal requests have equal ones; "" where nobody compares
 
 
 class Basis(StrEnum):
@@ -90,8 +91,18 @@ class Ceiling:
     mode: Mode
     basis: Basis
     margin: int = 0  # soft_gate: how far above the limit a call may still start
-    own: bool = False  # this is the run's own ceiling: X-Run-Limit and PUT /budget/runs/{id} replace its limit
+    own: bool = False  # of the run in its scope: X-Run-Limit and PUT /budget/runs/{id} replace its limit
     alerts: tuple[int, ...] = ()  # shares of the limit in ppm, ascending; each fires once per account
+    pinned_ppm: int = 0  # a share (`50% of tenant-month`): `limit` is None, and the first hold pins this part of what is left …
+    pinned_to: str = ""  # … in the account with this key, which another charge of the same plan names
+    pause: bool = False  # on_exhausted: pause
+    wait_for_raise_ms: int = 0  # how long a call that paused its run, or found it paused, may wait for a raise
+    outage_allow: bool = False  # on_outage: allow
+
+    @property
+    def own_run(self) -> str | None:
+        """The run whose own limit replaces this ceiling's: the caller's, or one of its ancestors."""
+        return self.account.scope[0][1] if self.own else None
 
 
 @record
@@ -132,6 +143,16 @@ class Passed:
 
 
 @record
+class RunTerms:
+    """The policy's rules for runs, as far as the ledger applies them."""
+
+    max_active: int | None = None  # runs of one key used within `idle_ms`; issued and stopped ones do not count
+    idle_ms: int = 86_400_000
+    same_request: int = 0  # how many of a run's last `within_calls` calls, the new one included, may be the same; 0: any number
+    within_calls: int = 0
+
+
+@record
 class Decision:
     """The whole ladder for one call. Ids share their tail: decision `bdg_X` makes hold `rsv_X`."""
 
@@ -141,6 +162,7 @@ class Decision:
     at_ms: int
     price_table_version: str
     passed_over: tuple[Passed, ...] = ()
+    terms: RunTerms = RunTerms()
 
     @property
     def hold_id(self) -> str:
@@ -164,6 +186,8 @@ class Balance:
     reserved: int
     unconfirmed: int = 0  # the part of committed that was charged provisionally
     mode: Mode = Mode.HARD_GATE
+    # In a Refusal, of a rolling window: (when it falls out of the window, ms; what was committed there), oldest first, 0s left out.
+    aging: tuple[tuple[int, int], ...] = ()
 
     @property
     def remaining(self) -> int | None:
@@ -225,6 +249,7 @@ class Ending(StrEnum):
     GATEWAY_STOPPED = "gateway_stopped"
     NOT_SENT = "not_sent"  # the connection was never made: released
     PROVIDER_REFUSED = "provider_refused"  # its own 4xx, 429, 500, 503 before output: released
+    DEBITED = "debited"  # a known cost, recorded without a hold
     UNKNOWN = "unknown"  # nobody can say whether it was billed: the hold stays until its lease ends
 
 

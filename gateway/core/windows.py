@@ -1,4 +1,9 @@
-"""Budget windows: lifetime, or a calendar minute … month in a timezone. Pure: the instant is an argument, in ms since the epoch."""
+"""Budget windows: lifetime, a calendar minute … month in a timezone, or a rolling duration. Pure: the instant is an argument, in ms
+since the epoch.
+
+A rolling window is kept in buckets. What is committed lands in the bucket of that instant and counts until the whole bucket is older
+than the window: never forgotten early, and at most one bucket (a 59th of the window) late.
+"""
 
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
@@ -7,6 +12,7 @@ from typing import Final
 from zoneinfo import ZoneInfo
 
 END_OF_TIME_MS: Final = 2**53
+BUCKETS: Final = 60  # of a rolling window, the one that fills included
 
 
 class WindowKind(StrEnum):
@@ -16,21 +22,25 @@ class WindowKind(StrEnum):
     DAY = "day"
     WEEK = "week"
     MONTH = "month"
+    ROLLING = "rolling"
 
 
 @dataclass(frozen=True, slots=True)
 class Window:
-    """One concrete window, `[start_ms, end_ms)`."""
+    """One concrete window, `[start_ms, end_ms)`. A rolling one is always the same: `[0, END_OF_TIME_MS)`, with its `span_ms`."""
 
     kind: WindowKind
     timezone: str
     start_ms: int
     end_ms: int
+    span_ms: int = 0  # of a rolling window
     key: str = field(init=False, compare=False)
 
     def __post_init__(self) -> None:
         if self.kind is WindowKind.LIFETIME:
             key = self.kind.value
+        elif self.kind is WindowKind.ROLLING:
+            key = f"{self.kind.value}@{self.span_ms}"
         else:
             key = f"{self.kind.value}@{self.timezone}:{self.start_ms}"
         object.__setattr__(self, "key", key)
@@ -38,8 +48,21 @@ class Window:
     def holds(self, at_ms: int) -> bool:
         return self.start_ms <= at_ms < self.end_ms
 
+    @property
+    def bucket_ms(self) -> int:
+        """The length of a rolling window's buckets; bucket `i` is `[i * bucket_ms, (i + 1) * bucket_ms)`. 0 for other windows."""
+        return -(-self.span_ms // (BUCKETS - 1))
+
+    def oldest_bucket(self, at_ms: int) -> int:
+        """The index of the oldest bucket that still counts at the instant."""
+        return at_ms // self.bucket_ms - BUCKETS + 1
+
 
 LIFETIME: Final = Window(WindowKind.LIFETIME, "UTC", 0, END_OF_TIME_MS)
+
+
+def rolling(span_ms: int) -> Window:
+    return Window(WindowKind.ROLLING, "UTC", 0, END_OF_TIME_MS, span_ms)
 
 
 def window_at(kind: WindowKind, timezone: ZoneInfo, at_ms: int) -> Window:

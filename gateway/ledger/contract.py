@@ -3,13 +3,48 @@
 The hot steps are plain functions that return an awaitable: the step is under way when the function returns, so a caller who is
 cancelled while waiting neither loses nor doubles it. The exception is a reserve whose caller is gone: its hold is released.
 
-A run's own limit. The charge whose ceiling says `own` is the run's ceiling. Its effective limit is
+Effective limits. An account's is the one stored with it (pinned by a first hold, or set by an operator), else its ceiling's. The
+ceiling that says `own` is a run's own; with the limit of that run (`Ceiling.own_run`) its effective limit is
 
-    min(policy limit, the run's limit)   where a caller set the limit (X-Run-Limit, PUT by the owner): it can only tighten
-    the run's limit                      where the admin set it (`raised`): it may be above the policy's
+    min(the account's, the run's)   where a caller set the run's (X-Run-Limit, PUT by the owner): it can only tighten
+    the run's                       where the admin set it (`raised`): it may be above the policy's
 
 An X-Run-Limit that says what the run's last one said is no new word: clients send it with every call, and it must not undo what
-the admin has raised since.
+the admin has raised since. A ceiling with `pinned_ppm` whose account stores no limit stands at that part of what is left in the
+account `pinned_to` (its effective limit - committed - reserved, at least 0, before this hold; no limit there: none here), rounded
+down; the first hold on the account stores it.
+
+Reserve, in this order; whatever it answers before `The ladder` changes nothing but the ring:
+
+    the id is known         live: the same Hold again; ended, or a tombstone: Ended
+    another's run           its owner is neither "" nor the caller's key: Stale
+    the tree                see below: Barred, or Stale where the caller's ancestry is not the ledger's
+    windows                 the clock is outside a window of any charge: Stale
+    stopped, paused         the run, then its ancestors, the nearest first; each first for a stop, then for a pause: Barred (what: that run)
+    frozen                  the first frozen scope (by its text) that the caller matches: Barred (what: its text)
+    too many runs           the run is not issued, and new or idle (no call for `idle_ms`), and `max_active` others of the key are
+                            active: Barred (what: max_active). Active: not issued, not stopped, and used within `idle_ms`
+    a loop                  `same_request` of its last `within_calls - 1` holds have this fingerprint: Barred (what: how many have).
+                            Released ones are not among its holds
+    the ladder              the first plan that fits: Hold. None: Refusal; if a blocking charge says `pause`, the run (unless issued)
+                            is paused from now on, until a raise. Both create the run (a refusal only one that is not issued), its
+                            place in the tree and the parent it names; both mark the run and its ancestors as used now
+
+A refusal, and a Barred by stop, pause, freeze or loop of a run that exists, is kept in the ring of the caller's `run_scope`.
+
+The tree. A run's place is fixed by its first reserve that is not barred (`placed`); until then (a limit was set before) it is open.
+
+    an open place, or a new run     no parent named: a root. A parent that is the run itself: CYCLE. A parent that is another's:
+                                    FOREIGN_PARENT. Else its ancestors are the parent and the parent's ancestors (a parent that is not
+                                    known yet becomes a root, placed, the caller's); more than DEPTH: TOO_DEEP
+    a placed run                    no parent named: as it was. A parent other than its own: PARENT_CHANGED
+
+A pause that a refusal set ends with the next raise in the tenant (set_limit by the admin, set_account_limit, adjust, reset that
+changed something): the run is active again, and a call that still does not fit pauses it anew. An operator's pause ends with resume.
+
+Rolling windows. `committed` and `unconfirmed` of such an account are sums over the buckets that count now (`Window.oldest_bucket`);
+what a step commits lands in the bucket of that step, and a correction takes the provisional charge out of the bucket of its expiry
+(if that still counts). What is reserved counts while it is held. An alert of such an account fires once, like any other.
 
 States of a hold, and what each step does in them (`-` changes nothing and returns the outcome that stands):
 
@@ -23,24 +58,35 @@ States of a hold, and what each step does in them (`-` changes nothing and retur
 Commit of an unknown hold changes nothing and answers `None`: there is nothing to say which accounts it was for.
 A reserve with the id of a live hold returns that hold; with the id of an ended one or a tombstone it is refused (`Ended`).
 An operator's settle is a commit (usage `held`) or a release that leaves a record of who and why.
+A debit is a reserve and its commit in one step; its record is a committed hold's.
 
 A plan whose amount in an account's unit is 0 always fits there: a free model passes at $0 left.
+
+Always true: an account's `reserved` is the sum of its live holds; its `committed` = what receipts and debits charged + `carried` (what
+retired ones had charged) + `adjusted` (by operators); nothing is below zero, and `unconfirmed` <= `committed`.
 
 Amounts: microcents, tokens or calls by the account's unit, all integers. Times: ms since the epoch, by the ledger's own clock.
 """
 
-from collections.abc import Awaitable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Mapping, Sequence
 from dataclasses import field
 from enum import StrEnum
-from typing import Protocol, TypeAlias
+from typing import Final, Protocol, TypeAlias
+from urllib.parse import quote
 
 from gateway.core.record import record
-from gateway.core.scopes import Account, Amounts
+from gateway.core.scopes import Account, Amounts, Caller
 from gateway.core.values import Balance, Decision, Ending, Hold, Usage
+
+DEPTH: Final = 8  # ancestors of a run, at most
 
 
 class LedgerUnavailable(Exception):
     """The store did not answer in time or cannot be written. Nothing is known to have happened: answer 503, retry later."""
+
+
+class OutcomeUnknown(LedgerUnavailable):
+    """The step was sent and may have happened. Asking again with the same id makes it certain, and never doubles it."""
 
 
 class LedgerLost(Exception):
@@ -49,7 +95,22 @@ class LedgerLost(Exception):
 
 class RunState(StrEnum):
     ACTIVE = "active"
+    PAUSED = "paused"
     STOPPED = "stopped"
+
+
+class Barrier(StrEnum):
+    """Why a call is refused whatever its cost."""
+
+    STOPPED = "stopped"
+    PAUSED = "paused"
+    FROZEN = "frozen"
+    TOO_MANY_RUNS = "too_many_runs"
+    LOOP = "loop"
+    CYCLE = "cycle"
+    PARENT_CHANGED = "parent_changed"
+    FOREIGN_PARENT = "foreign_parent"
+    TOO_DEEP = "too_deep"
 
 
 class HoldState(StrEnum):
@@ -70,25 +131,30 @@ class Refusal:
     decision: Decision
     blocking: tuple[Balance, ...]
     balances: tuple[Balance, ...]
+    at_ms: int
+    paused: bool = False  # the run waits from now on
 
 
 @record
-class RunRefusal:
-    """The run itself takes no calls: it was stopped."""
+class Barred:
+    """Refused before the ladder was looked at. `what`: the run (the caller's, or an ancestor), the scope, the parent, or the number."""
 
     decision: Decision
-    state: RunState
+    barrier: Barrier
+    what: str
 
 
 @record
 class Stale:
     """What the decision assumed is not what the ledger knows. Nothing changed; decide again with these facts.
 
-    `owner` differs from the caller's key: the run belongs to another. `now_ms` lies outside a window that was sent.
+    `owner` differs from the caller's key: the run belongs to another. Else `ancestry` differs from the caller's, or `now_ms` lies
+    outside a window that was sent.
     """
 
     now_ms: int
     owner: str
+    ancestry: tuple[str, ...] = ()
 
 
 @record
@@ -98,7 +164,7 @@ class Ended:
     state: HoldState
 
 
-Reserved: TypeAlias = Hold | Refusal | RunRefusal | Stale | Ended
+Reserved: TypeAlias = Hold | Refusal | Barred | Stale | Ended
 
 
 @record
@@ -118,6 +184,14 @@ class Settlement:
     cost: Amounts
     usage: Usage
     ending: Ending
+
+
+class Debiting(StrEnum):
+    """How a debit that may not fit is taken."""
+
+    ASK = "ask"  # like a reserve: it may be refused
+    ALWAYS = "always"  # recorded though it does not fit, or the run takes no calls; Stale as ever
+    REPLAY = "replay"  # recorded whatever: windows, owner and ancestry are those of the time when it happened
 
 
 @record
@@ -158,6 +232,7 @@ class RunView:
     first_ms: int
     last_ms: int
     accounts: tuple[Balance, ...] = ()  # those of its latest hold, with their policy limit as of then; () in listings
+    ancestry: tuple[str, ...] = ()  # its parent first
 
 
 @record
@@ -202,6 +277,62 @@ class SetLimit:
     who: str
 
 
+@record
+class AccountView:
+    """An account as operators see it. `limit`: the one stored with it, if any."""
+
+    balance: Balance
+    carried: int
+    adjusted: int
+
+
+class Adjusting(StrEnum):
+    DONE = "done"
+    REPLAYED = "replayed"  # an act with this id was done before
+    BELOW_ZERO = "below_zero"  # it would take away more than is confirmed there
+    ROLLING = "rolling"  # a rolling window forgets by itself: reset it
+
+
+@record
+class Act:
+    """What somebody did by hand. `what` names its object: a run, an account's key, a scope's text, a hold's id, and the amount."""
+
+    id: str
+    at_ms: int
+    who: str
+    act: str
+    what: str
+    why: str
+
+
+@record
+class Frozen:
+    """A scope that takes no calls. `scope` is sorted by dimension; () is the whole tenant, whose text is `tenant`."""
+
+    scope: tuple[tuple[str, str], ...]
+    at_ms: int
+    who: str
+    why: str
+
+    @property
+    def text(self) -> str:
+        return scope_text(self.scope)
+
+
+def scope_text(scope: Sequence[tuple[str, str]]) -> str:
+    """`agent=a1,team=research`; values are percent-encoded as in account keys."""
+    return ",".join(f"{name}={quote(value, safe='', errors='surrogatepass')}" for name, value in sorted(scope)) or "tenant"
+
+
+@record
+class Keep:
+    """How long things stay, in ms since they were last of use. Never removed: live holds, and runs and accounts that have some."""
+
+    records_ms: int  # ended calls, tombstones, refusals; what expired and was never confirmed counts as confirmed then
+    runs_ms: int  # forget_after: runs with their own accounts, stop, limit and place
+    spend_ms: int = 400 * 86_400_000
+
+
 class Ledger(Protocol):
     """One tenant's slot is one atom: every step below touches one tenant only."""
 
@@ -227,13 +358,18 @@ class Ledger(Protocol):
         """The lease ends `lease_ms` from now; `more` is held on top, if every account has room by the rule it was reserved under
         (calls=0 in `more`: it is the same call). False: nothing changed."""
 
+    def debit(self, decision: Decision, settlement: Settlement, how: Debiting) -> Awaitable["Settled | Refusal | Barred | Stale"]:
+        """Charges a known cost: the amounts of the decision's only plan are what must fit, the settlement's what is charged. The
+        same id again: as it stands, `changed` False."""
+
     # -- beside the path ------------------------------------------------------------------------------------------------------
 
     async def expire(self, at_most: int = 100) -> Sequence[Expired]:
         """Ends holds whose lease ran out, of any tenant: charged in full, provisionally."""
 
-    async def stopped(self, tenant: str, runs: Sequence[str]) -> frozenset[str]:
-        """Which of these runs take no calls any more. Reads what is committed; never waits for a step."""
+    async def halted(self, tenant: str, callers: Sequence[Caller]) -> Sequence[Barrier | None]:
+        """For each caller of a live call: STOPPED (its run or an ancestor), FROZEN (a scope it matches), or None: it may go on, also
+        where its run is paused. Reads what is committed; never waits for a step."""
 
     async def set_limit(self, tenant: str, run: str, owner: str, change: SetLimit) -> RunView | None:
         """Sets a run's own limit, also before its first call (which makes `owner` its owner; with "" the first caller becomes
@@ -241,6 +377,30 @@ class Ledger(Protocol):
 
     async def stop(self, tenant: str, run: str, who: str, why: str) -> RunView | None:
         """Sticky. None: no such run."""
+
+    async def pause(self, tenant: str, run: str, who: str, why: str) -> RunView | None:
+        """An active run takes no calls until it is resumed; live ones finish. A stopped one stays stopped. None: no such run."""
+
+    async def resume(self, tenant: str, run: str, who: str, why: str) -> RunView | None:
+        """Ends a pause of either kind. A stopped run stays stopped. None: no such run."""
+
+    async def freeze(self, tenant: str, scope: Sequence[tuple[str, str]], who: str, why: str) -> bool:
+        """Callers with all these values (`Caller.value`) are refused from now on. False: it was frozen."""
+
+    async def thaw(self, tenant: str, scope: Sequence[tuple[str, str]], who: str, why: str) -> bool:
+        """False: it was not frozen."""
+
+    async def set_account_limit(self, tenant: str, key: str, limit: int | None, who: str, why: str) -> AccountView | None:
+        """Stores a limit with the account; None: the policy's counts again (a share is pinned anew). None: no such account."""
+
+    async def adjust(
+        self, tenant: str, key: str, amount: int, act_id: str, who: str, why: str
+    ) -> tuple[Adjusting, AccountView] | None:
+        """Adds to committed (below zero: takes away, of what is confirmed). The same act id again changes nothing. None: no such
+        account."""
+
+    async def reset(self, tenant: str, key: str, who: str, why: str) -> AccountView | None:
+        """Committed becomes what is unconfirmed; alerts may fire again. None: no such account."""
 
     async def settle(self, tenant: str, hold_id: str, cost_usd: int | None, who: str, why: str) -> Settled | None:
         """An operator says what a live or expired hold cost; `cost_usd` None: nothing, it is released. Tokens and calls are
@@ -258,12 +418,39 @@ class Ledger(Protocol):
     async def balances(self, tenant: str, accounts: Sequence[Account]) -> Sequence[Balance]:
         """For `explain`: 0 where an account does not exist yet; `limit` None; nothing changes."""
 
+    async def account(self, tenant: str, key: str) -> AccountView | None: ...
+
+    async def frozen(self, tenant: str) -> Sequence[Frozen]:
+        """By text."""
+
+    async def acts(self, tenant: str, limit: int, before: str | None = None) -> Sequence[Act]:
+        """Newest first; `before` is the act id that ended the page before."""
+
     async def holds(self, tenant: str, run: str | None, limit: int) -> Sequence[CallRecord]:
         """Live and expired (unconfirmed) holds, oldest first."""
 
     async def spend(self, tenant: str, by: Sequence[str], from_ms: int, to_ms: int, owner: str | None) -> Sequence[SpendRow]:
         """What was committed, grouped by any of: a dimension, run, key, model, provider, day. Dearest group first. A call counts
         on the UTC day of its reserve, and each day that [from_ms, to_ms) touches counts in full."""
+
+    # -- keeping --------------------------------------------------------------------------------------------------------------
+
+    async def aged(self, keep: Keep, at_most: int) -> Sequence[CallRecord]:
+        """Ended calls (tombstones left out) that may be retired, the longest ended first, of any tenant. Nothing changes."""
+
+    async def retire(self, tenant: str, decision_ids: Sequence[str], keep: Keep) -> int:
+        """Removes those of these calls that `aged` would still name, and carries what they charged forward in their accounts, in the
+        same step. Returns how many."""
+
+    async def sweep(self, keep: Keep, at_most: int) -> int:
+        """Removes what needs no record: tombstones, refusals, accounts whose window has ended that long ago, forgotten runs with the
+        accounts whose scope names them, spend of old days. Returns how many things; 0: there is nothing more."""
+
+    def dump(self) -> AsyncIterator[Mapping[str, object]]:
+        """Everything, as rows that any ledger can load (`ledger.rows`), as of one instant per tenant."""
+
+    async def load(self, rows: AsyncIterator[Mapping[str, object]]) -> int:
+        """Into an empty ledger; its rows, as `dump` gave them. LedgerUnavailable where it is not empty. Returns how many."""
 
     def health(self) -> Mapping[str, object]:
         """For /readyz: engine, version, epoch, sequence. Raises nothing; `{"ok": False, "why": …}` when it does not serve."""
