@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from tests.support.provider import FaultProvider
 
 # Code that handles connections runs on uvloop in production, which closes, aborts and buffers in its own way; whoever embeds it may not.
-_ON_BOTH_LOOPS: Final = frozenset({"test_edge.py", "test_upstream.py"})
+_ON_BOTH_LOOPS: Final = frozenset({"test_edge.py", "test_upstream.py", "test_resp.py"})
 
 
 def pytest_asyncio_loop_factories(
@@ -24,6 +24,14 @@ def pytest_asyncio_loop_factories(
     if item.path.name in _ON_BOTH_LOOPS:
         return {"asyncio": asyncio.new_event_loop, "uvloop": uvloop.new_event_loop}
     return {"asyncio": asyncio.new_event_loop}
+
+
+@pytest.fixture
+def valkey_url() -> str:
+    """An empty Valkey (or whatever PENSTOCK_TEST_REDIS_URL names), shared by the tests of this process."""
+    from tests.support.valkey import shared_url
+
+    return shared_url()
 
 
 # -- a provider and gateways in front of it: nothing is imported until a test asks -----------------------------------------------
