@@ -16,7 +16,7 @@ down; the first hold on the account stores it.
 
 Reserve, in this order; whatever it answers before `The ladder` changes nothing but the ring:
 
-    the id is known         live: the same Hold again; ended, or a tombstone: Ended
+    the id is known         live: the same Hold again, if its fingerprint is the call's too; else, or ended, or a tombstone: Ended
     another's run           its owner is neither "" nor the caller's key: Stale
     the tree                see below: Barred, or Stale where the caller's ancestry is not the ledger's
     windows                 the clock is outside a window of any charge: Stale
@@ -56,7 +56,9 @@ States of a hold, and what each step does in them (`-` changes nothing and retur
     released   -                         -                     -
 
 Commit of an unknown hold changes nothing and answers `None`: there is nothing to say which accounts it was for.
-A reserve with the id of a live hold returns that hold; with the id of an ended one or a tombstone it is refused (`Ended`).
+A reserve with the id of a live hold returns that hold; with the id of an ended one or a tombstone, or of a live one that was made
+for something else (another fingerprint), it is refused (`Ended`, with that hold's state). A record's `inputs` keep the `fingerprint`
+of its call where it has one.
 An operator's settle is a commit (usage `held`) or a release that leaves a record of who and why.
 A debit is a reserve and its commit in one step; its record is a committed hold's.
 
@@ -233,6 +235,8 @@ class RunView:
     last_ms: int
     accounts: tuple[Balance, ...] = ()  # those of its latest hold, with their policy limit as of then; () in listings
     ancestry: tuple[str, ...] = ()  # its parent first
+    paused_by: str = ""  # `who` of the pause that stands; "" where a refusal set it. A pause of a paused run changes nothing, but
+    # that an operator's takes the place of a refusal's
 
 
 @record
@@ -256,6 +260,7 @@ class CallRecord:
     dimensions: tuple[tuple[str, str], ...]
     lines: tuple[tuple[str, int], ...]  # (account key, held in its unit)
     inputs: Mapping[str, object] = field(default_factory=dict)  # what the decision was made from, for a reader
+    lease_until_ms: int = 0  # of a live hold
 
 
 @record
