@@ -235,8 +235,7 @@ class RunView:
     last_ms: int
     accounts: tuple[Balance, ...] = ()  # those of its latest hold, with their policy limit as of then; () in listings
     ancestry: tuple[str, ...] = ()  # its parent first
-    paused_by: str = ""  # `who` of the pause that stands; "" where a refusal set it. A pause of a paused run changes nothing, but
-    # that an operator's takes the place of a refusal's
+    paused_by: str = ""  # `who` of the latest pause, while it stands; "" where a refusal set it
 
 
 @record
