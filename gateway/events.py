@@ -110,7 +110,7 @@ class Events:
         self.log.warning(
             "alert",
             tenant=account.tenant,
-            budget=account.budget,
+            budget=account.name,
             scope=dict(account.scope),
             window=account.window.key,
             unit=account.unit.value,

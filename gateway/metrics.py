@@ -108,7 +108,7 @@ class Metrics:
         self._overruns.add((cause,), 1)
 
     def alert(self, alert: Alert) -> None:
-        self._alerts.add((alert.account.budget, f"{alert.threshold_ppm / 10_000:g}%"), 1)
+        self._alerts.add((alert.account.name, f"{alert.threshold_ppm / 10_000:g}%"), 1)
 
     def expired(self, expired: Expired) -> None:
         """Its USD are not in `spend_usd`, which a late commit would count a second time."""

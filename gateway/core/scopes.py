@@ -67,6 +67,7 @@ class Account:
     """One budget made concrete. Limit and mode are not identity: change them and the balance stays.
 
     `key` is unique within the tenant: `run-ceiling|run=r42|lifetime|usd`, `agent-day|agent=a1|day@UTC:1767225600000|usd`.
+    `budget` is the name that the account is kept under; `shown` is the budget's present one, where it was renamed since.
     """
 
     tenant: str
@@ -74,12 +75,18 @@ class Account:
     scope: tuple[tuple[str, str], ...]  # (dimension, value) in the policy's order; () is the whole tenant
     window: Window
     unit: Unit
+    shown: str = field(default="", compare=False)
     key: str = field(init=False, compare=False)
 
     def __post_init__(self) -> None:
         # `surrogatepass`: bytes of a header that are not UTF-8 arrive as lone surrogates, and are a value like any other.
         scope = ",".join(f"{name}={quote(value, safe='', errors='surrogatepass')}" for name, value in self.scope)
         object.__setattr__(self, "key", f"{self.budget}|{scope}|{self.window.key}|{self.unit.value}")
+
+    @property
+    def name(self) -> str:
+        """The budget's name for whoever reads: the word in answers, alerts and logs."""
+        return self.shown or self.budget
 
     @property
     def scope_name(self) -> str:

@@ -68,7 +68,7 @@ def account_json(balance: Balance) -> Json:
     account = balance.account
     unit = account.unit
     return {
-        "name": account.budget,
+        "name": account.name,
         "scope": account.scope_name,
         "scope_values": dict(account.scope),
         **_window_json(account.window),

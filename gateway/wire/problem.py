@@ -223,7 +223,7 @@ def budget_refusal(
     else:
         code = "_".join(name for name, _ in account.scope or (("tenant", ""),)) + "_ceiling_reached"
     facts = BudgetFacts(
-        name=account.budget,
+        name=account.name,
         scope=account.scope_name,
         run_id=run,
         unit=account.unit,

@@ -53,6 +53,13 @@ def test_equal_accounts_are_equal_whatever_made_them() -> None:
     assert len({account(("run", "r")), account(("run", "r"))}) == 1
 
 
+def test_an_account_of_a_renamed_budget_is_the_same_account_under_the_name_that_readers_know() -> None:
+    before = account(("run", "r"), budget="old")
+    after = Account("default", "old", (("run", "r"),), LIFETIME, Unit.USD, shown="new")
+    assert (after, after.key, hash(after)) == (before, before.key, hash(before))
+    assert (before.name, after.name) == ("old", "new")
+
+
 def test_the_scope_name_is_the_word_of_headers_and_codes() -> None:
     assert account(("run", "r")).scope_name == "run"
     assert account(("team", "t"), ("agent", "a")).scope_name == "team+agent"
