@@ -330,11 +330,18 @@ def scope_text(scope: Sequence[tuple[str, str]]) -> str:
 
 @record
 class Keep:
-    """How long things stay, in ms since they were last of use. Never removed: live holds, and runs and accounts that have some."""
+    """How long things stay, in ms since they were last of use. Never removed: live holds, and what they count in.
+
+    An account goes when its window has ended `records_ms` ago, or with its run; and only when nothing on record counts there any more
+    (reserved = 0, committed = carried + adjusted; of a rolling one: no bucket that still counts has more than its carried part). A run
+    goes `runs_ms` after its last use, but not within `records_ms` of it, not while a call of it is live or expired, and only together
+    with all accounts whose scope names it. The shared accounts of calls without a run id go like a run that was last used at the end
+    of their day.
+    """
 
     records_ms: int  # ended calls, tombstones, refusals; what expired and was never confirmed counts as confirmed then
     runs_ms: int  # forget_after: runs with their own accounts, stop, limit and place
-    spend_ms: int = 400 * 86_400_000
+    spend_ms: int = 400 * 86_400_000  # and `records_ms` on top: a day's spend never goes before its receipts
 
 
 class Ledger(Protocol):

@@ -13,7 +13,8 @@ Amounts are integers in the account's unit (runs: microcents), times ms since th
              carried], those that still count at the tenant's `at_ms`; its `committed` and `unconfirmed` are their sums, its own
              `carried` is 0, and what a reset took away is taken from the buckets' `carried`, which may thus be below zero
     run      `paused_no`: of a pause that a refusal set, the tenant's `raises` at that moment: more raises since, and the run is
-             active again. null: an operator's pause, or none. `recent`: [tail, fingerprint] of its last holds, the oldest first
+             active again. null: an operator's pause (`paused_by`), or none. `recent`: [tail, fingerprint] of its last holds, the
+             oldest first
     call     `record` and `closing`: the arrays of `ledger.packed`. A tombstone has no record
     refusal  `number`: its place in the ring, growing
     act      in the order they were done
@@ -71,6 +72,7 @@ class Run:
     last_ms: int
     state: str
     paused_no: int | None
+    paused_by: str
     limit: int | None
     raised: bool
     asked: int | None
@@ -232,7 +234,8 @@ def _format(value: Any) -> Any:
     raise ValueError(f"{FORMAT}, the only format that is read here")
 
 
-# kind → (class, its fields in the class's order). The order of kinds is the order in a file.
+# kind → (class, its fields in the class's order). The order of kinds is the order in a file. Balances may be below zero as far as
+# reading goes: it is for `ledger.verify` to say so, together with all else that is wrong.
 _KINDS: Final[Mapping[str, tuple[Callable[..., Row], Mapping[str, _Field]]]] = {
     "head": (Head, {"format": _format, "at_ms": _amount}),
     "tenant": (Tenant, {"tenant": _text, "at_ms": _amount, "raises": _amount}),
@@ -242,9 +245,9 @@ _KINDS: Final[Mapping[str, tuple[Callable[..., Row], Mapping[str, _Field]]]] = {
             "tenant": _text,
             "key": _text,
             "end_ms": _amount,
-            "committed": _amount,
-            "reserved": _amount,
-            "unconfirmed": _amount,
+            "committed": _integer,
+            "reserved": _integer,
+            "unconfirmed": _integer,
             "carried": _integer,
             "adjusted": _integer,
             "alerted": _amount,
@@ -262,13 +265,14 @@ _KINDS: Final[Mapping[str, tuple[Callable[..., Row], Mapping[str, _Field]]]] = {
             "last_ms": _amount,
             "state": _one_of(*RunState),
             "paused_no": _maybe(_amount),
+            "paused_by": _text,
             "limit": _maybe(_amount),
             "raised": _yes_or_no,
             "asked": _maybe(_amount),
-            "committed": _amount,
-            "reserved": _amount,
-            "unconfirmed": _amount,
-            "calls": _amount,
+            "committed": _integer,
+            "reserved": _integer,
+            "unconfirmed": _integer,
+            "calls": _integer,
             "latest": _maybe(_text),
             "issued": _yes_or_no,
             "placed": _yes_or_no,
