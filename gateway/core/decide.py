@@ -12,7 +12,7 @@ from gateway.core.catalog import Catalog, Model
 from gateway.core.ceilings import Ceilings, DimensionRequired, Standing
 from gateway.core.policy import Policy
 from gateway.core.record import record
-from gateway.core.scopes import Amounts, Caller
+from gateway.core.scopes import NO_VALUE, Amounts, Caller
 from gateway.core.tokens import TokenCounter
 from gateway.core.values import Call, Decision, Part, Passed, Plan
 
@@ -92,6 +92,15 @@ class Rulebook:
                 rungs += _clamped(call, rungs[-1])
         ladder = _ladder(rungs, standing)
         return Decision(decision_id, call, ladder, at_ms, self.catalog.version, tuple(passed_over))
+
+    def for_cost(self, call: Call, cost: Amounts, at_ms: int, decision_id: str) -> Decision | Unservable:
+        """For work that no model here does, at a cost that the caller names: one plan, in every budget but those over models or
+        providers."""
+        standing = self._standing(call, at_ms)
+        if isinstance(standing, Unservable):
+            return standing
+        plan = Plan(call.model, NO_VALUE, 0, 0, cost, standing.whole)
+        return Decision(decision_id, call, (plan,), at_ms, self.catalog.version)
 
     def alternatives(
         self, decision: Decision, served: frozenset[str], fits: Callable[[Plan], bool] | None = None, at_most: int = 5

@@ -8,9 +8,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gateway.core.catalog import Rates
-from gateway.core.policy import ModelPolicy, OutputPolicy
-from gateway.core.scopes import Unit
-from gateway.core.values import Directives, Image, Mode, Part
+from gateway.core.decide import Unservable
+from gateway.core.policy import Missing, ModelPolicy, OutputPolicy
+from gateway.core.scopes import Amounts, Unit
+from gateway.core.values import Decision, Directives, Image, Mode, Part
 from tests.support.clock import NOW_MS
 from tests.support.records import USD, caller
 from tests.support.rulebooks import (
@@ -375,3 +376,22 @@ def test_images_and_text_both_count():
     plain, pictured = call(), replace(call(), parts=(Part("user", ("one two three",), images=(Image("low"),)),))
     rules = rulebook(policy(RUN_CEILING))
     assert decide(rules, pictured).ladder[0].cost_max.usd > decide(rules, plain).ladder[0].cost_max.usd
+
+
+# -- known costs ------------------------------------------------------------------------------------------------------------------
+
+
+def test_a_known_cost_is_one_plan_that_counts_in_every_budget_but_those_over_models():
+    rules = rulebook(policy(RUN_CEILING, budget("by-model", "model"), budget("tenant-month", "tenant")))
+    decision = rules.for_cost(call("web_search"), Amounts(7, 0, 0), NOW_MS, "bdg_evt_1")
+    assert isinstance(decision, Decision)
+    (plan,) = decision.ladder
+    assert (plan.model, plan.provider, plan.output_cap, plan.cost_max) == ("web_search", "-", 0, Amounts(7, 0, 0))
+    assert [charge.ceiling.account.budget for charge in plan.charges] == ["run-ceiling", "tenant-month"]
+
+
+def test_a_known_cost_without_a_dimension_that_a_budget_needs_is_refused():
+    rules = rulebook(policy(budget("agent-day", "agent", missing=Missing.REFUSE)))
+    refusal = rules.for_cost(call("web_search"), Amounts(7, 0, 0), NOW_MS, "bdg_evt_1")
+    assert isinstance(refusal, Unservable)
+    assert refusal.code == "dimension_required"
