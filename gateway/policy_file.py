@@ -112,7 +112,8 @@ _SHARE_OF = re.compile(r"([^ ]+%) of ([A-Za-z0-9._-]{1,64})", re.ASCII)
 _THOUSANDS: Final = {"": 0, "k": 3, "m": 6}
 
 
-def _parse_amount(text: str) -> Limit:
+def parse_amount(text: str) -> Limit:
+    """`"$5.00"`, `"200k tokens"` or `"60 calls"`; Unexpected where it is none."""
     if text.startswith("$"):
         return Limit(Unit.USD, _parse_dollars(text))
     match = _COUNT.fullmatch(text)
@@ -140,7 +141,7 @@ def _parse_dollars(text: str) -> int:
 def _parse_limit(value: object) -> Limit | ShareOf:
     text = text_of(value)
     if (match := _SHARE_OF.fullmatch(text)) is None:
-        return _parse_amount(text)
+        return parse_amount(text)
     ppm = parse_share(match[1])
     if ppm is None or not 0 < ppm <= 1_000_000:
         raise Unexpected('a share such as "50% of tenant-month", up to 100%')
@@ -151,7 +152,7 @@ def _parse_margin(value: object) -> int | Limit:
     """A share in ppm, or an amount."""
     text = text_of(value)
     if not text.endswith("%"):
-        return _parse_amount(text)
+        return parse_amount(text)
     ppm = parse_share(text)
     if ppm is None or not 0 < ppm <= 1_000_000:
         raise Unexpected
