@@ -12,7 +12,8 @@ ceiling that says `own` is a run's own; with the limit of that run (`Ceiling.own
 An X-Run-Limit that says what the run's last one said is no new word: clients send it with every call, and it must not undo what
 the admin has raised since. A ceiling with `pinned_ppm` whose account stores no limit stands at that part of what is left in the
 account `pinned_to` (its effective limit - committed - reserved, at least 0, before this hold; no limit there: none here), rounded
-down; the first hold on the account stores it.
+down; the first hold on the account stores it. Where it was taken away since, it has none until the next hold (settling, views, extend).
+A ceiling whose `own_run` is the caller's `run_scope` is the caller's run's, also where its id was issued.
 
 Reserve, in this order; whatever it answers before `The ladder` changes nothing but the ring:
 
@@ -22,29 +23,39 @@ Reserve, in this order; whatever it answers before `The ladder` changes nothing 
     windows                 the clock is outside a window of any charge: Stale
     stopped, paused         the run, then its ancestors, the nearest first; each first for a stop, then for a pause: Barred (what: that run)
     frozen                  the first frozen scope (by its text) that the caller matches: Barred (what: its text)
-    too many runs           the run is not issued, and new or idle (no call for `idle_ms`), and `max_active` others of the key are
-                            active: Barred (what: max_active). Active: not issued, not stopped, and used within `idle_ms`
+    too many runs           the run is not issued and not active, and `max_active` others of the key are: Barred (what: max_active).
+                            Active: placed, not stopped, used less than `idle_ms` ago, and its latest call that got here not issued
     a loop                  `same_request` of its last `within_calls - 1` holds have this fingerprint: Barred (what: how many have).
-                            Released ones are not among its holds
+                            Released ones are not among its holds, retired ones are; "" is never compared
     the ladder              the first plan that fits: Hold. None: Refusal; if a blocking charge says `pause`, the run (unless issued)
                             is paused from now on, until a raise. Both create the run (a refusal only one that is not issued), its
-                            place in the tree and the parent it names; both mark the run and its ancestors as used now
+                            place in the tree and the parent it names; both mark the run and its ancestors as used now. A refusal
+                            of an issued run leaves nothing but its place in the ring
 
 A refusal, and a Barred by stop, pause, freeze or loop of a run that exists, is kept in the ring of the caller's `run_scope`.
+Stale tells the run's ancestry as the ledger sees it; () where the run is another's.
 
 The tree. A run's place is fixed by its first reserve that is not barred (`placed`); until then (a limit was set before) it is open.
 
-    an open place, or a new run     no parent named: a root. A parent that is the run itself: CYCLE. A parent that is another's:
-                                    FOREIGN_PARENT. Else its ancestors are the parent and the parent's ancestors (a parent that is not
-                                    known yet becomes a root, placed, the caller's); more than DEPTH: TOO_DEEP
+    an open place, or a new run     no parent named: a root. A parent that is the run itself or has it as an ancestor: CYCLE. A parent
+                                    that is another's: FOREIGN_PARENT. Else its ancestors are the parent and the parent's ancestors (a
+                                    parent that is not known or still open becomes a root, placed, and the caller's unless it has an
+                                    owner); more than DEPTH: TOO_DEEP
     a placed run                    no parent named: as it was. A parent other than its own: PARENT_CHANGED
 
 A pause that a refusal set ends with the next raise in the tenant (set_limit by the admin, set_account_limit, adjust, reset that
-changed something): the run is active again, and a call that still does not fit pauses it anew. An operator's pause ends with resume.
+changed something): the run is active again, and a call that still does not fit pauses it anew. An operator's pause ends with resume;
+it takes the place of one that a refusal set, and of another operator's.
+
+Acts. Each of the operators' steps that changed something is kept once; one that changed nothing (stopped before, the same limit, frozen
+already, a reset with nothing to forget and no alert that had fired) leaves nothing. `act` is the method's name, `what` its object, and
+after a space its amount where it has one: `set_limit` "r1 500", `set_account_limit` "KEY 500" or "KEY none", `adjust` "KEY -20",
+`settle` "rsv_X 70" or "rsv_X none"; `freeze` the scope's text. An owner's set_limit is one too; X-Run-Limit is none.
 
 Rolling windows. `committed` and `unconfirmed` of such an account are sums over the buckets that count now (`Window.oldest_bucket`);
 what a step commits lands in the bucket of that step, and a correction takes the provisional charge out of the bucket of its expiry
-(if that still counts). What is reserved counts while it is held. An alert of such an account fires once, like any other.
+(if that still counts). What is reserved counts while it is held. An alert of such an account fires once, like any other. `carried` and
+`adjusted` are 0 there.
 
 States of a hold, and what each step does in them (`-` changes nothing and returns the outcome that stands):
 
@@ -60,7 +71,9 @@ A reserve with the id of a live hold returns that hold; with the id of an ended 
 for something else (another fingerprint), it is refused (`Ended`, with that hold's state). A record's `inputs` keep the `fingerprint`
 of its call where it has one.
 An operator's settle is a commit (usage `held`) or a release that leaves a record of who and why.
-A debit is a reserve and its commit in one step; its record is a committed hold's.
+A debit is a reserve and its commit in one step; its record is a committed hold's. ALWAYS passes stops, pauses, freezes, too many runs,
+loops and the ladder, not the tree. REPLAY passes all of it: an open or new run takes its place where the tree allows it, else none; an
+owner that is known stays, and X-Run-Limit counts only for the caller's own run.
 
 A plan whose amount in an account's unit is 0 always fits there: a free model passes at $0 left.
 
@@ -330,7 +343,8 @@ def scope_text(scope: Sequence[tuple[str, str]]) -> str:
 
 @record
 class Keep:
-    """How long things stay, in ms since they were last of use. Never removed: live holds, and what they count in.
+    """How long things stay, in ms since they were last of use (`then + keep <= now`: it may go). Never removed: live holds, and what
+    they count in. `RunView.accounts` is () once the latest hold is retired.
 
     An account goes when its window has ended `records_ms` ago, or with its run; and only when nothing on record counts there any more
     (reserved = 0, committed = carried + adjusted; of a rolling one: no bucket that still counts has more than its carried part). A run
@@ -380,7 +394,7 @@ class Ledger(Protocol):
 
     async def halted(self, tenant: str, callers: Sequence[Caller]) -> Sequence[Barrier | None]:
         """For each caller of a live call: STOPPED (its run or an ancestor), FROZEN (a scope it matches), or None: it may go on, also
-        where its run is paused. Reads what is committed; never waits for a step."""
+        where its run is paused. Ancestors: as the caller says. Reads what is committed; never waits for a step."""
 
     async def set_limit(self, tenant: str, run: str, owner: str, change: SetLimit) -> RunView | None:
         """Sets a run's own limit, also before its first call (which makes `owner` its owner; with "" the first caller becomes
@@ -408,7 +422,7 @@ class Ledger(Protocol):
         self, tenant: str, key: str, amount: int, act_id: str, who: str, why: str
     ) -> tuple[Adjusting, AccountView] | None:
         """Adds to committed (below zero: takes away, of what is confirmed). The same act id again changes nothing. None: no such
-        account."""
+        account. Looked at in this order: the account, the act id, rolling, below zero. Fires no alert: the next settling does."""
 
     async def reset(self, tenant: str, key: str, who: str, why: str) -> AccountView | None:
         """Committed becomes what is unconfirmed; alerts may fire again. None: no such account."""
