@@ -1,14 +1,14 @@
-"""A ledger in a folder of its own, with a clock that stands still."""
+"""A ledger on an empty store of each kind, with a clock that stands still."""
 
 from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
 
-from gateway.ledger.sqlite import SqliteLedger
-from gateway.ledger.witness import Witness
+from gateway.ledger.contract import Ledger
 from tests.ledger.builders import START_MS
 from tests.support.clock import Clock
+from tests.support.stores import STORES, Store, new_store, opened
 
 
 @pytest.fixture
@@ -16,9 +16,12 @@ def clock() -> Clock:
     return Clock(START_MS)
 
 
+@pytest.fixture(params=STORES)
+def store(request: pytest.FixtureRequest, tmp_path: Path) -> Store:
+    return new_store(request.param, tmp_path)
+
+
 @pytest.fixture
-async def ledger(tmp_path: Path, clock: Clock) -> AsyncIterator[SqliteLedger]:
-    running = SqliteLedger(str(tmp_path / "ledger.db"), Witness(tmp_path / "witness"), clock)
-    await running.start()
-    yield running
-    await running.close()
+async def ledger(store: Store, clock: Clock) -> AsyncIterator[Ledger]:
+    async with opened(store, clock) as running:
+        yield running

@@ -9,8 +9,7 @@ import pytest
 
 from gateway.core.scopes import Amounts
 from gateway.core.values import Decision, Ending, Hold
-from gateway.ledger.contract import Ended, Refusal, Settled
-from gateway.ledger.sqlite import SqliteLedger
+from gateway.ledger.contract import Ended, Ledger, Refusal, Settled
 from tests.ledger.builders import LEASE_MS, TENANT, account, charge, decision, plan, settlement
 from tests.support.clock import Clock
 
@@ -134,7 +133,7 @@ HISTORIES: Final[dict[str, tuple[Row, ...]]] = {
 
 
 @pytest.mark.parametrize("history", HISTORIES.values(), ids=HISTORIES.keys())
-async def test_history(history: tuple[Row, ...], ledger: SqliteLedger, clock: Clock) -> None:
+async def test_history(history: tuple[Row, ...], ledger: Ledger, clock: Clock) -> None:
     for event, answer, *sums in history:
         assert await _happen(event, ledger, clock) == answer, event
         (balance,) = await ledger.balances(TENANT, [account()])
@@ -150,7 +149,7 @@ def _decided(name: str, usd: int) -> Decision:
     return decision(plan(charge(), usd=usd), decision_id=f"bdg_{name}")
 
 
-async def _happen(event: str, ledger: SqliteLedger, clock: Clock) -> str:
+async def _happen(event: str, ledger: Ledger, clock: Clock) -> str:
     verb, *rest = event.split()
     if verb == "wait":
         clock.now_ms += int(rest[0])

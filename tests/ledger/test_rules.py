@@ -4,8 +4,7 @@ import pytest
 
 from gateway.core.scopes import Amounts, Unit
 from gateway.core.values import Decision, Hold, Outcome
-from gateway.ledger.contract import Refusal, RunRefusal, RunState, SetLimit, Stale
-from gateway.ledger.sqlite import SqliteLedger
+from gateway.ledger.contract import Barred, Barrier, Ledger, Refusal, RunState, SetLimit, Stale
 from tests.ledger.builders import (
     ACTUALS,
     ADVISORY,
@@ -25,19 +24,19 @@ from tests.ledger.builders import (
 from tests.support.clock import Clock
 
 
-async def hold(ledger: SqliteLedger, decided: Decision) -> Hold:
+async def hold(ledger: Ledger, decided: Decision) -> Hold:
     answer = await ledger.reserve(decided, LEASE_MS)
     assert isinstance(answer, Hold), answer
     return answer
 
 
-async def refuse(ledger: SqliteLedger, decided: Decision) -> Refusal:
+async def refuse(ledger: Ledger, decided: Decision) -> Refusal:
     answer = await ledger.reserve(decided, LEASE_MS)
     assert isinstance(answer, Refusal), answer
     return answer
 
 
-async def spend(ledger: SqliteLedger, decided: Decision, usd: int) -> None:
+async def spend(ledger: Ledger, decided: Decision, usd: int) -> None:
     held = await hold(ledger, decided)
     await ledger.commit(decided.call.caller.tenant, held.id, settlement(usd))
 
@@ -49,20 +48,20 @@ def of_run(usd: int = 10, limit: int | None = 100, run: str = "r1", key: str = "
 # -- the ladder ---------------------------------------------------------------------------------------------------------------
 
 
-async def test_a_call_that_fits_only_the_cheaper_plan_is_downgraded(ledger: SqliteLedger) -> None:
+async def test_a_call_that_fits_only_the_cheaper_plan_is_downgraded(ledger: Ledger) -> None:
     ladder = (plan(charge(limit=50), usd=60), plan(charge(limit=50), usd=40, model="small"))
     held = await hold(ledger, decision(*ladder))
     assert (held.plan, held.outcome) == (ladder[1], Outcome.DOWNGRADE)
     assert [balance.reserved for balance in held.balances] == [40]
 
 
-async def test_a_share_keeps_the_rest_for_cheaper_plans(ledger: SqliteLedger) -> None:
+async def test_a_share_keeps_the_rest_for_cheaper_plans(ledger: Ledger) -> None:
     await spend(ledger, decision(plan(charge())), 70)
     ladder = (plan(charge(share_ppm=750_000), usd=6), plan(charge(), usd=6, model="small"))
     assert (await hold(ledger, decision(*ladder))).plan.model == "small"
 
 
-async def test_all_accounts_of_a_plan_or_none(ledger: SqliteLedger) -> None:
+async def test_all_accounts_of_a_plan_or_none(ledger: Ledger) -> None:
     wide, narrow = account("wide"), account("narrow")
     refusal = await refuse(ledger, decision(plan(charge(wide, 100), charge(narrow, 5), usd=10)))
     assert [balance.account for balance in refusal.blocking] == [narrow]
@@ -73,7 +72,7 @@ async def test_all_accounts_of_a_plan_or_none(ledger: SqliteLedger) -> None:
     assert [balance.reserved for balance in await ledger.balances(TENANT, [wide, narrow])] == [0, 0]
 
 
-async def test_a_refusal_names_what_blocked_each_plan_and_every_account_once(ledger: SqliteLedger) -> None:
+async def test_a_refusal_names_what_blocked_each_plan_and_every_account_once(ledger: Ledger) -> None:
     big, small, all_ = account("big"), account("small"), account("all")
     ladder = (plan(charge(big, 5), charge(all_, 100)), plan(charge(small, 100), charge(all_, 9), model="small"))
     refusal = await refuse(ledger, decision(*ladder))
@@ -81,7 +80,7 @@ async def test_a_refusal_names_what_blocked_each_plan_and_every_account_once(led
     assert [balance.account for balance in refusal.balances] == [big, all_, small]
 
 
-async def test_an_account_reached_twice_is_counted_once_and_both_rules_bind(ledger: SqliteLedger) -> None:
+async def test_an_account_reached_twice_is_counted_once_and_both_rules_bind(ledger: Ledger) -> None:
     twice = plan(charge(limit=100), charge(limit=30), usd=15)
     held = await hold(ledger, decision(twice))
     assert [(balance.limit, balance.reserved) for balance in held.balances] == [(100, 15)]
@@ -93,7 +92,7 @@ async def test_an_account_reached_twice_is_counted_once_and_both_rules_bind(ledg
     assert [(balance.committed, balance.reserved) for balance in settled.balances] == [(7, 15)]
 
 
-async def test_each_unit_counts_its_own(ledger: SqliteLedger) -> None:
+async def test_each_unit_counts_its_own(ledger: Ledger) -> None:
     tokens, calls = account("tokens", Unit.TOKENS), account("steps", Unit.CALLS)
     charges = (charge(limit=1_000), charge(tokens, 12), charge(calls, 3))
     held = await hold(ledger, decision(plan(*charges, usd=10, tokens=5)))
@@ -108,13 +107,13 @@ async def test_each_unit_counts_its_own(ledger: SqliteLedger) -> None:
 # -- ceilings -----------------------------------------------------------------------------------------------------------------
 
 
-async def test_a_soft_gate_lets_a_call_start_within_its_margin(ledger: SqliteLedger) -> None:
+async def test_a_soft_gate_lets_a_call_start_within_its_margin(ledger: Ledger) -> None:
     await spend(ledger, decision(), 95)
     await refuse(ledger, decision(plan(charge(margin=4), usd=10)))
     await hold(ledger, decision(plan(charge(margin=5), usd=10)))
 
 
-async def test_actuals_only_looks_at_what_is_settled(ledger: SqliteLedger) -> None:
+async def test_actuals_only_looks_at_what_is_settled(ledger: Ledger) -> None:
     big = decision(plan(charge(rule=ACTUALS), usd=1_000))
     held = await hold(ledger, big)
     await hold(ledger, decision(plan(charge(rule=ACTUALS), usd=1_000)))
@@ -124,7 +123,7 @@ async def test_actuals_only_looks_at_what_is_settled(ledger: SqliteLedger) -> No
     await refuse(ledger, decision(plan(charge(rule=ACTUALS), usd=1)))
 
 
-async def test_advisory_never_blocks_but_says_when_it_would_have(ledger: SqliteLedger) -> None:
+async def test_advisory_never_blocks_but_says_when_it_would_have(ledger: Ledger) -> None:
     held = await hold(ledger, decision(plan(charge(rule=ADVISORY), usd=100)))
     assert (held.outcome, held.warnings) == (Outcome.ALLOW, ())
     held = await hold(ledger, decision(plan(charge(rule=ADVISORY), usd=1)))
@@ -133,18 +132,18 @@ async def test_advisory_never_blocks_but_says_when_it_would_have(ledger: SqliteL
 
 
 @pytest.mark.parametrize("limit", [0, 5])
-async def test_a_free_plan_passes_at_nothing_left(ledger: SqliteLedger, limit: int) -> None:
+async def test_a_free_plan_passes_at_nothing_left(ledger: Ledger, limit: int) -> None:
     await spend(ledger, decision(), 10)
     held = await hold(ledger, decision(plan(charge(limit=limit), usd=0)))
     assert (held.balances[0].committed, held.balances[0].remaining) == (10, 0)
 
 
-async def test_without_a_limit_everything_fits(ledger: SqliteLedger) -> None:
+async def test_without_a_limit_everything_fits(ledger: Ledger) -> None:
     held = await hold(ledger, decision(plan(charge(limit=None), usd=10**15)))
     assert (held.balances[0].limit, held.balances[0].remaining) == (None, None)
 
 
-async def test_fifty_million_dollars_are_counted_exactly(ledger: SqliteLedger) -> None:
+async def test_fifty_million_dollars_are_counted_exactly(ledger: Ledger) -> None:
     limit = 50_000_000 * 100_000_000
     await spend(ledger, decision(plan(charge(limit=limit), usd=limit - 1)), limit - 1)
     await refuse(ledger, decision(plan(charge(limit=limit), usd=2)))
@@ -155,39 +154,39 @@ async def test_fifty_million_dollars_are_counted_exactly(ledger: SqliteLedger) -
 # -- the run's own limit ------------------------------------------------------------------------------------------------------
 
 
-async def test_x_run_limit_tightens_the_runs_ceiling_and_nothing_else(ledger: SqliteLedger) -> None:
+async def test_x_run_limit_tightens_the_runs_ceiling_and_nothing_else(ledger: Ledger) -> None:
     decided = decision(plan(own_run_charge(limit=100), charge(limit=100), usd=10), run_limit=25)
     assert [balance.limit for balance in (await hold(ledger, decided)).balances] == [25, 100]
 
 
-async def test_x_run_limit_stays_and_never_loosens(ledger: SqliteLedger) -> None:
+async def test_x_run_limit_stays_and_never_loosens(ledger: Ledger) -> None:
     await hold(ledger, of_run(10, run_limit=25))
     assert (await hold(ledger, of_run(10, run_limit=60))).balances[0].limit == 25
     assert (await refuse(ledger, of_run(10))).blocking[0].limit == 25
 
 
-async def test_x_run_limit_counts_even_when_the_call_is_refused(ledger: SqliteLedger) -> None:
+async def test_x_run_limit_counts_even_when_the_call_is_refused(ledger: Ledger) -> None:
     await refuse(ledger, of_run(10, run_limit=5))
     view = await ledger.run(TENANT, "r1")
     assert view is not None
     assert (view.limit, view.calls, view.owner) == (5, 0, "k1")
 
 
-async def test_x_run_limit_of_a_stranger_or_for_a_stopped_run_changes_nothing(ledger: SqliteLedger) -> None:
+async def test_x_run_limit_of_a_stranger_or_for_a_stopped_run_changes_nothing(ledger: Ledger) -> None:
     await hold(ledger, of_run())
     assert await ledger.reserve(of_run(key="k2", run_limit=1), LEASE_MS) == Stale(START_MS, "k1")
     await ledger.stop(TENANT, "r1", "op", "enough")
-    assert isinstance(await ledger.reserve(of_run(run_limit=1), LEASE_MS), RunRefusal)
+    assert isinstance(await ledger.reserve(of_run(run_limit=1), LEASE_MS), Barred)
     view = await ledger.run(TENANT, "r1")
     assert view is not None
     assert view.limit is None
 
 
-async def test_the_policys_limit_still_binds_a_run_with_a_wider_one_of_its_own(ledger: SqliteLedger) -> None:
+async def test_the_policys_limit_still_binds_a_run_with_a_wider_one_of_its_own(ledger: Ledger) -> None:
     assert (await hold(ledger, of_run(limit=100, run_limit=500))).balances[0].limit == 100
 
 
-async def test_only_the_admin_raises_a_run_above_its_policy(ledger: SqliteLedger) -> None:
+async def test_only_the_admin_raises_a_run_above_its_policy(ledger: Ledger) -> None:
     await spend(ledger, of_run(), 95)
     view = await ledger.set_limit(TENANT, "r1", "k1", SetLimit(200, by_admin=False, who="k1"))
     assert view is not None
@@ -198,14 +197,14 @@ async def test_only_the_admin_raises_a_run_above_its_policy(ledger: SqliteLedger
     assert (await hold(ledger, of_run(100))).balances[0].limit == 200
 
 
-async def test_what_the_admin_raised_is_not_undone_by_the_header_that_every_call_repeats(ledger: SqliteLedger) -> None:
+async def test_what_the_admin_raised_is_not_undone_by_the_header_that_every_call_repeats(ledger: Ledger) -> None:
     await refuse(ledger, of_run(30, run_limit=25))
     await ledger.set_limit(TENANT, "r1", "", SetLimit(200, by_admin=True, who="admin"))
     assert (await hold(ledger, of_run(30, run_limit=25))).balances[0].limit == 200
     assert (await hold(ledger, of_run(30, run_limit=90))).balances[0].limit == 90
 
 
-async def test_a_caller_only_tightens_what_the_admin_raised(ledger: SqliteLedger) -> None:
+async def test_a_caller_only_tightens_what_the_admin_raised(ledger: Ledger) -> None:
     await ledger.set_limit(TENANT, "r1", "", SetLimit(200, by_admin=True, who="admin"))
     for limit, stands in ((300, 200), (150, 150), (180, 150)):
         view = await ledger.set_limit(TENANT, "r1", "k1", SetLimit(limit, by_admin=False, who="k1"))
@@ -214,7 +213,7 @@ async def test_a_caller_only_tightens_what_the_admin_raised(ledger: SqliteLedger
     assert (await hold(ledger, of_run(120, limit=100))).balances[0].limit == 150
 
 
-async def test_a_limit_may_be_set_before_the_first_call(ledger: SqliteLedger) -> None:
+async def test_a_limit_may_be_set_before_the_first_call(ledger: Ledger) -> None:
     await ledger.set_limit(TENANT, "mine", "k1", SetLimit(5, by_admin=False, who="k1"))
     assert await ledger.set_limit(TENANT, "mine", "k2", SetLimit(1, by_admin=False, who="k2")) is None
     assert await ledger.reserve(of_run(run="mine", key="k2"), LEASE_MS) == Stale(START_MS, "k1")
@@ -227,7 +226,7 @@ async def test_a_limit_may_be_set_before_the_first_call(ledger: SqliteLedger) ->
 # -- owners, windows, stops ---------------------------------------------------------------------------------------------------
 
 
-async def test_a_run_belongs_to_the_key_that_used_it_first(ledger: SqliteLedger) -> None:
+async def test_a_run_belongs_to_the_key_that_used_it_first(ledger: Ledger) -> None:
     await hold(ledger, of_run())
     assert await ledger.reserve(of_run(key="k2"), LEASE_MS) == Stale(START_MS, "k1")
     other_tenant = decision(of=caller(key="k2", tenant="other"))
@@ -235,7 +234,7 @@ async def test_a_run_belongs_to_the_key_that_used_it_first(ledger: SqliteLedger)
 
 
 @pytest.mark.parametrize("off_ms", [-DAY_MS, DAY_MS])
-async def test_a_window_that_does_not_hold_now_is_stale_whichever_plan_it_is_in(ledger: SqliteLedger, off_ms: int) -> None:
+async def test_a_window_that_does_not_hold_now_is_stale_whichever_plan_it_is_in(ledger: Ledger, off_ms: int) -> None:
     wrong = plan(charge(account(window=day_of(START_MS + off_ms))), model="small")
     decided = decision(plan(charge()), wrong, run_limit=3)
     assert await ledger.reserve(decided, LEASE_MS) == Stale(START_MS, "k1")
@@ -245,7 +244,7 @@ async def test_a_window_that_does_not_hold_now_is_stale_whichever_plan_it_is_in(
     assert isinstance(await ledger.reserve(rebuilt, LEASE_MS), Hold)
 
 
-async def test_a_hold_that_straddles_midnight_settles_in_its_own_window(ledger: SqliteLedger, clock: Clock) -> None:
+async def test_a_hold_that_straddles_midnight_settles_in_its_own_window(ledger: Ledger, clock: Clock) -> None:
     today = account(window=day_of(START_MS))
     held = await hold(ledger, decision(plan(charge(today))))
     clock.now_ms += DAY_MS
@@ -256,17 +255,17 @@ async def test_a_hold_that_straddles_midnight_settles_in_its_own_window(ledger: 
     assert await ledger.spend(TENANT, ("day",), clock.now_ms, clock.now_ms + 1, None) == []
 
 
-async def test_a_stopped_run_takes_no_calls_but_settles_those_it_has(ledger: SqliteLedger) -> None:
+async def test_a_stopped_run_takes_no_calls_but_settles_those_it_has(ledger: Ledger) -> None:
     held = await hold(ledger, of_run())
     view = await ledger.stop(TENANT, "r1", "op", "looping")
     assert view is not None
     assert view.state is RunState.STOPPED
     decided = of_run()
-    assert await ledger.reserve(decided, LEASE_MS) == RunRefusal(decided, RunState.STOPPED)
+    assert await ledger.reserve(decided, LEASE_MS) == Barred(decided, Barrier.STOPPED, "r1")
     settled = await ledger.commit(TENANT, held.id, settlement(4))
     assert settled is not None
     assert settled.balances[0].committed == 4
-    assert await ledger.stopped(TENANT, ["r1", "r2"]) == {"r1"}
+    assert await ledger.halted(TENANT, [caller("r1"), caller("r2")]) == [Barrier.STOPPED, None]
     assert await ledger.stop(TENANT, "never", "op", "") is None
 
 
@@ -281,9 +280,7 @@ async def test_a_stopped_run_takes_no_calls_but_settles_those_it_has(ledger: Sql
     ],
     ids=["one by one", "two at once"],
 )
-async def test_each_threshold_fires_once_and_in_order(
-    ledger: SqliteLedger, costs: tuple[int, ...], expected: list[list[int]]
-) -> None:
+async def test_each_threshold_fires_once_and_in_order(ledger: Ledger, costs: tuple[int, ...], expected: list[list[int]]) -> None:
     fired = []
     for usd in costs:
         held = await hold(ledger, decision(plan(charge(alerts=(500_000, 800_000, 1_000_000)), usd=0)))
@@ -293,7 +290,7 @@ async def test_each_threshold_fires_once_and_in_order(
     assert fired == expected
 
 
-async def test_a_charge_that_is_only_provisional_alerts_too(ledger: SqliteLedger, clock: Clock) -> None:
+async def test_a_charge_that_is_only_provisional_alerts_too(ledger: Ledger, clock: Clock) -> None:
     await hold(ledger, decision(plan(charge(alerts=(500_000,)), usd=60)))
     clock.now_ms += LEASE_MS
     (expired,) = await ledger.expire()
@@ -302,7 +299,7 @@ async def test_a_charge_that_is_only_provisional_alerts_too(ledger: SqliteLedger
     ]
 
 
-async def test_alerts_measure_the_runs_own_limit(ledger: SqliteLedger) -> None:
+async def test_alerts_measure_the_runs_own_limit(ledger: Ledger) -> None:
     decided = decision(plan(own_run_charge(limit=100, alerts=(500_000,)), usd=10), run_limit=20)
     held = await hold(ledger, decided)
     settled = await ledger.commit(TENANT, held.id, settlement(10))
@@ -313,7 +310,7 @@ async def test_alerts_measure_the_runs_own_limit(ledger: SqliteLedger) -> None:
 # -- growing ------------------------------------------------------------------------------------------------------------------
 
 
-async def test_a_hold_grows_in_all_its_accounts_or_in_none(ledger: SqliteLedger) -> None:
+async def test_a_hold_grows_in_all_its_accounts_or_in_none(ledger: Ledger) -> None:
     tokens = account("tokens", Unit.TOKENS)
     held = await hold(ledger, decision(plan(charge(), charge(tokens, 8), usd=10, tokens=5)))
     assert not await ledger.extend(TENANT, held.id, LEASE_MS, Amounts(10, 4, 0))
