@@ -171,7 +171,7 @@ _running: Final[list[Server]] = []
 
 @atexit.register
 def _end_what_still_runs() -> None:
-    for server in list(_running):
+    for server in _running.copy():
         server.stop()
 
 
