@@ -26,7 +26,8 @@ Reserve, in this order; whatever it answers before `The ladder` changes nothing 
     too many runs           the run is not issued and not active, and `max_active` others of the key are: Barred (what: max_active).
                             Active: placed, not stopped, used less than `idle_ms` ago, and its latest call that got here not issued
     a loop                  `same_request` of its last `within_calls - 1` holds have this fingerprint: Barred (what: how many have).
-                            Released ones are not among its holds, retired ones are; "" is never compared
+                            Its holds are those made under such terms, of which each hold keeps the last `within_calls`, itself
+                            included; a release takes its own out, and no older one comes back. "" is never compared
     the ladder              the first plan that fits: Hold. None: Refusal; if a blocking charge says `pause`, the run (unless issued)
                             is paused from now on, until a raise. Both create the run (a refusal only one that is not issued), its
                             place in the tree and the parent it names; both mark the run and its ancestors as used now. A refusal
@@ -436,7 +437,7 @@ class Ledger(Protocol):
     async def run(self, tenant: str, run: str) -> RunView | None: ...
 
     async def runs(self, tenant: str, owner: str | None, limit: int, before: str | None = None) -> Sequence[RunView]:
-        """Newest activity first; `before` is the run id that ended the page before; `owner` None: everyone's."""
+        """Newest activity first, to the second (then by id, the greatest first); `before` is the run id that ended the page before; `owner` None: everyone's."""
 
     async def record(self, tenant: str, decision_id: str) -> CallRecord | None: ...
 
