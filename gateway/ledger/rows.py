@@ -15,7 +15,7 @@ Amounts are integers in the account's unit (runs: microcents), times ms since th
     run      `paused_no`: of a pause that a refusal set, the tenant's `raises` at that moment: more raises since, and the run is
              active again. null: an operator's pause (`paused_by`), or none. `recent`: [tail, fingerprint] of its last holds, the
              oldest first
-    call     `record` and `closing`: the arrays of `ledger.packed`. A tombstone has no record
+    call     `record` and `closing`: the arrays of `ledger.packed`. A tombstone has no record. `lease_ms`: of a live hold; else 0
     refusal  `number`: its place in the ring, growing
     act      in the order they were done
 """
