@@ -4,15 +4,15 @@ Most of it is the same for every call of a run, so it is worked out once (a `Sta
 budgets whose scope names `model` or `provider` wait for the plan.
 """
 
-from collections.abc import Iterable
-from dataclasses import field
+from collections.abc import Iterable, Sequence
+from dataclasses import field, replace
 from typing import Final
 
-from gateway.core.policy import Budget, Missing, Policy, Terms
+from gateway.core.policy import Budget, Limit, Missing, Policy, Share, Terms
 from gateway.core.record import record
 from gateway.core.scopes import NO_VALUE, Account, Caller, Unit
-from gateway.core.values import Basis, Call, Ceiling, Charge, Mode
-from gateway.core.windows import END_OF_TIME_MS, LIFETIME, Window, WindowKind, window_at
+from gateway.core.values import Balance, Basis, Call, Ceiling, Charge, Mode
+from gateway.core.windows import END_OF_TIME_MS, LIFETIME, Window, WindowKind, rolling, window_at
 
 WHOLE: Final = 1_000_000  # a share of all, in ppm
 RUN_LIMIT: Final = "run-limit"  # the budget behind a run's own limit where the policy sets no hard ceiling per run
@@ -21,6 +21,7 @@ PLAN_DIMENSIONS: Final = frozenset({"model", "provider"})
 STRICTEST_FIRST: Final = (Mode.HARD_GATE, Mode.SOFT_GATE, Mode.ACTUALS_ONLY, Mode.ADVISORY_ESTIMATE)
 
 _STANDINGS_AT_MOST: Final = 10_000
+_SHORTEST_WAIT_MS: Final = 1_000
 _BASIS: Final = {
     Mode.HARD_GATE: Basis.RESERVED_AND_COMMITTED,
     Mode.SOFT_GATE: Basis.RESERVED_AND_COMMITTED,
@@ -38,21 +39,55 @@ class DimensionRequired:
 
 
 @record
-class _Open:
-    """A budget whose account is known only with the plan. `values` has None where the plan's model or provider goes."""
+class _Met:
+    """A budget as a caller meets it. `values` are those of its scope: None where the plan's model or provider goes."""
 
     budget: Budget
     terms: Terms
     window: Window
     values: tuple[str | None, ...]
+    own: bool
+    kept_ppm: int  # for calls that wrap up; 0 for these themselves
+    pinned_to: str  # the account that a share is a part of; "" for an amount
 
-    def charge(self, tenant: str, model: str, provider: str, has_cheaper: bool) -> Charge:
+    def account(self, tenant: str, model: str = "", provider: str = "") -> Account:
+        """Without model and provider: where no value is None."""
         plan = {"model": model, "provider": provider}
         scope = tuple(
-            (name, plan[name] if value is None else value) for name, value in zip(self.budget.scope, self.values, strict=True)
+            [(name, plan[name] if value is None else value) for name, value in zip(self.budget.scope, self.values, strict=True)]
         )
-        account = Account(tenant, self.budget.name, scope, self.window, self.terms.limit.unit)
-        return Charge(_ceiling(self.budget, self.terms, account), _share(self.terms) if has_cheaper else WHOLE)
+        shown = "" if self.budget.renamed_from is None else self.budget.name
+        return Account(tenant, self.budget.identity, scope, self.window, self.terms.limit.unit, shown)
+
+    def charges(self, account: Account) -> tuple[Charge, Charge]:
+        """As plans meet it that have no cheaper model after them, and as the others do."""
+        ceiling = self._ceiling(account)
+        whole = Charge(ceiling, WHOLE - self.kept_ppm)
+        below_ppm = self.terms.downgrade_below_ppm
+        return whole, Charge(ceiling, WHOLE - below_ppm) if below_ppm > self.kept_ppm else whole
+
+    def _ceiling(self, account: Account) -> Ceiling:
+        terms = self.terms
+        limit, margin, pinned_ppm = None, terms.margin.amount, 0
+        if isinstance(terms.limit, Share):
+            pinned_ppm = terms.limit.ppm
+        else:
+            limit = terms.limit.amount
+            margin = terms.margin.above(limit)
+        return Ceiling(
+            account,
+            limit,
+            terms.mode,
+            _BASIS[terms.mode],
+            margin,
+            self.own,
+            self.budget.alerts_ppm,
+            pinned_ppm,
+            self.pinned_to,
+            terms.pause,
+            terms.wait_for_raise_ms,
+            terms.outage_allow,
+        )
 
 
 @record
@@ -65,11 +100,11 @@ class Standing:
     hard: bool  # some hard gate of the policy applies
     whole: tuple[Charge, ...]  # as plans meet it that have no cheaper model after them
     shared: tuple[Charge, ...]  # as the others do: `downgrade_below` leaves the rest of a limit to the cheaper models
-    open: tuple[tuple[int, _Open], ...]  # (place among the charges, budget), in the policy's order
+    open: tuple[tuple[int, _Met], ...]  # (place among the charges, budget), in their order
     _by_plan: dict[tuple[str, str, bool], tuple[Charge, ...]] = field(default_factory=dict, compare=False, repr=False)
 
     def charges(self, model: str, provider: str, has_cheaper: bool) -> tuple[Charge, ...]:
-        """The charges of a plan, in the policy's order; each names an account of its own."""
+        """The charges of a plan: the caller's in the policy's order, then the ancestors'. Each names an account of its own."""
         known = self.shared if has_cheaper else self.whole
         if not self.open:
             return known
@@ -78,7 +113,7 @@ class Standing:
         if charges is None:
             filled = list(known)
             for place, budget in self.open:
-                filled.insert(place, budget.charge(self.tenant, model, provider, has_cheaper))
+                filled.insert(place, budget.charges(budget.account(self.tenant, model, provider))[has_cheaper])
             charges = self._by_plan[plan] = tuple(filled)
         return charges
 
@@ -88,17 +123,24 @@ class Ceilings:
 
     def __init__(self, policy: Policy) -> None:
         self._budgets = policy.budgets
-        self._windows: dict[tuple[WindowKind, str], Window] = {}
+        self._by_name = {budget.name: budget for budget in policy.budgets}
+        self._keeps = any(budget.keep_for_wrap_up_ppm for budget in policy.budgets)
+        self._windows: dict[tuple[WindowKind, str, int], Window] = {}
         self._standings: dict[object, Standing] = {}
 
     def standing(self, call: Call, at_ms: int) -> Standing | DimensionRequired:
-        caller = call.caller
+        caller, directives = call.caller, call.directives
+        limited = directives.run_limit is not None
+        wraps_up = self._keeps and directives.wrap_up
         # Nobody comes back to an issued run: it gets an account for its own limit only if it asks for a limit.
-        limited_run = None if caller.run_issued and call.directives.run_limit is None else caller.run
-        key = (caller.tenant, caller.key, caller.run_scope, limited_run, caller.dimensions)
+        limited_run = None if caller.run_issued and not limited else caller.run
+        key = (
+            *(caller.tenant, caller.key, caller.run_scope, limited_run, caller.dimensions),
+            *(caller.ancestry, limited, wraps_up),
+        )
         standing = self._standings.get(key)
         if standing is None or not standing.from_ms <= at_ms < standing.until_ms:
-            made = self._standing(caller, limited_run, at_ms)
+            made = self._standing(caller, limited_run, limited, wraps_up, at_ms)
             if isinstance(made, DimensionRequired):
                 return made
             if len(self._standings) >= _STANDINGS_AT_MOST:
@@ -107,9 +149,10 @@ class Ceilings:
         return standing
 
     def run_ceiling(self, caller: Caller) -> int | None:
-        """The policy's own limit for the caller's run, in microcents; None where it sets none."""
+        """The policy's own limit for the caller's run, in microcents; None where it sets none, or a share, which the ledger pins."""
         budget = self._own_budget(caller)
-        return None if budget is None else budget.terms_for(caller).limit.amount
+        limit = None if budget is None else budget.terms_for(caller).limit
+        return limit.amount if isinstance(limit, Limit) else None
 
     def _own_budget(self, caller: Caller) -> Budget | None:
         """The budget that the run's own limit replaces: the first hard ceiling in USD on the run's whole life."""
@@ -122,45 +165,83 @@ class Ceilings:
                     return budget
         return None
 
-    def _standing(self, caller: Caller, limited_run: str | None, at_ms: int) -> Standing | DimensionRequired:
-        own = self._own_budget(caller)
-        hard = False
-        whole: list[Charge] = []
-        shared: list[Charge] = []
-        opened: list[tuple[int, _Open]] = []
-        windows: list[Window] = []
+    def _standing(
+        self, caller: Caller, limited_run: str | None, limited: bool, wraps_up: bool, at_ms: int
+    ) -> Standing | DimensionRequired:
+        budgets: list[Budget] = []
         for budget in self._budgets:
             missing = next((name for name in budget.scope if name not in PLAN_DIMENSIONS and caller.value(name) is None), None)
-            if missing is not None and budget.missing is Missing.SKIP:
-                continue
             if missing is not None and budget.missing is Missing.REFUSE:
                 return DimensionRequired(budget.name, missing)
-            values = tuple(None if name in PLAN_DIMENSIONS else caller.value(name) or NO_VALUE for name in budget.scope)
-            terms, window = budget.terms_for(caller), self._window(budget, at_ms)
-            windows.append(window)
-            hard = hard or terms.mode is Mode.HARD_GATE
-            if None in values:
-                opened.append((len(whole) + len(opened), _Open(budget, terms, window, values)))
-                continue
-            scope = tuple((name, value or NO_VALUE) for name, value in zip(budget.scope, values, strict=True))
-            account = Account(caller.tenant, budget.name, scope, window, terms.limit.unit)
-            ceiling = _ceiling(budget, terms, account, own=budget is own)
-            whole.append(Charge(ceiling))
-            shared.append(Charge(ceiling, _share(terms)) if terms.downgrade_below_ppm else whole[-1])
-        if own is None and limited_run is not None:
-            account = Account(caller.tenant, RUN_LIMIT, (("run", limited_run),), LIFETIME, Unit.USD)
-            whole.append(Charge(Ceiling(account, None, Mode.HARD_GATE, Basis.RESERVED_AND_COMMITTED, own=True)))
-            shared.append(whole[-1])
-        from_ms = max((window.start_ms for window in windows), default=0)
-        until_ms = min((window.end_ms for window in windows), default=END_OF_TIME_MS)
-        return Standing(caller.tenant, from_ms, until_ms, hard, tuple(whole), tuple(shared), tuple(opened))
+            if missing is None or budget.missing is not Missing.SKIP:
+                budgets.append(budget)
+        # In the policy's order; a run's id stands for the account of its own limit, where no budget is that.
+        met: list[_Met | str] = []
+        for who in (caller, *_ancestors(caller)):
+            own = self._own_budget(who)
+            counted = budgets if who is caller else [budget for budget in budgets if "run" in budget.scope]
+            met += [self._met(budget, who, budget is own, wraps_up, at_ms) for budget in counted]
+            run = limited_run if who is caller else who.run
+            if own is None and run is not None:
+                met.append(run)
+        return _applied(caller.tenant, met, limited)
+
+    def _met(self, budget: Budget, who: Caller, own: bool, wraps_up: bool, at_ms: int) -> _Met:
+        terms = budget.terms_for(who)
+        pinned_to = ""
+        if isinstance(terms.limit, Share):  # of a budget that is none itself, and whose account no plan changes
+            pinned_to = self._met(self._by_name[terms.limit.budget], who, False, wraps_up, at_ms).account(who.tenant).key
+        values = tuple([None if name in PLAN_DIMENSIONS else who.value(name) or NO_VALUE for name in budget.scope])
+        kept_ppm = 0 if wraps_up else budget.keep_for_wrap_up_ppm
+        return _Met(budget, terms, self._window(budget, at_ms), values, own, kept_ppm, pinned_to)
 
     def _window(self, budget: Budget, at_ms: int) -> Window:
-        key = (budget.window, budget.timezone.key)
+        key = (budget.window, budget.timezone.key, budget.span_ms)
         window = self._windows.get(key)
         if window is None or not window.holds(at_ms):
-            window = self._windows[key] = window_at(budget.window, budget.timezone, at_ms)
+            if budget.window is WindowKind.ROLLING:
+                window = rolling(budget.span_ms)
+            else:
+                window = window_at(budget.window, budget.timezone, at_ms)
+            self._windows[key] = window
         return window
+
+
+def _ancestors(caller: Caller) -> list[Caller]:
+    """The caller as each of the run's ancestors, the nearest first: whatever else is asked of a budget's scope is the caller's own."""
+    runs = dict.fromkeys(caller.ancestry)
+    runs.pop(caller.run, None)  # a cycle, which the ledger refuses: here it must not count an account twice
+    return [replace(caller, run=run, run_scope=run) for run in runs]
+
+
+def _applied(tenant: str, met: Sequence[_Met | str], limited: bool) -> Standing:
+    budgets = [each for each in met if isinstance(each, _Met)]
+    # In an outage a run's own limit is not known: it stands in nobody's way whom nothing else would stop, and who brings none.
+    outage_allow = not limited and all(each.terms.outage_allow for each in budgets)
+    whole: list[Charge] = []
+    shared: list[Charge] = []
+    opened: list[tuple[int, _Met]] = []
+    for place, each in enumerate(met):
+        if isinstance(each, str):
+            account = Account(tenant, RUN_LIMIT, (("run", each),), LIFETIME, Unit.USD)
+            basis = Basis.RESERVED_AND_COMMITTED
+            whole.append(Charge(Ceiling(account, None, Mode.HARD_GATE, basis, own=True, outage_allow=outage_allow)))
+            shared.append(whole[-1])
+        elif None in each.values:
+            opened.append((place, each))
+        else:
+            as_last, with_cheaper = each.charges(each.account(tenant))
+            whole.append(as_last)
+            shared.append(with_cheaper)
+    return Standing(
+        tenant,
+        max((each.window.start_ms for each in budgets), default=0),
+        min((each.window.end_ms for each in budgets), default=END_OF_TIME_MS),
+        any(each.terms.mode is Mode.HARD_GATE for each in budgets),
+        tuple(whole),
+        tuple(shared),
+        tuple(opened),
+    )
 
 
 def fits(charge: Charge, amount: int, limit: int | None, committed: int, reserved: int) -> bool:
@@ -180,15 +261,28 @@ def exceeds(charge: Charge, amount: int, limit: int, committed: int, reserved: i
     return reserved + committed + amount > room
 
 
+def wait_ms(charge: Charge, amount: int, balance: Balance, at_ms: int) -> int | None:
+    """How long until `amount` would fit under the charge, if nothing else were committed and every hold returned; at least a second.
+    None: waiting is not what it takes. Only rolling windows and calendar minutes pass soon enough to be waited for."""
+    limit, window = balance.limit, balance.account.window
+    basis = charge.ceiling.basis
+    # What the account must stand below, or may stand at, for the call to fit.
+    at_most = 0 if limit is None else limit * charge.share_ppm // WHOLE + charge.ceiling.margin
+    at_most -= 1 if basis is Basis.COMMITTED else amount
+    if limit is None or basis is Basis.NONE or at_most < 0:
+        return None
+    if window.kind is WindowKind.MINUTE:
+        return max(_SHORTEST_WAIT_MS, window.end_ms - at_ms)
+    if window.kind is not WindowKind.ROLLING:
+        return None
+    committed, free_ms = balance.committed, at_ms
+    for falls_out_ms, aged in balance.aging:
+        if committed <= at_most:
+            break
+        committed, free_ms = committed - aged, falls_out_ms
+    return max(_SHORTEST_WAIT_MS, free_ms - at_ms) if committed <= at_most else None
+
+
 def strictest(modes: Iterable[Mode]) -> Mode:
     """The strictest of the modes; where nothing applies, the one that blocks nothing."""
     return min(modes, key=STRICTEST_FIRST.index, default=Mode.ADVISORY_ESTIMATE)
-
-
-def _ceiling(budget: Budget, terms: Terms, account: Account, own: bool = False) -> Ceiling:
-    limit = terms.limit.amount
-    return Ceiling(account, limit, terms.mode, _BASIS[terms.mode], terms.margin.above(limit), own, budget.alerts_ppm)
-
-
-def _share(terms: Terms) -> int:
-    return WHOLE - terms.downgrade_below_ppm

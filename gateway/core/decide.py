@@ -65,6 +65,7 @@ class Rulebook:
             source.name for _, sources in policy.identity for source in sources if source.kind == "header"
         ) | ({policy.runs.id_header} if policy.runs.id_header else frozenset())
         self._ceilings = Ceilings(policy)
+        self._terms = policy.runs.terms
         self._offers: dict[str, Offer | Unservable] = {}
 
     # -- the decision ---------------------------------------------------------------------------------------------------------
@@ -91,7 +92,7 @@ class Rulebook:
             if self.policy.output.clamp_to_budget:
                 rungs += _clamped(call, rungs[-1])
         ladder = _ladder(rungs, standing)
-        return Decision(decision_id, call, ladder, at_ms, self.catalog.version, tuple(passed_over))
+        return Decision(decision_id, call, ladder, at_ms, self.catalog.version, tuple(passed_over), self._terms)
 
     def for_cost(self, call: Call, cost: Amounts, at_ms: int, decision_id: str) -> Decision | Unservable:
         """For work that no model here does, at a cost that the caller names: one plan, in every budget but those over models or

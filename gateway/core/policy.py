@@ -4,11 +4,12 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from fnmatch import fnmatchcase
 from functools import lru_cache
+from typing import Final
 from zoneinfo import ZoneInfo
 
 from gateway.core.scopes import Caller, Unit
-from gateway.core.values import Mode
-from gateway.core.windows import WindowKind
+from gateway.core.values import Mode, RunTerms
+from gateway.core.windows import WindowKind, window_name
 
 
 class Missing(StrEnum):
@@ -36,6 +37,15 @@ class Limit:
 
 
 @dataclass(frozen=True, slots=True)
+class Share:
+    """`50% of tenant-month`: an account's limit is that part of what is left in the other budget's, pinned by its first hold."""
+
+    unit: Unit  # the other budget's
+    ppm: int
+    budget: str  # its name
+
+
+@dataclass(frozen=True, slots=True)
 class Margin:
     """A soft gate's margin: a share of the limit, or an amount in its unit."""
 
@@ -48,12 +58,15 @@ class Margin:
 
 @dataclass(frozen=True, slots=True)
 class Terms:
-    """The part of a budget that an override may replace."""
+    """The part of a budget that an override may replace, and what follows from it."""
 
-    limit: Limit
+    limit: Limit | Share  # a share's margin is an amount
     mode: Mode
     margin: Margin = Margin()
     downgrade_below_ppm: int = 0
+    pause: bool = False  # on_exhausted: pause
+    wait_for_raise_ms: int = 0
+    outage_allow: bool = False  # on_outage, whose default is the mode's
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +82,8 @@ class Override:
 
 @dataclass(frozen=True, slots=True)
 class Budget:
-    """A rule: scope + window + limit + mode. `scope` may name `model` and `provider`, which belong to the plan."""
+    """A rule: scope + window + limit + mode. `scope` may name `model` and `provider`, which belong to the plan. The timezone is a
+    calendar window's."""
 
     name: str
     scope: tuple[str, ...]  # () is the whole tenant
@@ -79,6 +93,18 @@ class Budget:
     alerts_ppm: tuple[int, ...] = ()
     missing: Missing = Missing.SHARE
     overrides: tuple[Override, ...] = ()  # the first that matches wins
+    span_ms: int = 0  # of a rolling window
+    keep_for_wrap_up_ppm: int = 0  # a share that only calls may use which wrap up
+    renamed_from: str | None = None
+
+    @property
+    def identity(self) -> str:
+        """The name that its accounts are kept under."""
+        return self.renamed_from or self.name
+
+    @property
+    def window_name(self) -> str:
+        return window_name(self.window, self.span_ms)
 
     def terms_for(self, caller: Caller) -> Terms:
         for override in self.overrides:
@@ -131,12 +157,17 @@ class Source:
     name: str  # a header's name in lower case, or a top-level body field
 
 
+RUN_TERMS: Final = RunTerms(max_active=200)
+
+
 @dataclass(frozen=True, slots=True)
 class RunsPolicy:
     id_header: str | None = "x-run-id"  # lower case; None: not read
     id_from_path: bool = True
     path_first: bool = True
     untagged: Untagged = Untagged.SHARED
+    terms: RunTerms = RUN_TERMS
+    forget_after_ms: int = 30 * 86_400_000
 
 
 DEFAULT_IDENTITY: tuple[tuple[str, tuple[Source, ...]], ...] = (

@@ -12,6 +12,7 @@ from typing import Final
 from zoneinfo import ZoneInfo
 
 END_OF_TIME_MS: Final = 2**53
+_SPANS: Final = (("d", 86_400_000), ("h", 3_600_000), ("m", 60_000), ("s", 1_000), ("ms", 1))
 BUCKETS: Final = 60  # of a rolling window, the one that fills included
 
 
@@ -49,6 +50,11 @@ class Window:
         return self.start_ms <= at_ms < self.end_ms
 
     @property
+    def name(self) -> str:
+        """As the policy writes it: `day`, `rolling 10m`."""
+        return window_name(self.kind, self.span_ms)
+
+    @property
     def bucket_ms(self) -> int:
         """The length of a rolling window's buckets; bucket `i` is `[i * bucket_ms, (i + 1) * bucket_ms)`. 0 for other windows."""
         return -(-self.span_ms // (BUCKETS - 1))
@@ -65,8 +71,15 @@ def rolling(span_ms: int) -> Window:
     return Window(WindowKind.ROLLING, "UTC", 0, END_OF_TIME_MS, span_ms)
 
 
+def window_name(kind: WindowKind, span_ms: int) -> str:
+    if kind is not WindowKind.ROLLING:
+        return kind.value
+    unit, length_ms = next((unit, length_ms) for unit, length_ms in _SPANS if span_ms % length_ms == 0)
+    return f"{kind.value} {span_ms // length_ms}{unit}"
+
+
 def window_at(kind: WindowKind, timezone: ZoneInfo, at_ms: int) -> Window:
-    """The window of that kind which holds the instant. A calendar day has 23 or 25 hours where the clock changes."""
+    """The lifetime, or the calendar's window of that kind which holds the instant. A calendar day has 23 or 25 hours where the clock changes."""
     if kind is WindowKind.LIFETIME:
         return LIFETIME
     if kind is WindowKind.MINUTE or kind is WindowKind.HOUR:
@@ -78,6 +91,7 @@ def window_at(kind: WindowKind, timezone: ZoneInfo, at_ms: int) -> Window:
         first = midnight - timedelta(days=midnight.weekday())
         last = first + timedelta(days=7)
     else:
+        assert kind is WindowKind.MONTH, kind
         first = midnight.replace(day=1)
         last = (first + timedelta(days=32)).replace(day=1)
     return Window(kind, timezone.key, _instant(first), _instant(last))

@@ -8,11 +8,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.core.windows import END_OF_TIME_MS, LIFETIME, Window, WindowKind, window_at
+from gateway.core.windows import BUCKETS, END_OF_TIME_MS, LIFETIME, Window, WindowKind, rolling, window_at
 
 BERLIN, NEW_YORK, KATHMANDU, UTC = (ZoneInfo(n) for n in ("Europe/Berlin", "America/New_York", "Asia/Kathmandu", "UTC"))
-HOUR_MS = 3_600_000
-CALENDAR = [kind for kind in WindowKind if kind is not WindowKind.LIFETIME]
+LORD_HOWE = ZoneInfo("Australia/Lord_Howe")
+MINUTE_MS, HOUR_MS = 60_000, 3_600_000
+CALENDAR = [kind for kind in WindowKind if kind not in (WindowKind.LIFETIME, WindowKind.ROLLING)]
 ZONES = [
     "UTC",
     "Europe/Berlin",
@@ -54,7 +55,14 @@ def span(kind: WindowKind, zone: ZoneInfo, at: str) -> tuple[str, str]:
         # Weeks start on Monday, across a clock change too.
         (WindowKind.WEEK, UTC, "2026-11-01T23:59Z", "2026-10-26T00:00:00+00:00", "2026-11-02T00:00:00+00:00"),
         (WindowKind.WEEK, BERLIN, "2026-03-29T12:00Z", "2026-03-23T00:00:00+01:00", "2026-03-30T00:00:00+02:00"),
+        (WindowKind.DAY, LORD_HOWE, "2026-10-03T14:00Z", "2026-10-04T00:00:00+10:30", "2026-10-05T00:00:00+11:00"),
+        (WindowKind.DAY, LORD_HOWE, "2026-04-04T14:30Z", "2026-04-05T00:00:00+11:00", "2026-04-06T00:00:00+10:30"),
+        (WindowKind.WEEK, LORD_HOWE, "2026-10-03T14:00Z", "2026-09-28T00:00:00+10:30", "2026-10-05T00:00:00+11:00"),
+        (WindowKind.WEEK, NEW_YORK, "2028-02-29T12:00Z", "2028-02-28T00:00:00-05:00", "2028-03-06T00:00:00-05:00"),
         # Months: their own lengths, leap years, the turn of the year.
+        (WindowKind.MONTH, LORD_HOWE, "2026-10-31T12:59:59Z", "2026-10-01T00:00:00+10:30", "2026-11-01T00:00:00+11:00"),
+        (WindowKind.MONTH, BERLIN, "2026-10-31T23:00Z", "2026-11-01T00:00:00+01:00", "2026-12-01T00:00:00+01:00"),
+        (WindowKind.MONTH, UTC, "2100-02-28T23:59Z", "2100-02-01T00:00:00+00:00", "2100-03-01T00:00:00+00:00"),
         (WindowKind.MONTH, UTC, "2026-01-31T23:59Z", "2026-01-01T00:00:00+00:00", "2026-02-01T00:00:00+00:00"),
         (WindowKind.MONTH, UTC, "2028-02-29T12:00Z", "2028-02-01T00:00:00+00:00", "2028-03-01T00:00:00+00:00"),
         (WindowKind.MONTH, NEW_YORK, "2026-11-30T12:00Z", "2026-11-01T00:00:00-04:00", "2026-12-01T00:00:00-05:00"),
@@ -69,10 +77,20 @@ def test_a_window_starts_and_ends_by_the_local_calendar(kind: WindowKind, zone: 
 
 
 @pytest.mark.parametrize(
-    ("zone", "day", "hours"), [(BERLIN, "2026-03-29", 23), (BERLIN, "2026-10-25", 25), (NEW_YORK, "2026-03-08", 23)]
+    ("zone", "day", "hours"),
+    [
+        (BERLIN, "2026-03-29", 23),
+        (BERLIN, "2026-10-25", 25),
+        (NEW_YORK, "2026-03-08", 23),
+        (NEW_YORK, "2026-11-01", 25),
+        (LORD_HOWE, "2026-04-05", 24.5),
+        (LORD_HOWE, "2026-10-04", 23.5),
+        (UTC, "2026-03-29", 24),
+    ],
 )
-def test_a_day_on_which_the_clocks_change_has_23_or_25_hours(zone: ZoneInfo, day: str, hours: int) -> None:
-    window = window_at(WindowKind.DAY, zone, ms(f"{day}T12:00Z"))
+def test_a_day_on_which_the_clocks_change_is_shorter_or_longer(zone: ZoneInfo, day: str, hours: float) -> None:
+    noon = datetime.fromisoformat(f"{day}T12:00").replace(tzinfo=zone)
+    window = window_at(WindowKind.DAY, zone, int(noon.timestamp() * 1000))
     assert window.end_ms - window.start_ms == hours * HOUR_MS
 
 
@@ -83,8 +101,7 @@ def test_the_hour_that_a_clock_change_repeats_is_two_windows() -> None:
 
 
 def test_a_clock_change_of_half_an_hour_cuts_the_hour_it_falls_into() -> None:
-    zone = ZoneInfo("Australia/Lord_Howe")
-    assert span(WindowKind.HOUR, zone, "2026-10-03T15:40Z") == ("2026-10-04T02:30:00+11:00", "2026-10-04T03:00:00+11:00")
+    assert span(WindowKind.HOUR, LORD_HOWE, "2026-10-03T15:40Z") == ("2026-10-04T02:30:00+11:00", "2026-10-04T03:00:00+11:00")
 
 
 def test_a_leap_day_is_a_day() -> None:
@@ -108,6 +125,67 @@ def test_the_key_names_kind_timezone_and_start() -> None:
     assert (
         window_at(WindowKind.MONTH, BERLIN, ms("2026-01-01T09:00Z")).key == f"month@Europe/Berlin:{ms('2026-01-01T00:00+01:00')}"
     )
+
+
+@pytest.mark.parametrize("zone", [UTC, BERLIN, NEW_YORK, LORD_HOWE], ids=str)
+@pytest.mark.parametrize(
+    ("first", "days"),
+    [("2026-03-01", 40), ("2026-10-01", 40), ("2026-12-20", 20), ("2028-02-20", 20)],
+    ids=["spring", "autumn", "the turn of the year", "a leap day"],
+)
+def test_a_clock_that_walks_on_meets_every_window_once_and_each_starts_where_the_calendar_says(zone, first, days) -> None:
+    """Ten minutes a step: what the gateway sees of its windows over weeks in which the clocks or the months change."""
+    began_ms = ms(f"{first}T00:00Z")
+    for kind in (WindowKind.HOUR, WindowKind.DAY, WindowKind.WEEK, WindowKind.MONTH):
+        window = window_at(kind, zone, began_ms)
+        for at_ms in range(began_ms, began_ms + days * 24 * HOUR_MS, 10 * MINUTE_MS):
+            if window.holds(at_ms):
+                continue
+            before, window = window, window_at(kind, zone, at_ms)
+            assert window.start_ms == before.end_ms <= at_ms
+            local = datetime.fromtimestamp(window.start_ms / 1000, zone)
+            if kind is not WindowKind.HOUR:
+                assert (local.hour, local.minute, local.second) == (0, 0, 0)
+            if kind is WindowKind.WEEK:
+                assert local.weekday() == 0
+            if kind is WindowKind.MONTH:
+                assert local.day == 1
+
+
+# -- rolling ----------------------------------------------------------------------------------------------------------------------
+
+
+def test_a_rolling_window_is_the_same_at_every_instant_and_names_its_length() -> None:
+    window = rolling(10 * MINUTE_MS)
+    assert (window.start_ms, window.end_ms, window.key) == (0, END_OF_TIME_MS, "rolling@600000")
+    assert window != rolling(MINUTE_MS)
+
+
+@pytest.mark.parametrize("span_ms", [1_000, MINUTE_MS, 10 * MINUTE_MS, 31 * 24 * HOUR_MS, 1_234_567])
+@pytest.mark.parametrize("offset", [0, 1, 17, 999])
+def test_what_is_committed_counts_for_the_whole_length_and_at_most_a_bucket_longer(span_ms: int, offset: int) -> None:
+    window = rolling(span_ms)
+    committed_ms = ms("2026-11-30T00:00Z") + offset
+    bucket = committed_ms // window.bucket_ms
+    assert bucket >= window.oldest_bucket(committed_ms + span_ms)
+    assert bucket < window.oldest_bucket(committed_ms + span_ms + window.bucket_ms + BUCKETS)
+
+
+@pytest.mark.parametrize(
+    ("span_ms", "name"),
+    [
+        (1_000, "rolling 1s"),
+        (90_000, "rolling 90s"),
+        (600_000, "rolling 10m"),
+        (5_400_000, "rolling 90m"),
+        (HOUR_MS, "rolling 1h"),
+        (31 * 24 * HOUR_MS, "rolling 31d"),
+        (1_500, "rolling 1500ms"),
+    ],
+)
+def test_a_windows_name_is_what_the_policy_says(span_ms: int, name: str) -> None:
+    assert rolling(span_ms).name == name
+    assert (LIFETIME.name, window_at(WindowKind.DAY, BERLIN, 0).name) == ("lifetime", "day")
 
 
 instants = st.integers(ms("2024-01-01T00:00Z"), ms("2037-12-31T00:00Z"))
