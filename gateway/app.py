@@ -160,7 +160,8 @@ class Gateway:
     def _routes(self) -> Routes:
         principal_of = self._identity.principal
         budget_api = BudgetApi(self.ledger, principal_of, self._run_ceiling, self.flow.run_stopped, clock_ms)
-        admin = Admin(self.ledger, principal_of, self.config.admin_token_env if self.config.admin_token is None else None)
+        unset_token_env = self.config.admin_token_env if self.config.admin_token is None else None
+        admin = Admin(self.ledger, principal_of, unset_token_env, self._dimensions, self.flow.scope_frozen)
         ops = Ops(self.ledger, self.metrics, self._serving, principal_of if self.config.auth == "keys" else None)
         models = ModelList(self._identity, lambda: self.flow.rulebook)
         return Routes(
@@ -178,6 +179,11 @@ class Gateway:
 
     def _run_ceiling(self, principal: Principal, run: str) -> int | None:
         return self.flow.rulebook.run_ceiling(Caller(principal.tenant, principal.key, run, run, dimensions=principal.bound))
+
+    def _dimensions(self) -> set[str]:
+        """Those that a caller can have here."""
+        bound = {name for key in self.config.keys for name, _ in key.dimensions}
+        return bound | {name for name, _ in self.flow.rulebook.policy.identity}
 
     def _expired(self, expired: Expired) -> None:
         self.events.expired(expired)

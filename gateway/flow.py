@@ -5,7 +5,7 @@ Nothing is forwarded before its worst case is held. From the moment there is a h
 
 import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Final
 
 from gateway.core.ceilings import fits
@@ -175,6 +175,13 @@ class Flow:
     def run_stopped(self, tenant: str, run: str) -> None:
         """Ends the run's live calls in this process; the others notice within half a second."""
         self._interrupt(tenant, frozenset((run,)))
+
+    def scope_frozen(self, tenant: str, scope: Sequence[tuple[str, str]]) -> None:
+        """The same for whoever has all of the scope's values."""
+        for relay in list(self._live):
+            caller = relay.hold.decision.call.caller
+            if caller.tenant == tenant and all(caller.value(name) == value for name, value in scope):
+                relay.interrupt(Ending.RUN_STOPPED)
 
     def shut_down(self) -> None:
         """Ends every live call, and every drain."""

@@ -1,4 +1,4 @@
-"""`/budget/*`: what a caller may know of its calls, runs and spend; how it tightens a run, and how it stops one.
+"""`/budget/*`: what a caller may know of its calls, runs and spend; how it tightens a run, and how it stops or pauses one.
 
 A caller sees and changes only its own key's runs: another's are 404, as are those that never were. The admin sees the tenant, and
 alone may raise a limit.
@@ -11,25 +11,27 @@ from dataclasses import dataclass
 from datetime import UTC, date, datetime, timedelta
 from typing import Final
 
-from gateway.core.money import Microcents, format_usd, parse_usd
+from gateway.core.money import format_usd
 from gateway.identity import ANONYMOUS, Principal
-from gateway.ledger.contract import Ledger, RunView, SetLimit, SpendRow
+from gateway.ledger.contract import Ledger, RunState, RunView, SetLimit, SpendRow
 from gateway.server.pages import (
     PrincipalOf,
     bad_member,
     body_of,
     count_of,
+    found,
     json_reply,
     ledger_page,
     not_found,
     query_of,
     reason_of,
+    usd_of,
 )
 from gateway.server.routes import Route
 from gateway.server.views import record_json, run_json
 from gateway.wire.exchange import Inbound, Reply
 from gateway.wire.headers import run_id
-from gateway.wire.problem import Refused, bad_request, problem
+from gateway.wire.problem import Refused, problem
 
 _DAY_MS: Final = 86_400_000
 _DEFAULT_DAYS: Final = 30
@@ -57,6 +59,8 @@ class BudgetApi:
             ledger_page("GET", "/budget/runs/{id}", self.run),
             ledger_page("PUT", "/budget/runs/{id}", self.set_limit),
             ledger_page("POST", "/budget/runs/{id}/stop", self.stop),
+            ledger_page("POST", "/budget/runs/{id}/pause", self.pause),
+            ledger_page("POST", "/budget/runs/{id}/resume", self.resume),
             ledger_page("GET", "/budget/spend", self.spend),
         )
 
@@ -127,28 +131,48 @@ class BudgetApi:
         """`{"limit": "$2.00"}`, also before the run's first call. The answer is the run as it stands then."""
         principal = self.principal_of(inbound.headers)
         run = run_id(params["id"])
-        limit = _limit_in(body_of(inbound, ("limit",)))
+        limit = usd_of(body_of(inbound, ("limit",)), "limit")
+        if limit is None:
+            raise bad_member("limit", 'an amount in USD as a text, such as "$2.00"')
         if not principal.admin:
             await self._check_tightens(principal, run, limit)
         # A run that is limited before its first call, by the admin or by somebody on this machine who shows no key, belongs to nobody
         # until someone uses it: the calls come with a key, and would else find another's run.
         owner = "" if principal.admin or principal.key == ANONYMOUS else principal.key
-        view = await self.ledger.set_limit(principal.tenant, run, owner, SetLimit(limit, principal.admin, principal.key))
-        if view is None:
-            raise not_found("run")
-        return json_reply(run_json(view))
+        change = SetLimit(limit, principal.admin, principal.key)
+        return json_reply(run_json(found(await self.ledger.set_limit(principal.tenant, run, owner, change), "run")))
 
     async def stop(self, inbound: Inbound, params: Mapping[str, str]) -> Reply:
         """Sticky. The body may say why: `{"reason": "…"}`."""
-        principal = self.principal_of(inbound.headers)
-        run = run_id(params["id"])
-        reason = reason_of(body_of(inbound, ("reason",)))
+        principal, run, reason = self._act_on(inbound, params)
         await self._run(principal, run)
-        view = await self.ledger.stop(principal.tenant, run, principal.key, reason)
-        if view is None:
-            raise not_found("run")
+        view = found(await self.ledger.stop(principal.tenant, run, principal.key, reason), "run")
         self.on_stopped(principal.tenant, run)
         return json_reply(run_json(view))
+
+    async def pause(self, inbound: Inbound, params: Mapping[str, str]) -> Reply:
+        """Until it is resumed; live calls finish. The body may say why."""
+        principal, run, reason = self._act_on(inbound, params)
+        view = await self._run(principal, run)
+        # Where it is paused already, a caller's pause would take the place of the admin's, and could then be resumed by the caller.
+        if principal.admin or view.state is not RunState.PAUSED:
+            view = found(await self.ledger.pause(principal.tenant, run, principal.key, reason), "run")
+        return json_reply(run_json(view))
+
+    async def resume(self, inbound: Inbound, params: Mapping[str, str]) -> Reply:
+        """A caller ends the pauses that it set itself; the admin ends any. A stopped run stays stopped."""
+        principal, run, reason = self._act_on(inbound, params)
+        view = await self._run(principal, run)
+        if not principal.admin and view.state is RunState.PAUSED and view.paused_by != principal.key:
+            by = f"by {view.paused_by}" if view.paused_by else "because a budget has no room"
+            way = "resume it" if view.paused_by else "raise that budget for it, or resume it"
+            raise Refused(problem("admin_required", f"Run {run} was paused {by}: only the admin token can {way}."))
+        return json_reply(run_json(found(await self.ledger.resume(principal.tenant, run, principal.key, reason), "run")))
+
+    def _act_on(self, inbound: Inbound, params: Mapping[str, str]) -> tuple[Principal, str, str]:
+        """Who acts, on which run, and why."""
+        principal = self.principal_of(inbound.headers)
+        return principal, run_id(params["id"]), reason_of(body_of(inbound, ("reason",)))
 
     async def _run(self, principal: Principal, run: str) -> RunView:
         view = await self.ledger.run(principal.tenant, run)
@@ -180,16 +204,6 @@ def _may_see(principal: Principal, owner: str) -> bool:
     return principal.admin or owner == principal.key
 
 
-def _limit_in(body: Mapping[str, object]) -> Microcents:
-    limit = body.get("limit")
-    if not isinstance(limit, str):
-        raise bad_member("limit", 'an amount in USD as a text, such as "$2.00"')
-    try:
-        return parse_usd(limit)
-    except ValueError as error:
-        raise bad_request("bad_request", f"limit: {error}.", "limit") from None
-
-
 def _groups(text: str) -> tuple[str, ...]:
     names = tuple(name.strip() for name in text.split(","))
     for name in names:
@@ -209,11 +223,11 @@ def _instant(name: str, text: str) -> datetime:
     """A date is its first instant in UTC; a time says its own offset."""
     try:
         # In a query, "+" means a space: `…T00:00:00+02:00` arrives without it.
-        found = datetime.fromisoformat(text.replace(" ", "+"))
+        instant = datetime.fromisoformat(text.replace(" ", "+"))
         if len(text) == len("2026-11-30"):
-            found = found.replace(tzinfo=UTC)
-        if found.tzinfo is not None:
-            return found.astimezone(UTC)
+            instant = instant.replace(tzinfo=UTC)
+        if instant.tzinfo is not None:
+            return instant.astimezone(UTC)
     except (ValueError, OverflowError):
         pass
     raise bad_member(name, "a UTC date (2026-11-30) or an RFC 3339 time (2026-11-30T12:00:00Z)")

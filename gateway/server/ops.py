@@ -7,7 +7,7 @@ from typing import Final
 
 from multidict import CIMultiDictProxy
 
-from gateway.core.policy import Budget, Policy, Terms
+from gateway.core.policy import Budget, Policy, Share, Terms
 from gateway.ledger.contract import Ledger
 from gateway.metrics import CONTENT_TYPE, Metrics
 from gateway.server.pages import PrincipalOf, json_reply
@@ -83,7 +83,7 @@ def _gate(budget: Budget) -> Json:
     return {
         "name": budget.name,
         "scope": "+".join(budget.scope) or "tenant",
-        "window": budget.window.value,
+        "window": budget.window_name,
         "timezone": budget.timezone.key,
         **_terms(budget.terms),
         "overrides": [{"match": dict(override.match), **_terms(override.terms)} for override in budget.overrides],
@@ -91,4 +91,9 @@ def _gate(budget: Budget) -> Json:
 
 
 def _terms(terms: Terms) -> Json:
-    return {"limit": amount_text(terms.limit.amount, terms.limit.unit), "mode": terms.mode.value}
+    limit = terms.limit
+    if isinstance(limit, Share):
+        shown = f"{limit.ppm / 10_000:g}% of {limit.budget}"
+    else:
+        shown = amount_text(limit.amount, limit.unit)
+    return {"limit": shown, "mode": terms.mode.value}

@@ -1,12 +1,14 @@
 """What the gateway's own JSON pages share: who asks, what was sent, and how an answer is written."""
 
+import re
 from collections.abc import Callable, Collection, Mapping
-from typing import Final
+from typing import Final, TypeVar
 from urllib.parse import parse_qsl
 
 import orjson
 from multidict import CIMultiDictProxy
 
+from gateway.core.money import Microcents, parse_usd
 from gateway.identity import Principal
 from gateway.ledger.contract import LedgerLost, LedgerUnavailable
 from gateway.server.routes import Page, Route
@@ -15,6 +17,8 @@ from gateway.wire.exchange import Inbound, Reply
 from gateway.wire.problem import Refused, bad_request, problem
 
 PrincipalOf = Callable[[CIMultiDictProxy[str]], Principal]  # Refused 401 invalid_key
+
+T = TypeVar("T")
 
 _MAX_REASON: Final = 500
 
@@ -42,6 +46,12 @@ def ledger_page(method: str, path: str, page: Page) -> Route:
 def not_found(what: str) -> Refused:
     """Says the same of what never was and of what belongs to another."""
     return Refused(problem("not_found", f"There is no such {what}, or it is not yours to see."))
+
+
+def found(thing: T | None, what: str) -> T:
+    if thing is None:
+        raise not_found(what)
+    return thing
 
 
 def query_of(inbound: Inbound, known: Collection[str]) -> dict[str, str]:
@@ -81,6 +91,47 @@ def reason_of(body: Mapping[str, object]) -> str:
     if not isinstance(reason, str) or len(reason) > _MAX_REASON:
         raise bad_member("reason", f"a text of at most {_MAX_REASON} characters")
     return reason
+
+
+def usd_of(body: Mapping[str, object], name: str) -> Microcents | None:
+    """An amount in USD, as a text; None where the member is missing."""
+    if name not in body:
+        return None
+    value = body[name]
+    if not isinstance(value, str):
+        raise bad_member(name, 'an amount in USD as a text, such as "0.12"')
+    try:
+        return parse_usd(value)
+    except ValueError as error:
+        raise bad_request("bad_request", f"{name}: {error}.", name) from None
+
+
+def whole_of(body: Mapping[str, object], name: str, most: int) -> int | None:
+    """A whole number from 0 to `most`; None where the member is missing."""
+    if name not in body:
+        return None
+    value = body[name]
+    if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value <= most:
+        raise bad_member(name, f"a whole number from 0 to {most:,}")
+    return value
+
+
+def flag_of(body: Mapping[str, object], name: str) -> bool:
+    """False where the member is missing."""
+    value = body.get(name, False)
+    if not isinstance(value, bool):
+        raise bad_member(name, "true or false")
+    return value
+
+
+def text_of(body: Mapping[str, object], name: str, pattern: re.Pattern[str], expected: str) -> str | None:
+    """A text that the pattern matches in full; None where the member is missing."""
+    if name not in body:
+        return None
+    value = body[name]
+    if not isinstance(value, str) or pattern.fullmatch(value) is None:
+        raise bad_member(name, expected)
+    return value
 
 
 def bad_member(name: str, expected: str) -> Refused:

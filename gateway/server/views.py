@@ -1,5 +1,6 @@
 """Ledger records as the JSON that callers and operators read: USD as decimal strings, times in RFC 3339, UTC."""
 
+import re
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Final, TypeAlias
@@ -8,16 +9,25 @@ from gateway.core.money import format_usd
 from gateway.core.scopes import Amounts, Unit
 from gateway.core.values import Balance, Mode, Usage
 from gateway.core.windows import Window, WindowKind
-from gateway.ledger.contract import CallRecord, RunView, Settled
+from gateway.ledger.contract import AccountView, Act, CallRecord, Frozen, HoldState, RunState, RunView, Settled
 
 Json: TypeAlias = dict[str, object]
 
+_NUMBER: Final = re.compile(r"-?[0-9]+", re.ASCII)
+
 # Of an account's line among a decision's inputs: amounts in the account's unit.
 _AMOUNTS: Final = frozenset({"held", "limit", "committed", "reserved", "margin"})
+BY_BUDGET: Final = "budget"  # who paused a run that nobody paused: a budget with `on_exhausted: pause`
 
 
 def instant(at_ms: int) -> str:
     return datetime.fromtimestamp(at_ms / 1000, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
+def tightest_usd(balances: Sequence[Balance]) -> str | int | None:
+    """What is left in the tightest account in USD; None where nothing limits USD."""
+    left = [each.remaining for each in balances if each.account.unit is Unit.USD]
+    return amount(min((each for each in left if each is not None), default=None), Unit.USD)
 
 
 def amount(value: int | None, unit: Unit) -> str | int | None:
@@ -52,6 +62,9 @@ def run_json(view: RunView) -> Json:
         "run_id": view.run,
         "key": view.owner,
         "state": view.state.value,
+        "paused_by": (view.paused_by or BY_BUDGET) if view.state is RunState.PAUSED else None,
+        "parent": view.ancestry[0] if view.ancestry else None,
+        "ancestry": list(view.ancestry),
         "limit_usd": amount(limit, Unit.USD),
         "committed_usd": format_usd(view.committed),
         "reserved_usd": format_usd(view.reserved),
@@ -65,9 +78,24 @@ def run_json(view: RunView) -> Json:
 
 
 def account_json(balance: Balance) -> Json:
+    return {**_balance_json(balance), "mode": balance.mode.value}
+
+
+def account_view_json(view: AccountView) -> Json:
+    """An account by itself: `limit` is the one stored with it, null where the policy's counts. What is the mode, only the policy knows."""
+    unit = view.balance.account.unit
+    return {
+        **_balance_json(view.balance),
+        "carried": amount(view.carried, unit),
+        "adjusted": amount(view.adjusted, unit),
+    }
+
+
+def _balance_json(balance: Balance) -> Json:
     account = balance.account
     unit = account.unit
     return {
+        "account": account.key,
         "name": account.name,
         "scope": account.scope_name,
         "scope_values": dict(account.scope),
@@ -78,15 +106,15 @@ def account_json(balance: Balance) -> Json:
         "reserved": amount(balance.reserved, unit),
         "remaining": amount(balance.remaining, unit),
         "unconfirmed": amount(balance.unconfirmed, unit),
-        "mode": balance.mode.value,
     }
 
 
 def _window_json(window: Window) -> Json:
-    if window.kind is WindowKind.LIFETIME:
-        return {"window": window.kind.value, "timezone": None, "window_starts": None, "window_ends": None}
+    """A lifetime has no beginning, and a rolling window moves on all the time."""
+    if window.kind in (WindowKind.LIFETIME, WindowKind.ROLLING):
+        return {"window": window.name, "timezone": None, "window_starts": None, "window_ends": None}
     return {
-        "window": window.kind.value,
+        "window": window.name,
         "timezone": window.timezone,
         "window_starts": instant(window.start_ms),
         "window_ends": instant(window.end_ms),
@@ -112,10 +140,16 @@ def record_json(record: CallRecord) -> Json:
         **_charged_json(record.charged),
         "usage": None if record.usage is None else _usage_json(record.usage),
         "ending": record.ending,
+        "expires_at": expiry(record),
         "dimensions": dict(record.dimensions),
         "lines": [_line_json(key, held) for key, held in record.lines],
         "inputs": inputs_json(record.inputs),
     }
+
+
+def expiry(record: CallRecord) -> str | None:
+    """When a live hold is charged in full, unless it ends before."""
+    return instant(record.lease_until_ms) if record.state is HoldState.LIVE else None
 
 
 def settled_json(hold_id: str, settled: Settled) -> Json:
@@ -125,6 +159,25 @@ def settled_json(hold_id: str, settled: Settled) -> Json:
         "state": settled.state.value,
         "changed": settled.changed,
         **_charged_json(settled.charged),
+    }
+
+
+def frozen_json(frozen: Frozen) -> Json:
+    return {"scope": dict(frozen.scope), "at": instant(frozen.at_ms), "who": frozen.who, "reason": frozen.why}
+
+
+def act_json(act: Act) -> Json:
+    """`what` is a run, an account, a scope or a hold; an amount that the act was about stands beside it."""
+    what, _, number = act.what.partition(" ")  # what stands before is an id, a key or a scope's text: without spaces
+    changed = int(number) if _NUMBER.fullmatch(number) else None
+    return {
+        "id": act.id,
+        "at": instant(act.at_ms),
+        "who": act.who,
+        "act": act.act,
+        "what": what,
+        "amount": amount(changed, _unit_of(what) if "|" in what else Unit.USD),
+        "reason": act.why,
     }
 
 
