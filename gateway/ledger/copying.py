@@ -1,0 +1,224 @@
+"""A SQLite ledger's tables as neutral rows (`ledger.rows`), and back. Synchronous; the caller brings the thread and the transaction."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Final
+
+import apsw
+import orjson
+
+from gateway.ledger import rows
+from gateway.ledger.contract import Frozen, HoldState, LedgerUnavailable, RunState
+from gateway.ledger.packed import account_of, run_in, unpack_closing, unpack_record
+from gateway.ledger.schema import ACTIVE, COMMITTED, EXPIRED, LIVE, PAUSED, RELEASED, STOPPED
+
+_STATES: Final = {
+    LIVE: HoldState.LIVE,
+    EXPIRED: HoldState.EXPIRED,
+    COMMITTED: HoldState.COMMITTED,
+    RELEASED: HoldState.RELEASED,
+}
+_NUMBERS: Final = {word.value: number for number, word in _STATES.items()}
+_RUN_STATES: Final = {ACTIVE: RunState.ACTIVE, STOPPED: RunState.STOPPED, PAUSED: RunState.PAUSED}
+_RUN_NUMBERS: Final = {word.value: number for number, word in _RUN_STATES.items()}
+_TABLES: Final = ("tenants", "accounts", "runs", "calls", "refusals", "spend", "acts", "frozen")
+
+
+def all_rows(cursor: apsw.Cursor, at_ms: int) -> Iterator[rows.Row]:
+    """Of the cursor's transaction. `at_ms`: not before the last step that it shows."""
+    told = 0
+    for row in _rows(cursor, at_ms):
+        told += 1
+        yield row
+    yield rows.End(told)
+
+
+def _rows(cursor: apsw.Cursor, at_ms: int) -> Iterator[rows.Row]:
+    yield rows.Head(rows.FORMAT, at_ms)
+    for tenant in tenants(cursor):
+        raises = cursor.execute("SELECT raises FROM tenants WHERE tenant = ?", (tenant,)).fetchone()
+        yield rows.Tenant(tenant, at_ms, raises[0] if raises else 0)
+        yield from _accounts(cursor, tenant, at_ms)
+        yield from _runs(cursor, tenant)
+        yield from _calls(cursor, tenant)
+        for each in _all(
+            cursor, "SELECT ring, number, tail, record FROM refusals WHERE tenant = ? ORDER BY ring, number", tenant
+        ):
+            ring, number, tail, packed = each
+            yield rows.Refused(tenant, ring, number, tail, orjson.loads(packed))
+        spend = "SELECT day, owner, run, model, provider, dimensions, usd, tokens, calls FROM spend WHERE tenant = ?"
+        for day, owner, run, model, provider, dimensions, *sums in _all(cursor, spend, tenant):
+            yield rows.Spend(tenant, day, owner, run, model, provider, orjson.loads(dimensions), *sums)
+        for each in _all(cursor, "SELECT id, at_ms, who, act, what, why FROM acts WHERE tenant = ? ORDER BY number", tenant):
+            yield rows.ActRow(tenant, *each)
+        for scope, *rest in _all(cursor, "SELECT scope, at_ms, who, why FROM frozen WHERE tenant = ? ORDER BY text", tenant):
+            yield rows.FrozenRow(tenant, tuple([(name, value) for name, value in orjson.loads(scope)]), *rest)
+
+
+def tenants(cursor: apsw.Cursor) -> list[str]:
+    """Every tenant of whom anything is known, found by as many seeks as there are tenants: each table has them first in its key."""
+    found = set()
+    for table in _TABLES:
+        last = ""
+        statement = f"SELECT tenant FROM {table} WHERE tenant > ? ORDER BY tenant LIMIT 1"  # noqa: S608 - a name from _TABLES
+        while (row := cursor.execute(statement, (last,)).fetchone()) is not None:
+            last = row[0]
+            found.add(last)
+    return sorted(found)
+
+
+def _all(cursor: apsw.Cursor, statement: str, tenant: str) -> Iterator[tuple[Any, ...]]:
+    """On a cursor of its own: one statement may be read while another is."""
+    yield from cursor.connection.cursor().execute(statement, (tenant,))
+
+
+def _accounts(cursor: apsw.Cursor, tenant: str, at_ms: int) -> Iterator[rows.AccountRow]:
+    statement = (
+        "SELECT key, end_ms, committed, reserved, unconfirmed, carried, adjusted, alerted, stored_limit, buckets FROM accounts"
+        " WHERE tenant = ? ORDER BY key"
+    )
+    for key, end_ms, committed, reserved, unconfirmed, carried, adjusted, alerted, limit, packed in _all(
+        cursor, statement, tenant
+    ):
+        buckets: tuple[Any, ...] = ()
+        sums = (committed, unconfirmed)
+        if packed is not None:
+            oldest = account_of(tenant, key, end_ms).window.oldest_bucket(at_ms)
+            buckets = tuple([tuple(each) for each in orjson.loads(packed) if each[0] >= oldest])
+            sums = (sum(each[1] for each in buckets), sum(each[2] for each in buckets))
+        yield rows.AccountRow(tenant, key, end_ms, sums[0], reserved, sums[1], carried, adjusted, alerted, limit, buckets)
+
+
+def _runs(cursor: apsw.Cursor, tenant: str) -> Iterator[rows.Run]:
+    statement = (
+        "SELECT state, ancestry, recent, raised, issued, placed, run, owner, first_ms, last_ms, paused_no, paused_by, own_limit, asked,"
+        " committed, reserved, unconfirmed, calls, latest FROM runs WHERE tenant = ? ORDER BY run"
+    )
+    for state, ancestry, recent, raised, issued, placed, *rest in _all(cursor, statement, tenant):
+        run, owner, first_ms, last_ms, paused_no, paused_by, limit, asked, committed, reserved, unconfirmed, calls, latest = rest
+        yield rows.Run(
+            tenant=tenant,
+            run=run,
+            owner=owner,
+            first_ms=first_ms,
+            last_ms=last_ms,
+            state=_RUN_STATES[state],
+            paused_no=paused_no,
+            paused_by=paused_by,
+            limit=limit,
+            raised=bool(raised),
+            asked=asked,
+            committed=committed,
+            reserved=reserved,
+            unconfirmed=unconfirmed,
+            calls=calls,
+            latest=latest,
+            issued=bool(issued),
+            placed=bool(placed),
+            ancestry=tuple(ancestry.split("/")) if ancestry else (),
+            recent=tuple([(tail, fingerprint) for tail, fingerprint in orjson.loads(recent)]) if recent else (),
+        )
+
+
+def _calls(cursor: apsw.Cursor, tenant: str) -> Iterator[rows.CallRow]:
+    statement = "SELECT tail, state, due_ms, record, closing FROM calls WHERE tenant = ? ORDER BY tail"
+    for tail, state, due_ms, record, closing in _all(cursor, statement, tenant):
+        yield rows.CallRow(
+            tenant,
+            tail,
+            _STATES[state],
+            due_ms if state == LIVE else 0,
+            None if record is None else orjson.loads(record),
+            None if closing is None else orjson.loads(closing),
+        )
+
+
+# -- back -------------------------------------------------------------------------------------------------------------------------
+
+
+def check_empty(cursor: apsw.Cursor, path: str) -> None:
+    found = tenants(cursor)
+    if found:
+        raise LedgerUnavailable(f"{path} is not empty (tenant {found[0]!r}): rows are loaded into an empty ledger only")
+
+
+def load_rows(cursor: apsw.Cursor, batch: Sequence[rows.Row]) -> None:
+    """Puts rows into the tables of the open transaction."""
+    for row in batch:
+        statement = _INSERT.get(type(row))
+        if statement is not None:
+            cursor.execute(statement, _values(row))
+
+
+_COLUMNS: Final[Mapping[type, tuple[str, str]]] = {
+    rows.Tenant: ("tenants", "tenant, raises"),
+    rows.AccountRow: (
+        "accounts",
+        "tenant, key, end_ms, committed, reserved, unconfirmed, carried, adjusted, alerted, stored_limit, buckets, run",
+    ),
+    rows.Run: (
+        "runs",
+        "tenant, run, owner, first_ms, last_ms, state, paused_no, paused_by, own_limit, raised, asked, committed, reserved,"
+        " unconfirmed, calls, latest, issued, placed, ancestry, recent, used_s, quiet",
+    ),
+    rows.CallRow: ("calls", "tenant, tail, state, due_ms, record, closing"),
+    rows.Refused: ("refusals", "tenant, ring, number, tail, at_ms, record"),
+    rows.Spend: ("spend", "tenant, day, owner, run, model, provider, dimensions, usd, tokens, calls"),
+    rows.ActRow: ("acts", "tenant, id, at_ms, who, act, what, why"),
+    rows.FrozenRow: ("frozen", "tenant, scope, at_ms, who, why, text"),
+}
+_INSERT: Final[Mapping[type, str]] = {
+    kind: f"INSERT INTO {table} ({columns}) VALUES ({', '.join('?' * len(columns.split(',')))})"  # noqa: S608 - names from above
+    for kind, (table, columns) in _COLUMNS.items()
+}
+
+
+def _values(row: rows.Row) -> tuple[Any, ...]:
+    if isinstance(row, rows.Tenant):
+        return row.tenant, row.raises
+    if isinstance(row, rows.AccountRow):
+        return _account_values(row)
+    if isinstance(row, rows.Run):
+        return _run_values(row)
+    if isinstance(row, rows.CallRow):
+        return _call_values(row)
+    if isinstance(row, rows.Refused):
+        packed = orjson.dumps(row.record)
+        return row.tenant, row.ring, row.number, row.tail, unpack_record(row.tenant, packed).at_ms, packed
+    if isinstance(row, rows.Spend):
+        dimensions = orjson.dumps(row.dimensions).decode()
+        group = (row.tenant, row.day, row.owner, row.run, row.model, row.provider, dimensions)
+        return (*group, row.usd, row.tokens, row.calls)
+    if isinstance(row, rows.ActRow):
+        return row.tenant, row.id, row.at_ms, row.who, row.act, row.what, row.why
+    if isinstance(row, rows.FrozenRow):
+        text = Frozen(row.scope, row.at_ms, row.who, row.why).text
+        return row.tenant, orjson.dumps(row.scope).decode(), row.at_ms, row.who, row.why, text
+    return ()
+
+
+def _account_values(row: rows.AccountRow) -> tuple[Any, ...]:
+    account = account_of(row.tenant, row.key, row.end_ms)
+    buckets = orjson.dumps(row.buckets).decode() if account.window.bucket_ms else None
+    amounts = (row.committed, row.reserved, row.unconfirmed, row.carried, row.adjusted, row.alerted)
+    return (row.tenant, row.key, row.end_ms, *amounts, row.limit, buckets, run_in(account.scope))
+
+
+def _run_values(row: rows.Run) -> tuple[Any, ...]:
+    state = _RUN_NUMBERS[row.state]
+    return (
+        *(row.tenant, row.run, row.owner, row.first_ms, row.last_ms, state, row.paused_no, row.paused_by),
+        *(row.limit, int(row.raised), row.asked),
+        *(row.committed, row.reserved, row.unconfirmed, row.calls, row.latest, int(row.issued), int(row.placed)),
+        "/".join(row.ancestry),
+        orjson.dumps(row.recent).decode() if row.recent else None,
+        row.last_ms // 1000,
+        int(row.issued or not row.placed or state == STOPPED),
+    )
+
+
+def _call_values(row: rows.CallRow) -> tuple[Any, ...]:
+    packed = None if row.record is None else orjson.dumps(row.record)
+    ended = None if row.closing is None else orjson.dumps(row.closing)
+    closing = unpack_closing(ended)
+    due_ms = row.lease_ms if closing is None else closing.at_ms
+    return row.tenant, row.tail, _NUMBERS[row.state], due_ms, packed, ended
