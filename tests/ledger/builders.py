@@ -16,6 +16,7 @@ from gateway.core.values import (
     Ending,
     Mode,
     Plan,
+    RunTerms,
     Usage,
     UsageSource,
 )
@@ -38,8 +39,20 @@ def day_of(at_ms: int) -> Window:
     return Window(WindowKind.DAY, "UTC", start_ms, start_ms + DAY_MS)
 
 
-def caller(run: str = "r1", key: str = "k1", tenant: str = TENANT, *, issued: bool = False, **dimensions: str) -> Caller:
-    return Caller(tenant, key, run, "shared" if issued else run, issued, tuple(sorted(dimensions.items())))
+def caller(
+    run: str = "r1",
+    key: str = "k1",
+    tenant: str = TENANT,
+    *,
+    issued: bool = False,
+    parent: str | None = None,
+    above: Sequence[str] | None = None,
+    **dimensions: str,
+) -> Caller:
+    """`above`: the ancestry that the caller knows of; by default the parent, if it names one."""
+    ancestry = tuple(above if above is not None else () if parent is None else (parent,))
+    scope, has = "shared" if issued else run, tuple(sorted(dimensions.items()))
+    return Caller(tenant, key, run, scope, issued, has, parent=parent, ancestry=ancestry)
 
 
 def account(budget: str = "all", unit: Unit = Unit.USD, window: Window = LIFETIME, tenant: str = TENANT, **scope: str) -> Account:
@@ -55,8 +68,17 @@ def charge(
     own: bool = False,
     share_ppm: int = 1_000_000,
     alerts: tuple[int, ...] = (),
+    pinned_ppm: int = 0,
+    pinned_to: str = "",
+    pause: bool = False,
 ) -> Charge:
-    return Charge(Ceiling(of or account(), limit, *rule, margin, own, alerts), share_ppm)
+    ceiling = Ceiling(of or account(), limit, *rule, margin, own, alerts, pinned_ppm=pinned_ppm, pinned_to=pinned_to, pause=pause)
+    return Charge(ceiling, share_ppm)
+
+
+def share_of(whole: Account, part_ppm: int, of: Account) -> Charge:
+    """`limit: 50% of NAME`."""
+    return charge(of, None, pinned_ppm=part_ppm, pinned_to=whole.key)
 
 
 def plan(*charges: Charge, usd: int = 10, tokens: int = 5, calls: int = 1, model: str = "big") -> Plan:
@@ -69,18 +91,20 @@ def decision(
     run_limit: int | None = None,
     decision_id: str | None = None,
     at_ms: int = START_MS,
+    terms: RunTerms = RunTerms(),
+    fingerprint: str = "",
 ) -> Decision:
     """Without plans: one of $10 against the account `all` of limit 100 (microcents, all of them)."""
     who = of or caller()
     directives = Directives(run_limit=None if run_limit is None else Microcents(run_limit))
     asked = ladder[0].model if ladder else "big"
-    call = Call(who, "chat", asked, False, 1, None, (), directives=directives)
-    return Decision(decision_id or f"bdg_{next(_numbers):06}", call, ladder or (plan(charge()),), at_ms, "prices-1")
+    call = Call(who, "chat", asked, False, 1, None, (), directives=directives, fingerprint=fingerprint)
+    return Decision(decision_id or f"bdg_{next(_numbers):06}", call, ladder or (plan(charge()),), at_ms, "prices-1", terms=terms)
 
 
 def settlement(usd: int = 4, tokens: int = 3, calls: int = 1, ending: Ending = Ending.COMPLETED) -> Settlement:
     return Settlement(Amounts(usd, tokens, calls), Usage(UsageSource.PROVIDER, tokens), ending)
 
 
-def own_run_charge(run: str = "r1", limit: int | None = 100, alerts: Sequence[int] = ()) -> Charge:
-    return charge(account("run-ceiling", run=run), limit, own=True, alerts=tuple(alerts))
+def own_run_charge(run: str = "r1", limit: int | None = 100, alerts: Sequence[int] = (), *, pause: bool = False) -> Charge:
+    return charge(account("run-ceiling", run=run), limit, own=True, alerts=tuple(alerts), pause=pause)
