@@ -1,7 +1,6 @@
 """The policy file: YAML → `Policy`. Every mistake is named with file, line, key, what was found and what was expected, all at once.
 
-What is planned but not built yet is read, checked and refused as "not supported yet": a rule that silently does nothing is
-worse than none.
+A rule that silently does nothing is worse than none: what can have no effect is refused, or a warning where it may be meant.
 """
 
 import re
@@ -17,7 +16,7 @@ from pydantic import BeforeValidator, Field, GetCoreSchemaHandler
 from pydantic_core import CoreSchema, core_schema
 
 from gateway.core.catalog import Catalog
-from gateway.core.ceilings import RUN_LIMIT
+from gateway.core.ceilings import PLAN_DIMENSIONS, RUN_LIMIT
 from gateway.core.money import MAX_LIMIT_USD, parse_usd
 from gateway.core.policy import (
     DEFAULT_IDENTITY,
@@ -30,12 +29,13 @@ from gateway.core.policy import (
     Override,
     Policy,
     RunsPolicy,
+    Share,
     Source,
     Terms,
     Untagged,
 )
 from gateway.core.scopes import Unit
-from gateway.core.values import Mode
+from gateway.core.values import Mode, RunTerms
 from gateway.core.windows import WindowKind
 from gateway.yaml_fields import (
     OWN_DIMENSIONS,
@@ -67,7 +67,6 @@ from gateway.yaml_source import (
     read_document,
 )
 
-NOT_YET: Final = "not supported yet"
 MAX_COUNT: Final = 1_000_000_000_000_000  # tokens or calls: stays exact in 2^53, as money does
 
 
@@ -86,7 +85,7 @@ class ShareOf:
 class Rolling:
     """`rolling 10m`."""
 
-    length_ms: int
+    span_ms: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,6 +106,10 @@ class OnOutage(StrEnum):
     ALLOW = "allow"
 
 
+MIN_SPAN_MS: Final = 1_000
+MAX_SPAN_MS: Final = 31 * 86_400_000
+_CALENDAR: Final = tuple(kind.value for kind in WindowKind if kind is not WindowKind.ROLLING)
+_WINDOWS: Final = f'one of {", ".join(_CALENDAR)}, or a length such as "rolling 10m"'
 _COUNT = re.compile(r"([0-9]{1,15})(?:\.([0-9]{1,9}))? ?([kKmM]?) (token|call)s?", re.ASCII)
 _SHARE_OF = re.compile(r"([^ ]+%) of ([A-Za-z0-9._-]{1,64})", re.ASCII)
 _THOUSANDS: Final = {"": 0, "k": 3, "m": 6}
@@ -161,14 +164,14 @@ def _parse_margin(value: object) -> int | Limit:
 
 def _parse_window(value: object) -> WindowKind | Rolling:
     text = text_of(value)
-    if text.startswith("rolling"):
-        length_ms = parse_duration(text.removeprefix("rolling").strip())
-        if length_ms is None or length_ms == 0:
-            raise Unexpected('a length such as "rolling 10m"')
-        return Rolling(length_ms)
-    known = [kind.value for kind in WindowKind]
-    if text not in known:
-        raise Unexpected(f"one of {', '.join(known)}{did_you_mean(text, known)}")
+    if text.startswith(WindowKind.ROLLING):
+        length = text.removeprefix("rolling ")
+        span_ms = None if length.endswith("ms") else parse_duration(length)
+        if span_ms is None or not MIN_SPAN_MS <= span_ms <= MAX_SPAN_MS:
+            raise Unexpected('a length from 1s to 31d, such as "rolling 10m"')
+        return Rolling(span_ms)
+    if text not in _CALENDAR:
+        raise Unexpected(f"{_WINDOWS}{did_you_mean(text, _CALENDAR)}")
     return WindowKind(text)
 
 
@@ -241,7 +244,7 @@ LimitField = Annotated[
         {
             "type": "string",
             "pattern": rf"^({_AMOUNT}|[0-9.]+% of [A-Za-z0-9._-]+)$",
-            "examples": ["$5.00", "200k tokens", "60 calls"],
+            "examples": ["$5.00", "200k tokens", "60 calls", "50% of tenant-month"],
         },
     ),
 ]
@@ -257,10 +260,10 @@ WindowField = Annotated[
     WindowKind | Rolling,
     Reads(
         _parse_window,
-        f"one of {', '.join(WindowKind)}",
+        _WINDOWS,
         {
             "type": "string",
-            "anyOf": [{"enum": list(WindowKind)}, {"pattern": r"^rolling [0-9]+(\.[0-9]+)?(ms|s|m|h|d)$"}],
+            "anyOf": [{"enum": list(_CALENDAR)}, {"pattern": r"^rolling [0-9]+(\.[0-9]+)? ?(s|m|h|d)$"}],
         },
     ),
 ]
@@ -281,6 +284,7 @@ IdSourceField = Annotated[
 ]
 Tokens = Annotated[int, whole(1, 100_000_000)]
 ModeField = Annotated[Mode, one_of(Mode)]
+WaitField = Annotated[int, duration("0s", "10m")]
 
 
 # -- the file's shape -----------------------------------------------------------------------------------------------------------
@@ -294,35 +298,42 @@ class OverrideFile(Section):
     mode: ModeField | None = preset(None, description="Another mode.")
     margin: MarginField | None = preset(None, description="Another margin for `soft_gate`.")
     downgrade_below: Annotated[int, share(0, 1_000_000)] | None = preset(None, description='Another share; "0%" turns it off.')
-    on_exhausted: Annotated[OnExhausted, one_of(OnExhausted)] | None = preset(None, description="Not supported yet.")
+    on_exhausted: Annotated[OnExhausted, one_of(OnExhausted)] | None = preset(None, description="Another way for such callers.")
+    wait_for_raise: WaitField | None = preset(None, description="Another time to wait; only with `pause`.")
     stand_in: ClassVar = {"match": {}}
 
 
 class BudgetFile(Section):
     name: Word = Field(
-        description="The budget's name, in headers, answers and alerts. Part of its accounts' identity: a new name starts at $0."
+        description="The budget's name, in answers and alerts. Part of its accounts' identity: a new name starts at $0, unless "
+        "`renamed_from` says the old one."
     )
     scope: Annotated[list[Dimension], BeforeValidator(listed, json_schema_input_type=Dimension | list[Dimension])] = Field(
         description="What gets its own balance: a dimension (run, user, team, agent, feature, key, model, provider, or one of "
         "`identity`), a list of them, or `tenant` (also `[]`) for everything together."
     )
     limit: LimitField = Field(
-        description="The ceiling: US dollars, tokens (input and output together) or calls. At most $50,000,000. "
-        "`N% of OTHER-BUDGET` is not supported yet."
+        description="The ceiling: US dollars, tokens (input and output together) or calls. At most $50,000,000. `50% of OTHER-BUDGET`: "
+        "that part of what is left in the other budget when an account's first call is held; from then on the account keeps that limit. "
+        "The other budget has an amount for its limit, applies to every call (not `missing: skip`) and has no model or provider in "
+        "its scope."
     )
     window: WindowField | None = preset(
         None,
-        description="When the balance starts again: `lifetime` is never, the others are calendar windows in `timezone` (weeks "
-        "start on Monday). Default: `lifetime` for the scope `run`, else `month`. `rolling 10m` is not supported yet.",
+        description="When the balance starts again: `lifetime` is never; `minute` to `month` are calendar windows in `timezone` (weeks "
+        "start on Monday); `rolling 10m` always counts the last ten minutes (1s to 31d, in s, m, h or d), whatever the timezone. Of a "
+        "rolling window, what was spent is forgotten in 59 steps, never early. Default: `lifetime` for the scope `run`, else `month`.",
     )
-    timezone: TimezoneField = preset("UTC", description="Where the calendar window's midnight is.")
+    timezone: TimezoneField = preset("UTC", description="Where a calendar window's midnight is.")
     mode: ModeField = preset(
         "hard_gate",
         description="`hard_gate`: no call is forwarded unless its worst case fits. `soft_gate`: it may pass the limit by `margin`. "
         "`actuals_only`: blocks once what was really spent reached the limit. `advisory_estimate`: never blocks, warns.",
     )
     margin: MarginField | None = preset(
-        None, description="How far `soft_gate` lets a call pass the limit. Required there, refused elsewhere."
+        None,
+        description="How far `soft_gate` lets a call pass the limit. Required there, refused elsewhere. An amount where the limit is a "
+        "share of another budget.",
     )
     downgrade_below: Annotated[int, share(0, 1_000_000)] | None = preset(
         None,
@@ -330,18 +341,26 @@ class BudgetFile(Section):
         "so that the rest lasts longer.",
     )
     keep_for_wrap_up: Annotated[int, share(0, 1_000_000)] | None = preset(
-        None, description="A share that only calls with `X-Budget-Wrap-Up: true` may use. Not supported yet."
+        None,
+        description="A share of the limit that only calls with `X-Budget-Wrap-Up: true` may use, so that a run which was refused can "
+        "still save its work.",
     )
     alerts: list[Annotated[int, share(10_000, 10_000_000)]] = preset(
         ["50%", "80%", "100%"], description="Shares of the limit at which an alert is sent, once per account."
     )
     on_exhausted: Annotated[OnExhausted, one_of(OnExhausted)] = preset(
-        "block", description="What happens to a call that does not fit. `pause` is not supported yet."
+        "block",
+        description="What happens when a call does not fit. `block`: it is refused. `pause`: it is refused, and its run takes no calls "
+        "until somebody raises a limit or resumes it.",
+    )
+    wait_for_raise: WaitField | None = preset(
+        None,
+        description="With `pause`: how long such a call itself waits for the raise before it is answered.",
     )
     on_outage: Annotated[OnOutage, one_of(OnOutage)] | None = preset(
         None,
-        description="What happens while the ledger can't be reached. Default: `block` for `hard_gate` and `soft_gate`, `allow` for the "
-        "other modes. Another value than the mode's default is not supported yet.",
+        description="What happens while the ledger can't be reached. `allow`: this budget then stands in no call's way; what such calls "
+        "cost is recorded once the ledger is back. Default: `block` for `hard_gate` and `soft_gate`, `allow` for the other modes.",
     )
     missing: Annotated[Missing, one_of(Missing)] = preset(
         "share",
@@ -350,7 +369,9 @@ class BudgetFile(Section):
     )
     overrides: list[OverrideFile] = preset([], description="Other terms for some callers; the first that matches wins.")
     renamed_from: Word | None = preset(
-        None, description="The budget's former name, to carry its balances over. Not supported yet."
+        None,
+        description="The name that the budget's balances are kept under: they stay what they are while the budget goes by its new name. "
+        "After a second change of name it is still the first one.",
     )
     stand_in: ClassVar = {"name": "-", "scope": [], "limit": "$0"}
 
@@ -380,8 +401,12 @@ class ModelsFile(Section):
 
 
 class RepeatLimitFile(Section):
-    same_request: Annotated[int, whole(2, 1000)] = Field(description="How many equal requests are too many.")
-    within_calls: Annotated[int, whole(2, 10_000)] = Field(description="Among how many of the run's latest calls.")
+    same_request: Annotated[int, whole(1, 999)] = Field(
+        description="How often a run may make the same request; the next one is refused as a loop."
+    )
+    within_calls: Annotated[int, whole(2, 1000)] = Field(
+        description="Among how many of its latest calls, the new one included. More than `same_request`."
+    )
 
 
 class RunsFile(Section):
@@ -396,20 +421,24 @@ class RunsFile(Section):
         "or is refused (`refuse`).",
     )
     max_active_per_key: Annotated[int, whole(1, 1_000_000)] = preset(
-        200, description="How many runs a key may have active. Another value than the default is not supported yet."
+        200,
+        description="How many runs a key may have active; a call of one more is refused. Stopped runs do not count, nor do calls without "
+        "a run id.",
     )
     idle_ttl: Annotated[int, duration("1m", "365d")] = preset(
-        "24h", description="When an idle run stops counting as active. Another value than the default is not supported yet."
+        "24h",
+        description="When a run without calls stops counting as active. Its balance, owner and stop stay.",
     )
     forget_after: Annotated[int, duration("1h", "3650d")] = preset(
-        "30d", description="When an idle run is forgotten. Another value than the default is not supported yet."
+        "30d",
+        description="When a run without calls is forgotten, with its balance, owner and stop. At least `idle_ttl`.",
     )
     repeat_limit: Annotated[
         RepeatLimitFile | None,
         BeforeValidator(_off_as_none, json_schema_input_type=Literal["off", False] | RepeatLimitFile),
     ] = preset(
         "off",
-        description="`off`, or refuse a run that repeats one request: `{same_request: 5, within_calls: 20}`. Not supported yet.",
+        description="`off`, or refuse the next repetition of one request: `{same_request: 5, within_calls: 20}`.",
     )
 
 
@@ -453,21 +482,15 @@ def _scope_of(budget: BudgetFile) -> tuple[str, ...]:
     return tuple(dimension for dimension in budget.scope if dimension != "tenant")
 
 
-def _check_budget(reader: Reader, place: Place, budget: BudgetFile, names: Sequence[object], provided: Sequence[str]) -> None:
-    if isinstance(budget.limit, ShareOf):
-        _check_share(reader, (*place, "limit"), budget.limit, names)
-    if isinstance(budget.window, Rolling):
-        reader.refuse((*place, "window"), f"one of {', '.join(WindowKind)}: rolling windows are {NOT_YET}")
-    if budget.keep_for_wrap_up is not None:
-        reader.refuse((*place, "keep_for_wrap_up"), f"no such key: a wrap-up share is {NOT_YET}")
-    if budget.renamed_from is not None:
-        reader.refuse((*place, "renamed_from"), f"no such key: carrying balances over is {NOT_YET}")
-    if budget.on_exhausted is not OnExhausted.BLOCK:
-        reader.refuse((*place, "on_exhausted"), f"block: pausing is {NOT_YET}")
-    gates = budget.mode in (Mode.HARD_GATE, Mode.SOFT_GATE)
-    default = OnOutage.BLOCK if gates else OnOutage.ALLOW
-    if budget.on_outage not in (None, default):
-        reader.refuse((*place, "on_outage"), f"{default} (the default of {budget.mode}): another choice is {NOT_YET}")
+@dataclass(frozen=True, slots=True)
+class _LimitIn:
+    """A limit and its unit. None: of a share whose budget is wrong itself."""
+
+    limit: Limit | ShareOf
+    unit: Unit | None
+
+
+def _check_budget(reader: Reader, place: Place, budget: BudgetFile, limit: _LimitIn, provided: Sequence[str]) -> None:
     for i, dimension in enumerate(budget.scope):
         if dimension in budget.scope[:i]:
             reader.refuse((*place, "scope", i), "each dimension once")
@@ -476,13 +499,16 @@ def _check_budget(reader: Reader, place: Place, budget: BudgetFile, names: Seque
     for i, ppm in enumerate(budget.alerts):
         if ppm in budget.alerts[:i]:
             reader.refuse((*place, "alerts", i), "each share once")
-    _check_margin(reader, place, budget.mode, budget.margin, budget.limit)
+    _check_margin(reader, place, budget.mode, budget.margin, limit)
+    _check_pause(reader, place, budget.mode, budget.on_exhausted, budget.wait_for_raise)
     for index in reader.indexes(*place, "overrides"):
         spot = (*place, "overrides", index)
-        _check_override(reader, spot, reader.part(OverrideFile, *spot), place, budget)
+        _check_override(reader, spot, reader.part(OverrideFile, *spot), place, budget, limit)
 
 
-def _check_override(reader: Reader, spot: Place, override: OverrideFile, place: Place, budget: BudgetFile) -> None:
+def _check_override(
+    reader: Reader, spot: Place, override: OverrideFile, place: Place, budget: BudgetFile, limit: _LimitIn
+) -> None:
     if reader.sound(*spot, "match") and not override.match:
         reader.refuse((*spot, "match"), "at least one dimension and its value")
     for dimension in ("model", "provider"):
@@ -490,26 +516,28 @@ def _check_override(reader: Reader, spot: Place, override: OverrideFile, place: 
             reader.refuse(
                 (*spot, "match", dimension), "a dimension of the caller: model and provider belong to the plan", "this key"
             )
-    if override.on_exhausted is not None:
-        reader.refuse((*spot, "on_exhausted"), f"no such key: another way for some callers is {NOT_YET}")
-    if not any(reader.has(*spot, key) for key in OverrideFile.model_fields if key != "match"):
-        reader.refuse(spot, "something that it changes: limit, mode, margin or downgrade_below")
-    unit = _unit_of(budget.limit)
+    changes = [key for key in OverrideFile.model_fields if key != "match"]
+    if not any(reader.has(*spot, key) for key in changes):
+        reader.refuse(spot, f"something that it changes: {', '.join(changes[:-1])} or {changes[-1]}")
     if isinstance(override.limit, ShareOf):
-        reader.refuse((*spot, "limit"), f"an amount: a share of another budget is {NOT_YET}")
-    elif override.limit is not None and unit is not None and reader.sound(*place, "limit") and override.limit.unit is not unit:
-        reader.refuse((*spot, "limit"), f"an amount in {_in_words(unit)}, the budget's unit")
+        reader.refuse((*spot, "limit"), "an amount: only a budget's own limit can be a share of another budget")
+    elif override.limit is not None:
+        if limit.unit is not None and reader.sound(*place, "limit") and override.limit.unit is not limit.unit:
+            reader.refuse((*spot, "limit"), f"an amount in {_in_words(limit.unit)}, the budget's unit")
+        limit = _LimitIn(override.limit, limit.unit)
     mode = override.mode or budget.mode
+    if reader.sound(*place, "on_exhausted"):
+        _check_pause(reader, spot, mode, override.on_exhausted or budget.on_exhausted, override.wait_for_raise)
     margin = override.margin
     if margin is None and mode is Mode.SOFT_GATE and budget.mode is Mode.SOFT_GATE:
         return  # the budget's own margin applies, and is checked there
     if margin is None and mode is Mode.SOFT_GATE and budget.margin is not None:
         return  # refused at the budget, whose own mode has no margin
-    _check_margin(reader, spot, mode, margin, budget.limit)
+    _check_margin(reader, spot, mode, margin, limit)
 
 
-def _check_margin(reader: Reader, place: Place, mode: Mode, margin: int | Limit | None, limit: Limit | ShareOf) -> None:
-    """`place` is the budget's or the override's; the limit is the budget's."""
+def _check_margin(reader: Reader, place: Place, mode: Mode, margin: int | Limit | None, limit: _LimitIn) -> None:
+    """`place` is the budget's or the override's; so is the limit that the margin goes with."""
     if not reader.sound(*place, "mode"):
         return
     spot = (*place, "margin")
@@ -517,29 +545,51 @@ def _check_margin(reader: Reader, place: Place, mode: Mode, margin: int | Limit 
         reader.refuse(spot, 'a margin such as "10%" or "$0.50": soft_gate needs one')
     elif mode is not Mode.SOFT_GATE and margin is not None:
         reader.refuse(spot, f"no margin: only soft_gate has one, and the mode is {mode}")
-    unit = _unit_of(limit)
     budget = place if place[-2] == "budgets" else place[:2]
-    if isinstance(margin, Limit) and unit is not None and reader.sound(*budget, "limit") and margin.unit is not unit:
-        reader.refuse(spot, f"a percentage, or an amount in {_in_words(unit)}, the budget's unit")
+    if limit.unit is None or not reader.sound(*budget, "limit"):
+        return
+    unit = _in_words(limit.unit)
+    if isinstance(margin, int) and isinstance(limit.limit, ShareOf):
+        reader.refuse(spot, f"an amount in {unit}: what a share of another budget comes to is not known before its first call")
+    elif isinstance(margin, Limit) and margin.unit is not limit.unit:
+        what = "an amount" if isinstance(limit.limit, ShareOf) else "a percentage, or an amount"
+        reader.refuse(spot, f"{what} in {unit}, the budget's unit")
 
 
-def _check_share(reader: Reader, place: Place, limit: ShareOf, names: Sequence[object]) -> None:
-    if limit.budget not in names:
-        known = [name for name in names if isinstance(name, str)]
-        reader.refuse(place, f"a share of a budget in this file; none is named {limit.budget}{did_you_mean(limit.budget, known)}")
-    else:
-        reader.refuse(place, f'an amount such as "$5.00": a share of another budget is {NOT_YET}')
+def _check_pause(reader: Reader, place: Place, mode: Mode, on_exhausted: OnExhausted, wait_ms: int | None) -> None:
+    if not reader.sound(*place, "on_exhausted"):
+        return
+    if on_exhausted is OnExhausted.BLOCK and wait_ms:
+        reader.refuse((*place, "wait_for_raise"), "no time to wait: only `on_exhausted: pause` waits for a raise")
+    if on_exhausted is OnExhausted.PAUSE and mode is Mode.ADVISORY_ESTIMATE and reader.has(*place, "on_exhausted"):
+        reader.warn((*place, "on_exhausted"), f"{mode} never blocks a call, so this does nothing")
 
 
-def _unit_of(limit: Limit | ShareOf) -> Unit | None:
-    return limit.unit if isinstance(limit, Limit) else None
+def _check_share(reader: Reader, place: Place, limit: ShareOf, others: Mapping[str, BudgetFile]) -> None:
+    other = others.get(limit.budget)
+    if other is None:
+        known = did_you_mean(limit.budget, others)
+        reader.refuse(place, f"a share of a budget in this file; none is named {limit.budget}{known}")
+    elif isinstance(other.limit, ShareOf):
+        reader.refuse(place, f"a share of a budget whose limit is an amount; {limit.budget} is itself a share")
+    elif other.missing is Missing.SKIP:
+        reader.refuse(place, f"a share of a budget that applies to every call; {limit.budget} has `missing: skip`")
+    elif not PLAN_DIMENSIONS.isdisjoint(other.scope):
+        reader.refuse(
+            place, f"a share of a budget without model and provider in its scope; of {limit.budget}, each model would pin another"
+        )
+
+
+def _unit_of(limit: Limit | ShareOf, units: Mapping[str, Unit]) -> Unit | None:
+    """`units` by budget; a share is in that of the other."""
+    return limit.unit if isinstance(limit, Limit) else units.get(limit.budget)
 
 
 def _in_words(unit: Unit) -> str:
     return "US dollars" if unit is Unit.USD else unit.value
 
 
-def _check_names(reader: Reader) -> list[object]:
+def _check_names(reader: Reader) -> None:
     names = [reader.plain("budgets", i, "name") for i in reader.indexes("budgets")]
     for i, name in enumerate(names):
         if isinstance(name, str) and name in names[:i]:
@@ -548,7 +598,17 @@ def _check_names(reader: Reader) -> list[object]:
             reader.refuse(("budgets", i, "name"), f"a name of its own: the budget on line {first.line} has this one")
         elif name == RUN_LIMIT:
             reader.refuse(("budgets", i, "name"), "another name: this one is taken by the limits that runs set themselves")
-    return names
+    formers = [reader.plain("budgets", i, "renamed_from") for i in reader.indexes("budgets")]
+    for i, former in enumerate(formers):
+        if former is None:
+            continue
+        place = ("budgets", i, "renamed_from")
+        if former in names:
+            reader.refuse(place, "a name that no budget in this file has any more: its balances are that budget's")
+        elif former in formers[:i]:
+            reader.refuse(place, "a name that no other budget was renamed from")
+        elif former == RUN_LIMIT:
+            reader.refuse(place, "another name: this one is taken by the limits that runs set themselves")
 
 
 def _check_models(reader: Reader, models: ModelsFile, catalog: Catalog) -> None:
@@ -573,15 +633,12 @@ def _ladder_places(reader: Reader, place: Place) -> list[Place]:
 
 
 def _check_runs(reader: Reader, runs: RunsFile) -> None:
-    default = RunsFile()
-    if runs.repeat_limit is not None:
-        reader.refuse(("runs", "repeat_limit"), f"off: a limit on repeated requests is {NOT_YET}")
-    if runs.max_active_per_key != default.max_active_per_key:
-        reader.refuse(("runs", "max_active_per_key"), f"200 (the default): another number is {NOT_YET}")
-    if runs.idle_ttl != default.idle_ttl:
-        reader.refuse(("runs", "idle_ttl"), f"24h (the default): another time is {NOT_YET}")
-    if runs.forget_after != default.forget_after:
-        reader.refuse(("runs", "forget_after"), f"30d (the default): another time is {NOT_YET}")
+    repeat = runs.repeat_limit
+    if repeat is not None and repeat.same_request >= repeat.within_calls:
+        place = ("runs", "repeat_limit", "same_request")
+        reader.refuse(place, f"fewer than within_calls ({repeat.within_calls}): else it would never refuse a call")
+    if runs.forget_after < runs.idle_ttl:
+        reader.refuse(("runs", "forget_after"), "at least idle_ttl: a run that is forgotten can't count as active")
     headers = 0
     for i, source in enumerate(runs.id_from):
         headers += source != "path"
@@ -597,15 +654,22 @@ def _check_runs(reader: Reader, runs: RunsFile) -> None:
 def load(path: Path, catalog: Catalog | None) -> Policy:
     """Reads a policy file, or raises Mistakes. Without a catalog, models are not looked up: for a config that is itself wrong."""
     reader = Reader(read_document(path), PolicyFile)
-    names = _check_names(reader)
+    _check_names(reader)
     whole_file = reader.part(PolicyFile)
     identity = _identity_of(whole_file)
     provided = ("tenant", *OWN_DIMENSIONS, *(dimension for dimension, _ in identity))
-    for i in reader.indexes("budgets"):
-        place: Place = ("budgets", i)
-        if reader.refused(*place):
-            continue
-        _check_budget(reader, place, reader.part(BudgetFile, *place), names, provided)
+    places: list[Place] = [("budgets", i) for i in reader.indexes("budgets")]
+    budgets = {place: reader.part(BudgetFile, *place) for place in places if not reader.refused(*place)}
+    by_name = {budget.name: budget for budget in budgets.values()}
+    units = {
+        budget.name: budget.limit.unit
+        for place, budget in budgets.items()
+        if isinstance(budget.limit, Limit) and reader.sound(*place, "limit")
+    }
+    for place, budget in budgets.items():
+        if isinstance(budget.limit, ShareOf):
+            _check_share(reader, (*place, "limit"), budget.limit, by_name)
+        _check_budget(reader, place, budget, _LimitIn(budget.limit, _unit_of(budget.limit, units)), provided)
     models = reader.part(ModelsFile, "models")
     if catalog is not None:
         _check_models(reader, models, catalog)
@@ -619,7 +683,7 @@ def load(path: Path, catalog: Catalog | None) -> Policy:
             reader.warn(("budgets", i, "downgrade_below"), "`models.downgrade` names no cheaper model, so this does nothing")
     return Policy(
         version=reader.document.digest[:12],
-        budgets=tuple(_budget_of(budget) for budget in whole_file.budgets),
+        budgets=tuple(_budget_of(budget, units) for budget in whole_file.budgets),
         output=OutputPolicy(
             default_by_model=tuple(whole_file.output.default_max_tokens.items()),
             max_tokens=whole_file.output.max_tokens,
@@ -645,45 +709,68 @@ def _runs_of(runs: RunsFile) -> RunsPolicy:
         id_from_path="path" in runs.id_from,
         path_first=runs.id_from[:1] == ["path"],
         untagged=runs.untagged,
+        terms=RunTerms(
+            max_active=runs.max_active_per_key,
+            idle_ms=runs.idle_ttl,
+            same_request=runs.repeat_limit.same_request if runs.repeat_limit else 0,
+            within_calls=runs.repeat_limit.within_calls if runs.repeat_limit else 0,
+        ),
+        forget_after_ms=runs.forget_after,
     )
 
 
-def _budget_of(budget: BudgetFile) -> Budget:
-    window = _window_of(budget)
-    assert isinstance(window, WindowKind)
+def _budget_of(budget: BudgetFile, units: Mapping[str, Unit]) -> Budget:
+    window, limit = _window_of(budget), budget.limit
     terms = Terms(
-        limit=_amount(budget.limit),
+        limit=Share(units[limit.budget], limit.ppm, limit.budget) if isinstance(limit, ShareOf) else limit,
         mode=budget.mode,
         margin=_margin_of(budget.margin),
         downgrade_below_ppm=budget.downgrade_below or 0,
+        pause=budget.on_exhausted is OnExhausted.PAUSE,
+        wait_for_raise_ms=budget.wait_for_raise or 0,
+        outage_allow=_allows(budget.on_outage, budget.mode),
     )
     return Budget(
         name=budget.name,
         scope=_scope_of(budget),
-        window=window,
+        window=WindowKind.ROLLING if isinstance(window, Rolling) else window,
         timezone=budget.timezone,
         terms=terms,
         alerts_ppm=tuple(sorted(budget.alerts)),
         missing=budget.missing,
-        overrides=tuple(Override(tuple(override.match.items()), _overridden(terms, override)) for override in budget.overrides),
+        overrides=tuple(
+            Override(tuple(override.match.items()), _overridden(terms, override, budget.on_outage))
+            for override in budget.overrides
+        ),
+        span_ms=window.span_ms if isinstance(window, Rolling) else 0,
+        keep_for_wrap_up_ppm=budget.keep_for_wrap_up or 0,
+        renamed_from=budget.renamed_from,
     )
 
 
-def _overridden(terms: Terms, override: OverrideFile) -> Terms:
+def _overridden(terms: Terms, override: OverrideFile, on_outage: OnOutage | None) -> Terms:
     mode = override.mode or terms.mode
     margin = terms.margin if override.margin is None else _margin_of(override.margin)
     below = terms.downgrade_below_ppm if override.downgrade_below is None else override.downgrade_below
+    pause = terms.pause if override.on_exhausted is None else override.on_exhausted is OnExhausted.PAUSE
+    wait_ms = terms.wait_for_raise_ms if override.wait_for_raise is None else override.wait_for_raise
+    assert not isinstance(override.limit, ShareOf)
     return Terms(
-        limit=terms.limit if override.limit is None else _amount(override.limit),
+        limit=terms.limit if override.limit is None else override.limit,
         mode=mode,
         margin=margin if mode is Mode.SOFT_GATE else Margin(),
         downgrade_below_ppm=below,
+        pause=pause,
+        wait_for_raise_ms=wait_ms if pause else 0,
+        outage_allow=_allows(on_outage, mode),
     )
 
 
-def _amount(limit: Limit | ShareOf) -> Limit:
-    assert isinstance(limit, Limit)
-    return limit
+def _allows(on_outage: OnOutage | None, mode: Mode) -> bool:
+    """Whether calls may pass while the ledger is away: what enforces no reservation gives nothing up by that."""
+    if on_outage is None:
+        return mode not in (Mode.HARD_GATE, Mode.SOFT_GATE)
+    return on_outage is OnOutage.ALLOW
 
 
 def _margin_of(margin: int | Limit | None) -> Margin:
@@ -706,9 +793,10 @@ def reload(current: Policy, path: Path, catalog: Catalog) -> Policy | Mistakes:
 
 @dataclass(frozen=True, slots=True)
 class _Identity:
-    """What makes a budget's accounts the same accounts, in words."""
+    """What makes a budget's accounts the same accounts, in words. `kept` is the name that they are kept under."""
 
     name: str
+    kept: str
     scope: str
     window: str
     timezone: str
@@ -718,13 +806,16 @@ class _Identity:
         def change(what: str, before: str, after: str) -> list[str]:
             return [f"its {what} changed from {before} to {after}"] if before != after else []
 
-        calendar = WindowKind.LIFETIME not in (old.window, self.window)  # a lifetime is the same in every timezone
+        calendar = old.window in _IN_A_TIMEZONE and self.window in _IN_A_TIMEZONE
         return [
             *change("scope", old.scope, self.scope),
             *change("window", old.window, self.window),
             *(change("timezone", old.timezone, self.timezone) if calendar else []),
             *change("unit", old.unit, self.unit),
         ]
+
+
+_IN_A_TIMEZONE: Final = frozenset(_CALENDAR) - {WindowKind.LIFETIME.value}
 
 
 def changed_identities(old: Policy, new: Policy) -> list[str]:
@@ -734,34 +825,54 @@ def changed_identities(old: Policy, new: Policy) -> list[str]:
 
 def changes_against(gates: Sequence[Mapping[str, str]], new: Policy) -> list[str]:
     """The same, against the `gates` that a running gateway's /readyz lists."""
+    limits = {gate["name"]: gate["limit"] for gate in gates}
     running = [
-        _Identity(gate["name"], gate["scope"], gate["window"], gate["timezone"], _unit_in(gate["limit"])) for gate in gates
+        _Identity(
+            gate["name"],
+            gate.get("renamed_from") or gate["name"],
+            gate["scope"],
+            gate["window"],
+            gate["timezone"],
+            _unit_in(gate["limit"], limits),
+        )
+        for gate in gates
     ]
     return _changes(running, [_identity(budget) for budget in new.budgets])
 
 
 def _changes(old: Sequence[_Identity], new: Sequence[_Identity]) -> list[str]:
-    before = {budget.name: budget for budget in old}
-    kept = {budget.name for budget in new}
+    before = {budget.kept: budget for budget in old}
+    kept = {budget.kept for budget in new}
     sentences: list[str] = []
     for budget in new:
         start = f"{budget.name} starts at {'$0' if budget.unit == _in_words(Unit.USD) else f'0 {budget.unit}'} from now"
-        if (known := before.get(budget.name)) is not None:
+        if (known := before.get(budget.kept)) is not None:
             if changes := budget.changes_from(known):
                 sentences.append(f"{start}: {' and '.join(changes)}")
             continue
-        # A new budget that differs from a lost one in nothing but its name was probably renamed.
-        gone = [known for known in old if known.name not in kept and not budget.changes_from(known)]
-        if gone:
-            sentences.append(f"{start}: its name is new ({gone[0].name}, with the same scope, window and unit, is gone)")
+        # A new budget that differs from a lost one in nothing but its name was probably renamed; one that goes by a known name, or
+        # says that it did, has forgotten under which its balances are kept.
+        gone = [known for known in old if known.kept not in kept and not budget.changes_from(known)]
+        named = [known for known in gone if known.name in (budget.name, budget.kept)]
+        if named:
+            sentences.append(f"{start}: its balances are kept under {named[0].kept} (`renamed_from: {named[0].kept}` keeps them)")
+        elif gone:
+            sentences.append(
+                f"{start}: its name is new ({gone[0].name}, with the same scope, window and unit, is gone; `renamed_from: {gone[0].kept}` "
+                "would keep its balances)"
+            )
     return sentences
 
 
 def _identity(budget: Budget) -> _Identity:
     scope = "+".join(budget.scope) or "tenant"
-    return _Identity(budget.name, scope, budget.window, budget.timezone.key, _in_words(budget.terms.limit.unit))
+    unit = _in_words(budget.terms.limit.unit)
+    return _Identity(budget.name, budget.identity, scope, budget.window_name, budget.timezone.key, unit)
 
 
-def _unit_in(amount: str) -> str:
-    """The unit of an amount in words: `$5.00`, `60 calls`, `1 call`."""
-    return _in_words(Unit.USD) if amount.startswith("$") else amount.rpartition(" ")[2].removesuffix("s") + "s"
+def _unit_in(limit: str, limits: Mapping[str, str]) -> str:
+    """The unit of a limit in words: `$5.00`, `60 calls`, `1 call`; `50% of tenant-month`, whose own limit is another of them."""
+    if limit.startswith("$"):
+        return _in_words(Unit.USD)
+    _, is_share, other = limit.partition("% of ")
+    return _unit_in(limits[other], {}) if is_share else limit.rpartition(" ")[2].removesuffix("s") + "s"
