@@ -157,8 +157,8 @@ _COLUMNS: Final[Mapping[type, tuple[str, str]]] = {
     ),
     rows.Run: (
         "runs",
-        "tenant, run, owner, first_ms, last_ms, state, paused_no, paused_by, own_limit, raised, asked, committed, reserved,"
-        " unconfirmed, calls, latest, issued, placed, ancestry, recent, used_s, quiet",
+        """tenant, run, owner, first_ms, last_ms, state, paused_no, paused_by, own_limit, raised, asked, committed, reserved,
+        unconfirmed, calls, latest, issued, placed, ancestry, recent, used_s, quiet""",
     ),
     rows.CallRow: ("calls", "tenant, tail, state, due_ms, record, closing"),
     rows.Refused: ("refusals", "tenant, ring, number, tail, at_ms, record"),
