@@ -39,9 +39,12 @@ from gateway.relay import Places, Shared
 from gateway.server.admin import Admin
 from gateway.server.budget_api import BudgetApi
 from gateway.server.edge import Edge, Limits
+from gateway.server.events_api import EventsApi
+from gateway.server.external import External
 from gateway.server.guards import LOOPBACK_HOSTS, Guards
 from gateway.server.models import ModelList
 from gateway.server.ops import Ops, Serving
+from gateway.server.reservations_api import ReservationsApi
 from gateway.server.routes import Routes
 from gateway.settings import Settings
 from gateway.upstream import AiohttpUpstream, Endpoint
@@ -162,11 +165,13 @@ class Gateway:
         budget_api = BudgetApi(self.ledger, principal_of, self._run_ceiling, self.flow.run_stopped, clock_ms)
         unset_token_env = self.config.admin_token_env if self.config.admin_token is None else None
         admin = Admin(self.ledger, principal_of, unset_token_env, self._dimensions, self.flow.scope_frozen)
+        external = External(self.ledger, self._identity, lambda: self.flow.rulebook, self.observer.alert, clock_ms)
+        events_api, reservations_api = EventsApi(external), ReservationsApi(external, self.config.lease_ms)
         ops = Ops(self.ledger, self.metrics, self._serving, principal_of if self.config.auth == "keys" else None)
         models = ModelList(self._identity, lambda: self.flow.rulebook)
         return Routes(
             {("POST", "/v1/chat/completions"): self.flow.serve, ("GET", "/v1/models"): models.serve},
-            [*budget_api.routes(), *admin.routes(), *ops.routes()],
+            [*budget_api.routes(), *events_api.routes(), *reservations_api.routes(), *admin.routes(), *ops.routes()],
         )
 
     def _guards(self) -> Guards:

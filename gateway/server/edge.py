@@ -184,7 +184,7 @@ class Edge:
         except Refused as refused:
             if outlet.started:
                 raise
-            await _refuse(outlet, request, refused.problem)
+            await _refuse(outlet, request, refused.problem, refused.headers)
 
     async def _body(self, request: web.BaseRequest, connection: Connection) -> bytes:
         limit = self._limits.max_request

@@ -13,7 +13,7 @@ from gateway.identity import Principal
 from gateway.ledger.contract import LedgerLost, LedgerUnavailable
 from gateway.server.routes import Page, Route
 from gateway.wire.body import parse_object
-from gateway.wire.exchange import Inbound, Reply
+from gateway.wire.exchange import Headers, Inbound, Reply
 from gateway.wire.problem import Refused, bad_request, problem
 
 PrincipalOf = Callable[[CIMultiDictProxy[str]], Principal]  # Refused 401 invalid_key
@@ -23,9 +23,9 @@ T = TypeVar("T")
 _MAX_REASON: Final = 500
 
 
-def json_reply(value: Mapping[str, object], status: int = 200) -> Reply:
+def json_reply(value: Mapping[str, object], status: int = 200, headers: Headers = ()) -> Reply:
     """`no-store`: balances are true for a moment, and for one caller."""
-    return Reply(status, orjson.dumps(value), (("Content-Type", "application/json"), ("Cache-Control", "no-store")))
+    return Reply(status, orjson.dumps(value), (("Content-Type", "application/json"), ("Cache-Control", "no-store"), *headers))
 
 
 def ledger_page(method: str, path: str, page: Page) -> Route:

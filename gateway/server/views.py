@@ -24,10 +24,10 @@ def instant(at_ms: int) -> str:
     return datetime.fromtimestamp(at_ms / 1000, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
-def tightest_usd(balances: Sequence[Balance]) -> str | int | None:
+def tightest_usd(balances: Sequence[Balance]) -> str | None:
     """What is left in the tightest account in USD; None where nothing limits USD."""
-    left = [each.remaining for each in balances if each.account.unit is Unit.USD]
-    return amount(min((each for each in left if each is not None), default=None), Unit.USD)
+    left = [each.remaining for each in balances if each.account.unit is Unit.USD and each.remaining is not None]
+    return format_usd(min(left)) if left else None
 
 
 def amount(value: int | None, unit: Unit) -> str | int | None:

@@ -1,0 +1,213 @@
+"""What is spent beside the proxy, and comes in by `POST /budget/…`: whose it is, what it amounts to, and that it counts once.
+
+A caller's idempotency key makes the decision's id, so the ledger itself knows a repetition. The id says where it came from
+(`bdg_evt_…`, `bdg_ext_…`), which no id of a proxied call can: what is held for one of those is out of reach here.
+"""
+
+import hashlib
+import re
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import Final, TypeVar
+
+import orjson
+from multidict import CIMultiDict, CIMultiDictProxy
+
+from gateway.admitting import admit, barred, over_budget
+from gateway.core.decide import Rulebook, Unservable
+from gateway.core.money import format_usd
+from gateway.core.record import record
+from gateway.core.scopes import Amounts, Caller
+from gateway.core.values import Call, Decision
+from gateway.identity import Identity, Principal
+from gateway.ledger.contract import Alert, Barred, CallRecord, Ledger, Refusal, Settled, Stale
+from gateway.policy_file import MAX_COUNT
+from gateway.server.pages import bad_member, json_reply, text_of, usd_of, whole_of
+from gateway.server.views import Json, instant, tightest_usd
+from gateway.wire.exchange import Inbound, Reply
+from gateway.wire.headers import directives, run_id, single
+from gateway.wire.problem import Refused, bad_request, problem
+
+T = TypeVar("T")
+
+MAX_CALLS: Final = 1_000_000
+COMMON: Final = ("run_id", "name", "idempotency_key")  # members of every body
+
+_KEY: Final = re.compile(r"[\x21-\x7e]{1,200}", re.ASCII)
+_NAME: Final = re.compile(r"[^\s\x00-\x1f\x7f]{1,200}")
+
+
+@record
+class Order:
+    """What was asked for. The same key and the same words make the same id and the same fingerprint."""
+
+    call: Call
+    decision_id: str
+    at_ms: int
+
+    @property
+    def hold_id(self) -> str:
+        return "rsv_" + self.decision_id.removeprefix("bdg_")
+
+
+@dataclass(frozen=True, slots=True)
+class External:
+    """What both APIs stand on. `rulebook`: the policy in force."""
+
+    ledger: Ledger
+    identity: Identity
+    rulebook: Callable[[], Rulebook]
+    on_alert: Callable[[Alert], None]
+    now_ms: Callable[[], int]
+
+    def principal(self, headers: CIMultiDictProxy[str]) -> Principal:
+        """A caller: what is spent has to be somebody's, so the admin token opens nothing here."""
+        return self.identity.principal(headers, model_route=True)
+
+    def order(self, inbound: Inbound, body: Mapping[str, object], kind: str) -> Order:
+        """`kind`: `evt` or `ext`."""
+        principal = self.principal(inbound.headers)
+        key = _idempotency_key(inbound.headers, body)
+        policy, at_ms = self.rulebook().policy, self.now_ms()
+        named = _naming_its_run(inbound, body, policy.runs.id_header)
+        caller = self.identity.caller(principal, named, _no_field, policy, at_ms)
+        tail = f"{kind}_{_digest([principal.tenant, principal.key, key])}"
+        said = {name: value for name, value in body.items() if name not in ("run_id", "idempotency_key")}
+        fingerprint = _digest([tail, None if caller.run_issued else caller.run, said])
+        name = text_of(body, "name", _NAME, "1 to 200 characters without spaces") or "external"
+        call = Call(
+            caller=_as_before(caller, tail),
+            dialect=kind,
+            model=name,
+            stream=False,
+            choices=1,
+            client_cap=None,
+            parts=(),
+            directives=directives(inbound.headers),
+            fingerprint=fingerprint,
+        )
+        return Order(call, f"bdg_{tail}", at_ms)
+
+    async def recorded(self, order: Order) -> CallRecord | None:
+        """What became of the order before; None: nothing, or it was refused, which may be tried again. Refused 409: the key was used
+        for something else."""
+        found = await self.ledger.record(order.call.caller.tenant, order.decision_id)
+        if found is None or found.state is None:
+            return None
+        if found.inputs.get("fingerprint") != order.call.fingerprint:
+            raise Refused(
+                problem("idempotency_conflict", "This idempotency key was used before, with another body or run: use a new one.")
+            )
+        return found
+
+    async def admitted(
+        self, order: Order, cost: Amounts, ask: Callable[[Decision], Awaitable[T | Refusal | Barred | Stale]]
+    ) -> T:
+        """What the ledger says to the order; Refused where it is refused, as a call would be."""
+        rulebook = self.rulebook()
+
+        def decide(call: Call, at_ms: int) -> Decision | Unservable:
+            return rulebook.for_cost(call, cost, at_ms, order.decision_id)
+
+        answer: T | Refusal | Barred = await admit(order.call, order.at_ms, decide, ask)
+        if isinstance(answer, Refusal):
+            raise over_budget(answer)
+        if isinstance(answer, Barred):
+            raise barred(answer)
+        return answer
+
+    def settled(self, settled: Settled) -> None:
+        for alert in settled.alerts:
+            self.on_alert(alert)
+
+    async def left(self, of: CallRecord) -> str | None:
+        """What is left now in the tightest USD account of the run."""
+        view = await self.ledger.run(of.tenant, of.run)
+        return None if view is None else tightest_usd(view.accounts)
+
+
+def amounts_of(body: Mapping[str, object], usd_name: str, otherwise: Amounts) -> Amounts:
+    """The amounts that the body names, and those of `otherwise` for what it leaves out; one at least has to be named."""
+    usd = usd_of(body, usd_name)
+    tokens = whole_of(body, "tokens", MAX_COUNT)
+    calls = whole_of(body, "calls", MAX_CALLS)
+    if usd is None and tokens is None and calls is None:
+        raise bad_request("bad_request", f"Expected {usd_name}, tokens or calls.", usd_name)
+    return Amounts(
+        otherwise.usd if usd is None else usd,
+        otherwise.tokens if tokens is None else tokens,
+        otherwise.calls if calls is None else calls,
+    )
+
+
+def spent(of: CallRecord, left: str | None, more: Json, replayed: bool = False, status: int = 200) -> Reply:
+    """The answer about a debit or a hold, as it stands, with `more` that is told of its kind."""
+    told: Json = {
+        "decision_id": of.decision_id,
+        "run_id": of.run,
+        "name": of.selected_model,
+        "state": None if of.state is None else of.state.value,
+        "at": instant(of.at_ms),
+        **more,
+        "charged_usd": None if of.charged is None else format_usd(of.charged.usd),
+        "charged_tokens": None if of.charged is None else of.charged.tokens,
+        "charged_calls": None if of.charged is None else of.charged.calls,
+        "remaining_usd": left,
+        "replayed": replayed,
+    }
+    headers = [("X-Budget-Decision", of.outcome), ("X-Budget-Decision-Id", of.decision_id), ("X-Run-Id", of.run)]
+    if left is not None:
+        headers.append(("X-Budget-Remaining-USD", left))
+    if replayed:
+        headers.append(("Idempotent-Replayed", "true"))
+    return json_reply(told, status, headers)
+
+
+def _idempotency_key(headers: CIMultiDictProxy[str], body: Mapping[str, object]) -> str:
+    expected = "1 to 200 printable ASCII characters without spaces"
+    header = single(headers, "Idempotency-Key")
+    if header is not None and _KEY.fullmatch(header) is None:
+        raise bad_member("Idempotency-Key", expected)
+    member = text_of(body, "idempotency_key", _KEY, expected)
+    if header is not None and member is not None and header != member:
+        raise bad_request("ambiguous_request", "Idempotency-Key and idempotency_key differ.", "Idempotency-Key")
+    key = header or member
+    if key is None:
+        raise bad_request(
+            "bad_request",
+            "This has to count once, however often it is sent: name it by the header Idempotency-Key, or by idempotency_key.",
+            "Idempotency-Key",
+        )
+    return key
+
+
+def _naming_its_run(inbound: Inbound, body: Mapping[str, object], id_header: str | None) -> Inbound:
+    """As if a call had come for the run that the body names, by path and by header: the policy says which of them counts."""
+    if "run_id" not in body:
+        return inbound
+    given = body["run_id"]
+    if not isinstance(given, str):
+        raise bad_member("run_id", "a run id, as a text")
+    run = run_id(given)
+    headers = CIMultiDict(inbound.headers)
+    if id_header is not None:
+        if single(inbound.headers, id_header) not in (None, run):
+            raise bad_request("ambiguous_request", f"run_id and {id_header} name two runs.", "run_id")
+        headers[id_header] = run
+    return replace(inbound, path_run=run, headers=CIMultiDictProxy(headers))
+
+
+def _as_before(caller: Caller, tail: str) -> Caller:
+    """A caller without a run id gets the same one when it asks again."""
+    if not caller.run_issued:
+        return caller
+    run = f"run_{tail}"
+    return replace(caller, run=run, run_scope=run if caller.run_scope == caller.run else caller.run_scope)
+
+
+def _no_field(name: str) -> None:
+    """Dimensions come from headers and keys here: the body is the gateway's own."""
+
+
+def _digest(of: object) -> str:
+    return hashlib.sha256(orjson.dumps(of, option=orjson.OPT_SORT_KEYS)).hexdigest()[:32]
