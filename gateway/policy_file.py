@@ -438,7 +438,8 @@ class RunsFile(Section):
         BeforeValidator(_off_as_none, json_schema_input_type=Literal["off", False] | RepeatLimitFile),
     ] = preset(
         "off",
-        description="`off`, or refuse the next repetition of one request: `{same_request: 5, within_calls: 20}`.",
+        description="`off`, or refuse a request that the run makes over and over: `{same_request: 5, within_calls: 20}`. Calls that were "
+        "not billed do not count.",
     )
 
 

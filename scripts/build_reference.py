@@ -71,7 +71,18 @@ budgets:
 
 A budget counts in accounts: one for each value of its scope in each window. A call must fit every account it counts in. A budget's name,
 scope, window, timezone and unit are its accounts' identity: change one of them and its balances start at zero, which the gateway says when
-it reloads (`penstock check --against-running` says it before). Change its limit or mode and the balances stay.
+it reloads (`penstock check --against-running` says it before). Change its limit or mode and the balances stay; `renamed_from` keeps them
+under another name.
+
+A run that names its parent (`X-Parent-Run-Id`) spends for its ancestors too: whatever counts over `run` counts its calls once more for each
+ancestor, with that run's value and everything else the call's own; overrides that match on `run` are matched for the ancestor. What a call
+must fit is then its own budgets, in the file's order, and its ancestors', the nearest first.
+
+A share (`limit: 50% of tenant-month`) is taken of what is left in the other budget when an account's first call is held, and stays what it was
+then, whatever happens to the other. It is in the other's unit. An override may give some callers an amount instead.
+
+Of a limit, the last plan of a call's ladder may use what `keep_for_wrap_up` leaves, and plans with a cheaper one behind them what
+`downgrade_below` leaves if that is less. A call with `X-Budget-Wrap-Up: true` may use the whole.
 
 For editors that know JSON Schema (`penstock check --schema` prints it), put this on the file's first line:
 `# yaml-language-server: $schema=../docs/schema/policy.json`""",
@@ -80,18 +91,22 @@ For editors that know JSON Schema (`penstock check --schema` prints it), put thi
     rules=(
         "two budgets with one name",
         "`soft_gate` without a margin, a margin without `soft_gate`, or a margin in another unit than the limit's",
-        "an override that changes nothing, matches on nothing or on model or provider, or whose limit has another unit than the budget's",
+        "a percentage as the margin of a share: an amount is needed there",
+        "a time to wait for a raise where nothing pauses",
+        "a rolling window shorter than a second or longer than 31 days",
+        "an override that changes nothing or matches on nothing, model or provider; whose limit is a share or in another unit than the budget's",
         "a limit above $50,000,000 (or 10¹⁵ tokens or calls)",
         "a dimension, an alert or a run id source that is listed twice; more than one header in `runs.id_from`",
         "a downgrade to a model that neither the bundled catalog nor the config knows",
-        "a share of a budget that is not in the file",
+        "a share of a budget that is not in the file, is itself a share, has `missing: skip`, or has model or provider in its scope",
+        "`renamed_from` with the name of a budget in the file, or one that two budgets name",
+        "a `repeat_limit` that could never refuse a call; `forget_after` below `idle_ttl`",
         "an identity source for run, key, tenant, model or provider, or one that reads a header with a secret",
-        'whatever is "not supported yet": it is refused rather than ignored',
     ),
     warnings=(
         "no budget at all",
         "a scope's dimension that no `identity` source provides: only keys can bind it",
-        "`downgrade_below` where `models.downgrade` names nothing",
+        "`downgrade_below` where `models.downgrade` names nothing; `on_exhausted: pause` of a mode that never blocks",
         "a downgrade to a model without a price or outside `models.allow`",
     ),
     schema=policy_schema(),

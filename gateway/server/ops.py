@@ -82,6 +82,7 @@ class Ops:
 def _gate(budget: Budget) -> Json:
     return {
         "name": budget.name,
+        **({} if budget.renamed_from is None else {"renamed_from": budget.renamed_from}),
         "scope": "+".join(budget.scope) or "tenant",
         "window": budget.window_name,
         "timezone": budget.timezone.key,

@@ -4,7 +4,7 @@ from zoneinfo import ZoneInfo
 
 import pytest
 
-from gateway.core.policy import Budget, Limit, Override, Policy, Terms
+from gateway.core.policy import Budget, Limit, Override, Policy, Share, Terms
 from gateway.core.scopes import Unit
 from gateway.core.values import Mode, Outcome
 from gateway.core.windows import WindowKind
@@ -80,6 +80,23 @@ async def test_ready_names_the_ledger_the_policy_the_gates_and_the_versions(ledg
             "overrides": [],
         },
     ]
+
+
+async def test_a_gate_is_shown_as_the_policy_writes_it(ledger: SqliteLedger, metrics: Metrics) -> None:
+    share = Budget(
+        "new",
+        ("run",),
+        WindowKind.ROLLING,
+        UTC,
+        Terms(Share(Unit.USD, 125_000, "tenant-month"), Mode.HARD_GATE),
+        span_ms=600_000,
+        renamed_from="old",
+    )
+    serving = Serving(Policy("sha-1", (share,)), None, "prices", "0.1.0")
+    _, shown = await Asking(Ops(ledger, metrics, lambda: serving, None).routes())("GET", "/readyz")
+    (gate,) = shown["gates"]
+    assert (gate["name"], gate["renamed_from"]) == ("new", "old")
+    assert (gate["window"], gate["limit"]) == ("rolling 10m", "12.5% of tenant-month")
 
 
 async def test_a_ledger_that_does_not_serve_is_not_ready_and_says_why(ledger: SqliteLedger, metrics: Metrics) -> None:
