@@ -1,6 +1,12 @@
-"""A SQLite ledger's tables as neutral rows (`ledger.rows`), and back. Synchronous; the caller brings the thread and the transaction."""
+"""A SQLite ledger's tables as neutral rows (`ledger.rows`), and back. Each on a connection, in a transaction and in a thread of its own:
+a million runs take a while, and calls go on beside a dump.
+"""
 
-from collections.abc import Iterator, Mapping, Sequence
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from itertools import islice
 from typing import Any, Final
 
 import apsw
@@ -9,7 +15,7 @@ import orjson
 from gateway.ledger import rows
 from gateway.ledger.contract import Frozen, HoldState, LedgerUnavailable, RunState
 from gateway.ledger.packed import account_of, run_in, unpack_closing, unpack_record
-from gateway.ledger.schema import ACTIVE, COMMITTED, EXPIRED, LIVE, PAUSED, RELEASED, STOPPED
+from gateway.ledger.schema import ACTIVE, COMMITTED, EXPIRED, LIVE, PAUSED, RELEASED, STOPPED, connect, mapped_errors, read_meta
 
 _STATES: Final = {
     LIVE: HoldState.LIVE,
@@ -20,16 +26,59 @@ _STATES: Final = {
 _NUMBERS: Final = {word.value: number for number, word in _STATES.items()}
 _RUN_STATES: Final = {ACTIVE: RunState.ACTIVE, STOPPED: RunState.STOPPED, PAUSED: RunState.PAUSED}
 _RUN_NUMBERS: Final = {word.value: number for number, word in _RUN_STATES.items()}
+_BATCH: Final = 1_000
+_TIMEOUT_MS: Final = 30_000
 _TABLES: Final = ("tenants", "accounts", "runs", "calls", "refusals", "spend", "acts", "frozen")
 
 
-def all_rows(cursor: apsw.Cursor, at_ms: int) -> Iterator[rows.Row]:
-    """Of the cursor's transaction. `at_ms`: not before the last step that it shows."""
-    told = 0
-    for row in _rows(cursor, at_ms):
-        told += 1
-        yield row
-    yield rows.End(told)
+async def dump(path: str, clock_ms: Callable[[], int]) -> AsyncIterator[Mapping[str, object]]:
+    """Everything as of one instant. While it lasts, SQLite keeps what is written meanwhile in its log beside the file."""
+    with _connected(path) as (cursor, in_thread):
+        await in_thread(cursor.execute, "BEGIN")
+        # The first read is the instant; the clock is asked after it, so that no step it shows is of a later time.
+        await in_thread(read_meta, cursor, path)
+        told = _rows(cursor, clock_ms())
+        number = 0
+        while batch := await in_thread(lambda: list(islice(told, _BATCH))):
+            for row in batch:
+                yield rows.to_mapping(row)
+            number += len(batch)
+        yield rows.to_mapping(rows.End(number))
+
+
+async def load(path: str, given: AsyncIterator[Mapping[str, object]]) -> int:
+    """In one transaction: all of it or nothing. Returns how many rows."""
+    with _connected(path) as (cursor, in_thread):
+        await in_thread(cursor.execute, "BEGIN IMMEDIATE")
+        await in_thread(_check_empty, cursor, path)
+        number = 0
+        batch: list[rows.Row] = []
+        async for row in rows.read_all(given):
+            batch.append(row)
+            if len(batch) == _BATCH or isinstance(row, rows.End):
+                await in_thread(_load_rows, cursor, batch)
+                number += len(batch)
+                batch = []
+        await in_thread(cursor.execute, "UPDATE meta SET sequence = sequence + 1, rules = rules + 1; COMMIT")
+        return number
+
+
+@contextmanager
+def _connected(path: str) -> Iterator[tuple[apsw.Cursor, Callable[..., Awaitable[Any]]]]:
+    """A cursor, and how to call what uses it. What is not committed at the end never happened."""
+    loop = asyncio.get_running_loop()
+    thread = ThreadPoolExecutor(1, "ledger-copy")
+
+    async def in_thread(work: Callable[..., Any], *arguments: object) -> Any:
+        return await loop.run_in_executor(thread, work, *arguments)
+
+    with mapped_errors(path):
+        connection = connect(path, "FULL", _TIMEOUT_MS)
+        try:
+            yield connection.cursor(), in_thread
+        finally:
+            thread.shutdown()
+            connection.close()
 
 
 def _rows(cursor: apsw.Cursor, at_ms: int) -> Iterator[rows.Row]:
@@ -135,13 +184,13 @@ def _calls(cursor: apsw.Cursor, tenant: str) -> Iterator[rows.CallRow]:
 # -- back -------------------------------------------------------------------------------------------------------------------------
 
 
-def check_empty(cursor: apsw.Cursor, path: str) -> None:
+def _check_empty(cursor: apsw.Cursor, path: str) -> None:
     found = tenants(cursor)
     if found:
         raise LedgerUnavailable(f"{path} is not empty (tenant {found[0]!r}): rows are loaded into an empty ledger only")
 
 
-def load_rows(cursor: apsw.Cursor, batch: Sequence[rows.Row]) -> None:
+def _load_rows(cursor: apsw.Cursor, batch: Sequence[rows.Row]) -> None:
     """Puts rows into the tables of the open transaction."""
     for row in batch:
         statement = _INSERT.get(type(row))
