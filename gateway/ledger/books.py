@@ -4,16 +4,28 @@ The steps change the rows; `write` puts what has changed into the open transacti
 else has written to the file; after a rollback nothing is, so a step that fails half-way leaves nothing.
 """
 
+import secrets
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Final, TypeAlias
 
 import apsw
 import orjson
 
 from gateway.core.scopes import Account, Amounts
-from gateway.ledger.packed import Closing, Record, pack_closing, pack_record, unpack_closing, unpack_record
-from gateway.ledger.schema import EXPIRED, LIVE
+from gateway.core.windows import BUCKETS
+from gateway.ledger.contract import Frozen
+from gateway.ledger.packed import (
+    Closing,
+    Record,
+    account_of,
+    pack_closing,
+    pack_record,
+    run_in,
+    unpack_closing,
+    unpack_record,
+)
+from gateway.ledger.schema import ACTIVE, EXPIRED, LIVE, STOPPED
 
 RING: Final = 32  # refusals kept per run
 _KNOWN_AT_MOST: Final = 8_192  # rows of each kind
@@ -21,51 +33,206 @@ Where: TypeAlias = tuple[str, str]  # a row's tenant, and its key, run or tail
 _DAY_MS: Final = 86_400_000
 
 
-def _move(row: "AccountRow | RunRow", reserved: int = 0, committed: int = 0, unconfirmed: int = 0) -> None:
-    """The method of both kinds of balance. Nothing is ever below zero: a step that would make it so is a bug."""
-    row.reserved += reserved
-    row.committed += committed
-    row.unconfirmed += unconfirmed
-    assert row.reserved >= 0, row
-    assert 0 <= row.unconfirmed <= row.committed, row
-    row.changed = True
-
-
 @dataclass(slots=True)
 class AccountRow:
-    """Amounts in the account's unit."""
+    """Amounts in the account's unit. A change beyond `committed`, `reserved` and `unconfirmed` is a `wide` one."""
 
     committed: int
     reserved: int
     unconfirmed: int
     alerted: int
     end_ms: int
+    carried: int
+    adjusted: int
+    limit: int | None
+    run: str
     stored: bool = False  # the file has a row for it
     changed: bool = False
+    wide: bool = False
 
-    move = _move
+    def hold(self, amount: int) -> None:
+        self.reserved += amount
+        self.changed = True
+
+    def settle(self, held: int, charged: int, provisionally: bool) -> None:
+        """What was held becomes what is charged. Nothing is ever below zero: a step that would make it so is a bug."""
+        self.reserved -= held
+        self.committed += charged
+        if provisionally:
+            self.unconfirmed += charged
+        assert self.reserved >= 0 <= self.unconfirmed <= self.committed, self
+        self.changed = True
+
+    def correct(self, provisional: int, charged: int, charged_ms: int) -> None:  # noqa: ARG002 - of importance to a rolling window
+        """What was charged provisionally, at that time, becomes what is charged."""
+        self.committed += charged - provisional
+        self.unconfirmed -= provisional
+        assert 0 <= self.unconfirmed <= self.committed, self
+        self.changed = True
+
+    def carry(self, charged: int, provisional: int, ended_ms: int) -> None:  # noqa: ARG002 - of importance to a rolling window
+        """A call that ended then and was charged here is retired. What was provisional of it is confirmed."""
+        self.carried += charged
+        self.unconfirmed -= provisional
+        assert self.unconfirmed >= 0, self
+        self.changed = self.wide = True
+
+    def roll(self, now_ms: int) -> None:
+        """Time has passed."""
+
+    def aging(self) -> tuple[tuple[int, int], ...]:
+        return ()
+
+    def reset(self) -> bool:
+        """Committed becomes what is unconfirmed. False: nothing changed."""
+        if self.committed == self.unconfirmed and not self.alerted:
+            return False
+        self.adjusted += self.unconfirmed - self.committed
+        self.committed = self.unconfirmed
+        self.alerted = 0
+        self.changed = self.wide = True
+        return True
+
+    def packed_buckets(self) -> str | None:
+        return None
+
+
+@dataclass(slots=True)
+class RollingRow(AccountRow):
+    """An account of a rolling window: `committed` and `unconfirmed` are the sums of its buckets, [committed, unconfirmed, carried] by
+    index. Every change of those is a wide one."""
+
+    bucket_ms: int = 0
+    now_ms: int = 0
+    buckets: dict[int, list[int]] = field(default_factory=dict)
+
+    def settle(self, held: int, charged: int, provisionally: bool) -> None:
+        AccountRow.settle(self, held, charged, provisionally)
+        if charged:
+            self._land(self.now_ms, charged, charged if provisionally else 0)
+
+    def correct(self, provisional: int, charged: int, charged_ms: int) -> None:
+        counts = charged_ms // self.bucket_ms in self.buckets
+        AccountRow.correct(self, provisional if counts else 0, charged, charged_ms)
+        if counts:
+            self._land(charged_ms, -provisional, -provisional)
+        if charged:
+            self._land(self.now_ms, charged, 0)
+
+    def _land(self, at_ms: int, committed: int, unconfirmed: int) -> None:
+        bucket = self.buckets.setdefault(at_ms // self.bucket_ms, [0, 0, 0])
+        bucket[0] += committed
+        bucket[1] += unconfirmed
+        assert 0 <= bucket[1] <= bucket[0], self
+        self.wide = True
+
+    def carry(self, charged: int, provisional: int, ended_ms: int) -> None:
+        bucket = self.buckets.get(ended_ms // self.bucket_ms)
+        if bucket is not None:
+            bucket[1] -= provisional
+            bucket[2] += charged
+            self.unconfirmed -= provisional
+            assert bucket[1] >= 0 <= self.unconfirmed, self
+            self.changed = self.wide = True
+
+    def roll(self, now_ms: int) -> None:
+        """Forgets the buckets that do not count any more."""
+        self.now_ms = now_ms
+        oldest = now_ms // self.bucket_ms - BUCKETS + 1
+        for index in [index for index in self.buckets if index < oldest]:
+            committed, unconfirmed, _ = self.buckets.pop(index)
+            self.committed -= committed
+            self.unconfirmed -= unconfirmed
+            self.wide = True
+
+    def aging(self) -> tuple[tuple[int, int], ...]:
+        """See `Balance.aging`."""
+        return tuple(
+            [((index + BUCKETS) * self.bucket_ms, bucket[0]) for index, bucket in sorted(self.buckets.items()) if bucket[0]]
+        )
+
+    def reset(self) -> bool:
+        if self.committed == self.unconfirmed and not self.alerted:
+            return False
+        for bucket in self.buckets.values():
+            bucket[2] += bucket[1] - bucket[0]
+            bucket[0] = bucket[1]
+        self.committed = self.unconfirmed
+        self.alerted = 0
+        self.changed = self.wide = True
+        return True
+
+    def packed_buckets(self) -> str:
+        return orjson.dumps([(index, *bucket) for index, bucket in sorted(self.buckets.items())]).decode()
 
 
 @dataclass(slots=True)
 class RunRow:
-    """Amounts in microcents."""
+    """Amounts in microcents. A change beyond the amounts, `calls`, `last_ms` and `latest` is a `wide` one."""
 
     first_ms: int
     owner: str
-    stopped: bool
+    state: int
+    paused_no: int | None
+    paused_by: str
     limit: int | None
-    raised: bool
+    raised: int
     asked: int | None
+    issued: int
+    placed: int
+    ancestry: tuple[str, ...]
+    recent: list[tuple[str, str]] | None
     committed: int
     reserved: int
     unconfirmed: int
     calls: int
     last_ms: int
     latest: str | None
+    used_s: int
     stored: bool = False  # the file has a row for it
     changed: bool = False
+    wide: bool = False
 
-    move = _move
+    def hold(self, amount: int) -> None:
+        self.reserved += amount
+        self.changed = True
+
+    def settle(self, held: int, charged: int, provisionally: bool) -> None:
+        self.reserved -= held
+        self.committed += charged
+        if provisionally:
+            self.unconfirmed += charged
+        assert self.reserved >= 0 <= self.unconfirmed <= self.committed, self
+        self.changed = True
+
+    def correct(self, provisional: int, charged: int) -> None:
+        self.committed += charged - provisional
+        self.unconfirmed -= provisional
+        assert 0 <= self.unconfirmed <= self.committed, self
+        self.changed = True
+
+    def use(self, now_ms: int) -> None:
+        self.last_ms = now_ms
+        self.changed = True
+        if now_ms // 1000 != self.used_s:
+            self.used_s = now_ms // 1000
+            self.wide = True
+
+    def change(self) -> None:
+        self.changed = self.wide = True
+
+    @property
+    def quiet(self) -> bool:
+        """Not among its key's active runs, however lately it was used."""
+        return bool(self.issued) or not self.placed or self.state == STOPPED
+
+
+@dataclass(slots=True)
+class Rules:
+    """What holds for a tenant as a whole."""
+
+    raises: int
+    frozen: tuple[Frozen, ...]  # by text
 
 
 @dataclass(slots=True)
@@ -74,7 +241,7 @@ class CallRow:
 
     tail: str
     state: int
-    lease_ms: int
+    due_ms: int  # when its lease ends; of one that has ended, when it did
     record: Record | None
     closing: Closing | None
     packed: bytes | None  # the record as stored; None: pack it again
@@ -82,13 +249,22 @@ class CallRow:
     changed: bool = False
 
 
+_ACCOUNT_COLUMNS: Final = "committed, reserved, unconfirmed, alerted, end_ms, carried, adjusted, stored_limit, run, buckets"
+RUN_COLUMNS: Final = (
+    "first_ms, owner, state, paused_no, paused_by, own_limit, raised, asked, issued, placed, ancestry, recent,"
+    " committed, reserved, unconfirmed, calls, last_ms, latest, used_s"
+)
+
+
 class Books:
     """See the module. `now_ms` is the one instant of the batch."""
 
-    def __init__(self, cursor: apsw.Cursor) -> None:
-        self.now_ms = 0
+    def __init__(self, cursor: apsw.Cursor, now_ms: int = 0) -> None:
+        self.now_ms = now_ms
         self.changes = 0  # steps of the batch that changed anything
+        self.rules_changed = False
         self._cursor = cursor
+        self._trusting = False
         # What the batch touched …
         self._accounts: dict[Where, AccountRow] = {}
         self._runs: dict[Where, RunRow | None] = {}
@@ -96,35 +272,23 @@ class Books:
         self._spend: dict[tuple[str, int, str, str, str, str, str], list[int]] = {}
         # … and what is known from the batches before it, as committed. Of the calls, those that are open.
         self._known_accounts: dict[Where, AccountRow] = {}
-        self._known_runs: dict[Where, RunRow] = {}
+        self._known_runs: dict[Where, RunRow | None] = {}
         self._known_calls: dict[Where, CallRow] = {}
+        self._known_rules: dict[str, Rules] = {}  # by tenant
 
     # -- batches --------------------------------------------------------------------------------------------------------------
 
-    def begin(self, now_ms: int, calls: Sequence[Where]) -> None:
-        """`calls`: those that the batch's steps will look at, as far as that is known. They are read in one go."""
+    def begin(self, now_ms: int, trusting: bool) -> None:
+        """`trusting`: see `call_unless_new`."""
         self.now_ms = now_ms
         self.changes = 0
-        unknown: dict[str, list[str]] = {}
-        for where in calls:
-            if where not in self._known_calls:
-                self._calls[where] = None
-                unknown.setdefault(where[0], []).append(where[1])
-        for tenant, tails in unknown.items():
-            found: list[Any] = self._cursor.execute(
-                "SELECT tail, state, lease_ms, record, closing FROM calls"
-                " WHERE tenant = ? AND tail IN (SELECT value FROM json_each(?))",
-                (tenant, orjson.dumps(tails).decode()),
-            ).fetchall()
-            for row in found:
-                self._calls[tenant, row[0]] = _call_row(tenant, row)
+        self.rules_changed = False
+        self._trusting = trusting
 
     def committed(self) -> None:
         """What the batch touched is in the file: it stays known."""
         self._known_accounts.update(self._accounts)
-        for where, run in self._runs.items():
-            if run is not None:
-                self._known_runs[where] = run
+        self._known_runs.update(self._runs)
         for where, call in self._calls.items():
             if call is not None and call.state <= EXPIRED:
                 self._known_calls[where] = call
@@ -132,7 +296,7 @@ class Books:
                 self._known_calls.pop(where, None)
         for touched in (self._accounts, self._runs, self._calls):
             touched.clear()
-        for known in (self._known_accounts, self._known_runs, self._known_calls):
+        for known in (self._known_accounts, self._known_runs, self._known_calls, self._known_rules):
             if len(known) > _KNOWN_AT_MOST:
                 known.clear()
 
@@ -142,6 +306,11 @@ class Books:
             known.clear()
         for touched in (self._accounts, self._runs, self._calls, self._spend):
             touched.clear()
+        if self.rules_changed:
+            self.forget_rules()
+
+    def forget_rules(self) -> None:
+        self._known_rules.clear()
 
     # -- rows -----------------------------------------------------------------------------------------------------------------
 
@@ -153,36 +322,70 @@ class Books:
             return row
         row = self._known_accounts.get(where)
         if row is None:
-            found = self._cursor.execute(
-                "SELECT committed, reserved, unconfirmed, alerted, end_ms FROM accounts WHERE tenant = ? AND key = ?",
-                where,
-            ).fetchone()
-            row = AccountRow(*found) if found else AccountRow(0, 0, 0, 0, account.window.end_ms)
+            found = self._account_columns(where)
+            row = _account_row(account, found or (0, 0, 0, 0, account.window.end_ms, 0, 0, None, run_in(account.scope), None))
             row.stored = found is not None
+        row.roll(self.now_ms)
         self._accounts[where] = row
         return row
+
+    def account_by_key(self, tenant: str, key: str) -> tuple[Account, AccountRow] | None:
+        """None: it does not exist."""
+        where = (tenant, key)
+        known = self._accounts.get(where) or self._known_accounts.get(where)
+        if known is not None:
+            end_ms = known.end_ms
+        else:
+            found = self._account_columns(where)
+            if found is None:
+                return None
+            end_ms = found[4]
+        account = account_of(tenant, key, end_ms)
+        row = self.account(account)
+        return (account, row) if row.stored or row.changed else None
+
+    def _account_columns(self, where: Where) -> tuple[Any, ...] | None:
+        return self._cursor.execute(f"SELECT {_ACCOUNT_COLUMNS} FROM accounts WHERE tenant = ? AND key = ?", where).fetchone()  # noqa: S608
 
     def run(self, tenant: str, run: str) -> RunRow | None:
         where = (tenant, run)
         if where in self._runs:
             return self._runs[where]
-        row = self._known_runs.get(where)
-        if row is None:
-            found = self._cursor.execute(
-                "SELECT first_ms, owner, stopped, own_limit, raised, asked, committed, reserved, unconfirmed, calls, last_ms, latest"
-                " FROM runs WHERE tenant = ? AND run = ?",
-                where,
-            ).fetchone()
-            if found:
-                row = RunRow(*found)
-                row.stored = True
+        if where in self._known_runs:
+            row = self._known_runs[where]
+        else:
+            found = self._cursor.execute(f"SELECT {RUN_COLUMNS} FROM runs WHERE tenant = ? AND run = ?", where).fetchone()  # noqa: S608
+            row = run_row(found) if found else None
         self._runs[where] = row
         return row
 
     def new_run(self, tenant: str, run: str, owner: str) -> RunRow:
-        row = RunRow(self.now_ms, owner, False, None, False, None, 0, 0, 0, 0, self.now_ms, None, changed=True)
+        now_ms = self.now_ms
+        row = RunRow(
+            now_ms, owner, ACTIVE, None, "", None, 0, None, 0, 0, (), None, 0, 0, 0, 0, now_ms, None, now_ms // 1000, changed=True
+        )
         self._runs[tenant, run] = row
         return row
+
+    def active_runs(self, tenant: str, owner: str, since_ms: int, at_most: int) -> int:
+        """How many runs of the key were used after `since_ms` and are not quiet; none is counted beyond `at_most`."""
+        self._write_runs()
+        since_s = since_ms // 1000
+        return int(
+            self._cursor.execute(
+                "SELECT count(*) FROM (SELECT 1 FROM runs WHERE tenant = ?1 AND owner = ?2 AND quiet = 0 AND used_s > ?3"
+                " UNION ALL SELECT 1 FROM runs WHERE tenant = ?1 AND owner = ?2 AND quiet = 0 AND used_s = ?3 AND last_ms > ?4"
+                " LIMIT ?5)",
+                (tenant, owner, since_s, since_ms, at_most),
+            ).get
+        )
+
+    def rules(self, tenant: str) -> Rules:
+        rules = self._known_rules.get(tenant)
+        if rules is None:
+            raises = self._cursor.execute("SELECT raises FROM tenants WHERE tenant = ?", (tenant,)).get
+            rules = self._known_rules[tenant] = Rules(raises or 0, frozen_scopes(self._cursor, tenant))
+        return rules
 
     def call(self, tenant: str, tail: str) -> CallRow | None:
         where = (tenant, tail)
@@ -191,12 +394,20 @@ class Books:
         row = self._known_calls.get(where)
         if row is None:
             found = self._cursor.execute(
-                "SELECT tail, state, lease_ms, record, closing FROM calls WHERE tenant = ? AND tail = ?", where
+                "SELECT tail, state, due_ms, record, closing FROM calls WHERE tenant = ? AND tail = ?", where
             ).fetchone()
             if found:
                 row = _call_row(tenant, found)
         self._calls[where] = row
         return row
+
+    def call_unless_new(self, tenant: str, tail: str) -> CallRow | None:
+        """Takes an id that is not known here for a new one. Only for a step that then makes this call: where the id is not new, the
+        INSERT fails, and the batch runs again without trust."""
+        if not self._trusting:
+            return self.call(tenant, tail)
+        where = (tenant, tail)
+        return self._calls.get(where) or self._known_calls.get(where)
 
     def new_call(self, tenant: str, row: CallRow) -> None:
         row.changed = True
@@ -206,7 +417,7 @@ class Books:
         """Live holds whose lease has run out, the oldest lease first, with their tenant."""
         self._write_calls()
         found: list[Any] = self._cursor.execute(
-            "SELECT tenant, tail FROM calls WHERE state = ? AND lease_ms <= ? ORDER BY lease_ms, tenant, tail LIMIT ?",
+            "SELECT tenant, tail FROM calls WHERE state = ? AND due_ms <= ? ORDER BY due_ms, tenant, tail LIMIT ?",
             (LIVE, self.now_ms, at_most),
         ).fetchall()
         for tenant, tail in found:
@@ -230,19 +441,76 @@ class Books:
 
     def add_refusal(self, tenant: str, ring: str, tail: str, record: Record) -> None:
         self._cursor.execute(
-            "INSERT INTO refusals SELECT ?1, ?2, coalesce(max(number), 0) + 1, ?3, ?4 FROM refusals WHERE tenant = ?1 AND ring = ?2",
-            (tenant, ring, tail, pack_record(record)),
+            "INSERT INTO refusals SELECT ?1, ?2, coalesce(max(number), 0) + 1, ?3, ?4, ?5 FROM refusals"
+            " WHERE tenant = ?1 AND ring = ?2",
+            (tenant, ring, tail, record.at_ms, pack_record(record)),
         )
         self._cursor.execute(
             "DELETE FROM refusals WHERE tenant = ?1 AND ring = ?2"
             " AND number <= (SELECT max(number) FROM refusals WHERE tenant = ?1 AND ring = ?2) - ?3",
             (tenant, ring, RING),
         )
+        self.changes += 1
 
-    def add_act(self, tenant: str, who: str, act: str, what: str, why: str) -> None:
+    def add_act(self, tenant: str, who: str, act: str, what: str, why: str, act_id: str | None = None) -> None:
         self._cursor.execute(
-            "INSERT INTO acts (tenant, at_ms, who, act, what, why) VALUES (?, ?, ?, ?, ?, ?)",
-            (tenant, self.now_ms, who, act, what, why),
+            "INSERT INTO acts (tenant, id, at_ms, who, act, what, why) VALUES (?, ?, ?, ?, ?, ?, ?)",
+            (tenant, act_id or f"act_{secrets.token_hex(8)}", self.now_ms, who, act, what, why),
+        )
+        self.changes += 1
+
+    def has_act(self, tenant: str, act_id: str) -> bool:
+        return bool(self._cursor.execute("SELECT count(*) FROM acts WHERE tenant = ? AND id = ?", (tenant, act_id)).get)
+
+    def add_raise(self, tenant: str) -> None:
+        """What waits for a raise waits no longer."""
+        self._cursor.execute("INSERT INTO tenants VALUES (?, 1) ON CONFLICT DO UPDATE SET raises = raises + 1", (tenant,))
+        self._change_rules(tenant)
+
+    def freeze(self, tenant: str, frozen: Frozen) -> None:
+        scope = orjson.dumps(frozen.scope).decode()
+        self._cursor.execute(
+            "INSERT INTO frozen VALUES (?, ?, ?, ?, ?, ?)", (tenant, frozen.text, scope, frozen.at_ms, frozen.who, frozen.why)
+        )
+        self._change_rules(tenant)
+
+    def thaw(self, tenant: str, text: str) -> None:
+        self._cursor.execute("DELETE FROM frozen WHERE tenant = ? AND text = ?", (tenant, text))
+        self._change_rules(tenant)
+
+    def _change_rules(self, tenant: str) -> None:
+        self.rules_changed = True
+        self._known_rules.pop(tenant, None)
+
+    # -- removing -------------------------------------------------------------------------------------------------------------
+
+    def accounts_of_run(self, tenant: str, run: str) -> list[Where]:
+        """Those whose scope names it, as of the batches before this one."""
+        found: list[Any] = self._cursor.execute(
+            "SELECT tenant, key FROM accounts WHERE tenant = ? AND run = ? AND run <> ''", (tenant, run)
+        ).fetchall()
+        return found
+
+    def remove(self, calls: Sequence[Where] = (), accounts: Sequence[Where] = (), runs: Sequence[Where] = ()) -> None:
+        """Deletes rows, and what the batch knows of them."""
+        for where in calls:
+            self._calls[where] = None
+        for where in accounts:
+            self._accounts.pop(where, None)
+            self._known_accounts.pop(where, None)
+        for where in runs:
+            self._runs[where] = None
+        self._many("DELETE FROM calls WHERE tenant = ? AND tail = ?", calls)
+        self._many("DELETE FROM accounts WHERE tenant = ? AND key = ?", accounts)
+        self._many("DELETE FROM runs WHERE tenant = ? AND run = ?", runs)
+
+    def remove_refusals(self, refusals: Sequence[tuple[str, str, int]]) -> None:
+        self._many("DELETE FROM refusals WHERE tenant = ? AND ring = ? AND number = ?", refusals)
+
+    def remove_spend(self, groups: Sequence[tuple[str, int, str, str, str, str, str]]) -> None:
+        self._many(
+            "DELETE FROM spend WHERE tenant = ? AND day = ? AND owner = ? AND run = ? AND model = ? AND provider = ? AND dimensions = ?",
+            groups,
         )
 
     # -- writing --------------------------------------------------------------------------------------------------------------
@@ -261,51 +529,70 @@ class Books:
         self._spend.clear()
 
     def _write_accounts(self) -> None:
-        new: list[tuple[Any, ...]] = []
         moved: list[tuple[Any, ...]] = []
+        rewritten: list[tuple[Any, ...]] = []
         for where, row in self._accounts.items():
-            if row.changed:
-                amounts = (row.committed, row.reserved, row.unconfirmed, row.alerted)
-                if row.stored:
-                    moved.append((*amounts, *where))
-                else:
-                    new.append((*where, *amounts, row.end_ms))
-                row.stored = True
-                row.changed = False
-        self._many("INSERT INTO accounts VALUES (?, ?, ?, ?, ?, ?, ?)", new)
-        self._many(
-            "UPDATE accounts SET committed = ?, reserved = ?, unconfirmed = ?, alerted = ? WHERE tenant = ? AND key = ?", moved
-        )
+            if not row.changed:
+                continue
+            if row.stored and not row.wide:
+                moved.append((row.committed, row.reserved, row.unconfirmed, *where))
+            else:
+                rewritten.append(
+                    (
+                        *where,
+                        row.committed,
+                        row.reserved,
+                        row.unconfirmed,
+                        row.alerted,
+                        row.end_ms,
+                        row.carried,
+                        row.adjusted,
+                        row.limit,
+                        row.packed_buckets(),
+                        row.run,
+                    )
+                )
+            row.stored = True
+            row.changed = row.wide = False
+        self._many("REPLACE INTO accounts VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)", rewritten)
+        self._many("UPDATE accounts SET committed = ?, reserved = ?, unconfirmed = ? WHERE tenant = ? AND key = ?", moved)
 
     def _write_runs(self) -> None:
-        new: list[tuple[Any, ...]] = []
         moved: list[tuple[Any, ...]] = []
+        rewritten: list[tuple[Any, ...]] = []
         for where, run in self._runs.items():
             if run is None or not run.changed:
                 continue
-            rest = (
-                run.owner,
-                int(run.stopped),
-                run.limit,
-                int(run.raised),
-                run.asked,
-                run.committed,
-                run.reserved,
-                run.unconfirmed,
-                run.calls,
-                run.last_ms,
-                run.latest,
-            )
-            if run.stored:
-                moved.append((*rest, *where))
+            amounts = (run.committed, run.reserved, run.unconfirmed, run.calls, run.last_ms, run.latest)
+            if run.stored and not run.wide:
+                moved.append((*amounts, *where))
             else:
-                new.append((*where, run.first_ms, *rest))
+                rewritten.append(
+                    (
+                        *where,
+                        run.first_ms,
+                        run.owner,
+                        run.state,
+                        run.paused_no,
+                        run.paused_by,
+                        run.limit,
+                        run.raised,
+                        run.asked,
+                        run.issued,
+                        run.placed,
+                        "/".join(run.ancestry),
+                        None if run.recent is None else orjson.dumps(run.recent).decode(),
+                        *amounts,
+                        run.used_s,
+                        int(run.quiet),
+                    )
+                )
             run.stored = True
-            run.changed = False
-        self._many("INSERT INTO runs VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)", new)
+            run.changed = run.wide = False
+        self._many("REPLACE INTO runs VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)", rewritten)
         self._many(
-            "UPDATE runs SET owner = ?, stopped = ?, own_limit = ?, raised = ?, asked = ?, committed = ?, reserved = ?,"
-            " unconfirmed = ?, calls = ?, last_ms = ?, latest = ? WHERE tenant = ? AND run = ?",
+            "UPDATE runs SET committed = ?, reserved = ?, unconfirmed = ?, calls = ?, last_ms = ?, latest = ?"
+            " WHERE tenant = ? AND run = ?",
             moved,
         )
 
@@ -322,21 +609,57 @@ class Books:
                 continue
             closing = None if call.closing is None else pack_closing(call.closing)
             if call.packed is not None:
-                ended.append((call.state, call.lease_ms, closing, tenant, tail))
+                ended.append((call.state, call.due_ms, closing, tenant, tail))
             else:
                 call.packed = None if call.record is None else pack_record(call.record)
-                (rewritten if call.stored else new).append((tenant, tail, call.state, call.lease_ms, call.packed, closing))
+                row = (tenant, tail, call.state, call.due_ms, call.packed, closing)
+                if call.stored:
+                    rewritten.append((*row[2:], *row[:2]))
+                else:
+                    new.append(row)
             call.changed = False
             call.stored = True
         self._many("INSERT INTO calls VALUES (?, ?, ?, ?, ?, ?)", new)
-        self._many("REPLACE INTO calls VALUES (?, ?, ?, ?, ?, ?)", rewritten)
-        self._many("UPDATE calls SET state = ?, lease_ms = ?, closing = ? WHERE tenant = ? AND tail = ?", ended)
+        self._many("UPDATE calls SET state = ?, due_ms = ?, record = ?, closing = ? WHERE tenant = ? AND tail = ?", rewritten)
+        self._many("UPDATE calls SET state = ?, due_ms = ?, closing = ? WHERE tenant = ? AND tail = ?", ended)
+
+
+def _account_row(account: Account, columns: tuple[Any, ...]) -> AccountRow:
+    *plain, buckets = columns
+    bucket_ms = account.window.bucket_ms
+    if not bucket_ms:
+        return AccountRow(*plain)
+    row = RollingRow(*plain)
+    row.bucket_ms = bucket_ms
+    row.buckets = {index: bucket for index, *bucket in orjson.loads(buckets or "[]")}
+    return row
+
+
+def run_row(columns: tuple[Any, ...]) -> RunRow:
+    """From RUN_COLUMNS."""
+    row = RunRow(*columns)
+    row.stored = True
+    row.ancestry = ancestry_of(columns[10])
+    row.recent = None if columns[11] is None else [(tail, fingerprint) for tail, fingerprint in orjson.loads(columns[11])]
+    return row
+
+
+def ancestry_of(column: str) -> tuple[str, ...]:
+    return tuple(column.split("/")) if column else ()
+
+
+def frozen_scopes(cursor: apsw.Cursor, tenant: str) -> tuple[Frozen, ...]:
+    """By text."""
+    rows: list[Any] = cursor.execute(
+        "SELECT scope, at_ms, who, why FROM frozen WHERE tenant = ? ORDER BY text", (tenant,)
+    ).fetchall()
+    return tuple([Frozen(tuple((name, value) for name, value in orjson.loads(scope)), *rest) for scope, *rest in rows])
 
 
 def _call_row(tenant: str, row: tuple[Any, ...]) -> CallRow:
-    tail, state, lease_ms, packed, closing = row
+    tail, state, due_ms, packed, closing = row
     record = None if packed is None else unpack_record(tenant, packed)
-    return CallRow(tail, state, lease_ms, record, unpack_closing(closing), packed, True)
+    return CallRow(tail, state, due_ms, record, unpack_closing(closing), packed, True)
 
 
 def minus(one: Amounts, other: Amounts) -> Amounts:

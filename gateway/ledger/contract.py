@@ -336,6 +336,10 @@ class Frozen:
     def text(self) -> str:
         return scope_text(self.scope)
 
+    def takes(self, caller: Caller) -> bool:
+        """Whether the caller is of this scope."""
+        return all(caller.value(name) == value for name, value in self.scope)
+
 
 def scope_text(scope: Sequence[tuple[str, str]]) -> str:
     """`agent=a1,team=research`; values are percent-encoded as in account keys."""
@@ -437,7 +441,8 @@ class Ledger(Protocol):
     async def run(self, tenant: str, run: str) -> RunView | None: ...
 
     async def runs(self, tenant: str, owner: str | None, limit: int, before: str | None = None) -> Sequence[RunView]:
-        """Newest activity first, to the second (then by id, the greatest first); `before` is the run id that ended the page before; `owner` None: everyone's."""
+        """Newest activity first, to the second (then by id, the greatest first); `before` is the run id that ended the page before;
+        `owner` None: everyone's."""
 
     async def record(self, tenant: str, decision_id: str) -> CallRecord | None: ...
 

@@ -1,6 +1,6 @@
 """The packed record of one call: one JSON array for the hold, one for what it became. The order of the fields stands here only."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from typing import Final, NamedTuple
 from urllib.parse import unquote
@@ -9,7 +9,7 @@ import orjson
 
 from gateway.core.scopes import Account, Amounts, Unit
 from gateway.core.values import Balance, Basis, Ceiling, Charge, Decision, Mode, Outcome, Plan, Usage, UsageSource
-from gateway.core.windows import LIFETIME, Window, WindowKind
+from gateway.core.windows import LIFETIME, Window, WindowKind, rolling
 from gateway.ledger.contract import CallRecord, HoldState
 
 NOTHING: Final = Amounts(0, 0, 0)
@@ -71,10 +71,20 @@ def inputs_of(decision: Decision, plan: Plan | None) -> dict[str, object]:
         inputs["wrap_up"] = True
     if call.directives.run_limit is not None:
         inputs["run_limit"] = call.directives.run_limit
+    if call.fingerprint:
+        inputs["fingerprint"] = call.fingerprint
+    if call.caller.ancestry:
+        inputs["ancestry"] = call.caller.ancestry
     if plan is not None:
         inputs["effective_max_output_tokens"] = plan.output_cap
         inputs["input_tokens"] = plan.input_tokens
     return inputs
+
+
+def ancestry_in(record: "Record") -> tuple[str, ...]:
+    ancestry = record.inputs.get("ancestry", ())
+    assert isinstance(ancestry, list | tuple)
+    return tuple(ancestry)
 
 
 _RUNG: Final = ("model", "provider", "output_cap", "cost_max_usd", "cost_max_tokens")
@@ -156,10 +166,13 @@ def account_of(tenant: str, key: str, end_ms: int) -> Account:
     pairs = []
     for pair in scope.split(",") if scope else ():
         name, _, value = pair.partition("=")
-        pairs.append((name, unquote(value)))
-    window = LIFETIME
-    if window_key != LIFETIME.key:
-        kind, _, rest = window_key.partition("@")
+        pairs.append((name, unquote(value, errors="surrogatepass")))
+    kind, _, rest = window_key.partition("@")
+    if kind == WindowKind.LIFETIME:
+        window = LIFETIME
+    elif kind == WindowKind.ROLLING:
+        window = rolling(int(rest))
+    else:
         timezone, _, start_ms = rest.rpartition(":")
         window = Window(WindowKind(kind), timezone, int(start_ms), end_ms)
     account = Account(tenant, budget, tuple(pairs), window, Unit(unit))
@@ -167,7 +180,14 @@ def account_of(tenant: str, key: str, end_ms: int) -> Account:
     return account
 
 
-def call_record(tenant: str, tail: str, state: HoldState | None, record: Record, closing: Closing | None) -> CallRecord:
+def run_in(scope: Sequence[tuple[str, str]]) -> str:
+    """The run that an account's scope names; '' where it names none."""
+    return next((value for name, value in scope if name == "run"), "")
+
+
+def call_record(
+    tenant: str, tail: str, state: HoldState | None, record: Record, closing: Closing | None, due_ms: int = 0
+) -> CallRecord:
     """The record as the contract shows it. `state` None: a refusal."""
     inputs = dict(record.inputs)
     ladder = inputs["ladder"]
@@ -193,6 +213,7 @@ def call_record(tenant: str, tail: str, state: HoldState | None, record: Record,
         dimensions=record.dimensions,
         lines=tuple((line.charge.ceiling.account.key, line.held) for line in record.lines if not line.twin),
         inputs=inputs,
+        lease_until_ms=due_ms if state is HoldState.LIVE else 0,
     )
 
 

@@ -7,19 +7,22 @@ from typing import Any
 import apsw
 import orjson
 
-from gateway.core.scopes import NO_VALUE, Account
+from gateway.core.scopes import NO_VALUE, Account, Caller
 from gateway.core.values import Balance
-from gateway.ledger.books import Books, RunRow
-from gateway.ledger.contract import CallRecord, RunState, RunView, SpendRow
+from gateway.ledger.acts import view as account_view
+from gateway.ledger.books import RUN_COLUMNS, Books, RunRow, frozen_scopes, run_row
+from gateway.ledger.contract import AccountView, Act, Barrier, CallRecord, RunState, RunView, SpendRow
 from gateway.ledger.packed import call_record, unpack_closing, unpack_record
+from gateway.ledger.schema import STOPPED
 from gateway.ledger.steps import STATES, standing
+from gateway.ledger.tree import is_paused
 
 _DAY_MS = 86_400_000
 _COLUMNS = {"day": "day", "key": "owner", "run": "run", "model": "model", "provider": "provider"}
 
 
-def run_view(cursor: apsw.Cursor, tenant: str, run: str) -> RunView | None:
-    books = Books(cursor)
+def run_view(cursor: apsw.Cursor, tenant: str, run: str, now_ms: int) -> RunView | None:
+    books = Books(cursor, now_ms)
     row = books.run(tenant, run)
     if row is None:
         return None
@@ -28,16 +31,17 @@ def run_view(cursor: apsw.Cursor, tenant: str, run: str) -> RunView | None:
         call = books.call(tenant, row.latest)
         if call is not None and call.record is not None:
             accounts = standing(books, call.record, row)
-    return _view(tenant, run, row, accounts)
+    return _view(books, tenant, run, row, accounts)
 
 
-def _view(tenant: str, run: str, row: RunRow, accounts: tuple[Balance, ...] = ()) -> RunView:
-    state = RunState.STOPPED if row.stopped else RunState.ACTIVE
+def _view(books: Books, tenant: str, run: str, row: RunRow, accounts: tuple[Balance, ...] = ()) -> RunView:
+    state = RunState.STOPPED if row.state == STOPPED else RunState.ACTIVE
+    paused = is_paused(books, tenant, row)
     return RunView(
         tenant,
         run,
         row.owner,
-        state,
+        RunState.PAUSED if paused else state,
         row.limit,
         bool(row.raised),
         row.committed,
@@ -47,60 +51,96 @@ def _view(tenant: str, run: str, row: RunRow, accounts: tuple[Balance, ...] = ()
         row.first_ms,
         row.last_ms,
         accounts,
+        row.ancestry,
+        row.paused_by if paused else "",
     )
 
 
 def run_views(cursor: apsw.Cursor, tenant: str, owner: str | None, limit: int, before: str | None) -> list[RunView]:
-    rows: list[Any] = cursor.execute(
-        "SELECT run, first_ms, owner, stopped, own_limit, raised, asked, committed, reserved, unconfirmed, calls, last_ms, latest"
-        " FROM runs WHERE tenant = :tenant AND (:owner IS NULL OR owner = :owner) AND (:before IS NULL OR (last_ms, run) <"
-        " (SELECT last_ms, run FROM runs WHERE tenant = :tenant AND run = :before)) ORDER BY last_ms DESC, run DESC LIMIT :limit",
-        {"tenant": tenant, "owner": owner, "before": before, "limit": limit},
-    ).fetchall()
-    return [_view(tenant, run, RunRow(*rest)) for run, *rest in rows]
+    books = Books(cursor)
+    last = (
+        None if before is None else cursor.execute("SELECT used_s FROM runs WHERE tenant = ? AND run = ?", (tenant, before)).get
+    )
+    if before is not None and last is None:
+        return []
+    # One range of an index each: those by owner are two, and the newest of both are sorted here.
+    page = "" if before is None else " AND (used_s, run) < (:last, :before)"
+    order = f"{page} ORDER BY used_s DESC, run DESC LIMIT :limit"
+    ranges = [""] if owner is None else [" AND owner = :owner AND quiet = 0", " AND owner = :owner AND quiet = 1"]
+    bindings = {"tenant": tenant, "owner": owner, "before": before, "last": last, "limit": limit}
+    found: list[Any] = []
+    for each in ranges:
+        found += cursor.execute(f"SELECT run, {RUN_COLUMNS} FROM runs WHERE tenant = :tenant{each}{order}", bindings)  # noqa: S608
+    rows = sorted([(run, run_row(tuple(columns))) for run, *columns in found], key=lambda each: (each[1].used_s, each[0]))
+    return [_view(books, tenant, run, row) for run, row in reversed(rows)][:limit]
 
 
 def record(cursor: apsw.Cursor, tenant: str, decision_id: str) -> CallRecord | None:
     """A call that was refused once and held later under the same id shows as held."""
     tail = decision_id.removeprefix("bdg_")
-    found = cursor.execute("SELECT state, record, closing FROM calls WHERE tenant = ? AND tail = ?", (tenant, tail)).fetchone()
-    if found and found[1] is not None:
-        state, packed, closing = found
-        return call_record(tenant, tail, STATES[state], unpack_record(tenant, packed), unpack_closing(closing))
+    found = cursor.execute(
+        "SELECT state, due_ms, record, closing FROM calls WHERE tenant = ? AND tail = ?", (tenant, tail)
+    ).fetchone()
+    if found and found[2] is not None:
+        state, due_ms, packed, closing = found
+        return call_record(tenant, tail, STATES[state], unpack_record(tenant, packed), unpack_closing(closing), due_ms)
     refused = cursor.execute(
         "SELECT record FROM refusals WHERE tenant = ? AND tail = ? ORDER BY number DESC LIMIT 1", (tenant, tail)
     ).fetchone()
     return call_record(tenant, tail, None, unpack_record(tenant, refused[0]), None) if refused else None
 
 
-def balances(cursor: apsw.Cursor, tenant: str, accounts: Sequence[Account]) -> list[Balance]:
-    books = Books(cursor)
+def balances(cursor: apsw.Cursor, tenant: str, accounts: Sequence[Account], now_ms: int) -> list[Balance]:
+    books = Books(cursor, now_ms)
     found = []
-    for account in accounts:
-        assert account.tenant == tenant, account
-        row = books.account(account)
-        found.append(Balance(account, None, row.committed, row.reserved, row.unconfirmed))
+    for each in accounts:
+        assert each.tenant == tenant, each
+        row = books.account(each)
+        found.append(Balance(each, None, row.committed, row.reserved, row.unconfirmed))
     return found
+
+
+def account(cursor: apsw.Cursor, tenant: str, key: str, now_ms: int) -> AccountView | None:
+    found = Books(cursor, now_ms).account_by_key(tenant, key)
+    return None if found is None else account_view(*found)
+
+
+def acts(cursor: apsw.Cursor, tenant: str, limit: int, before: str | None) -> list[Act]:
+    rows: list[Any] = cursor.execute(
+        "SELECT id, at_ms, who, act, what, why FROM acts WHERE tenant = :tenant AND (:before IS NULL OR number <"
+        " (SELECT number FROM acts WHERE tenant = :tenant AND id = :before)) ORDER BY number DESC LIMIT :limit",
+        {"tenant": tenant, "before": before, "limit": limit},
+    ).fetchall()
+    return [Act(*row) for row in rows]
 
 
 def open_holds(cursor: apsw.Cursor, tenant: str, run: str | None, limit: int) -> list[CallRecord]:
     rows: list[Any] = cursor.execute(
-        "SELECT tail, state, record, closing FROM calls WHERE state <= 2 AND tenant = ?", (tenant,)
+        "SELECT tail, state, due_ms, record, closing FROM calls WHERE state IN (1, 2) AND tenant = ?", (tenant,)
     ).fetchall()
     found = [
-        call_record(tenant, tail, STATES[state], unpack_record(tenant, packed), unpack_closing(closing))
-        for tail, state, packed, closing in rows
+        call_record(tenant, tail, STATES[state], unpack_record(tenant, packed), unpack_closing(closing), due_ms)
+        for tail, state, due_ms, packed, closing in rows
     ]
     wanted = [each for each in found if run is None or each.run == run]
     return sorted(wanted, key=lambda each: (each.at_ms, each.decision_id))[:limit]
 
 
-def stopped(cursor: apsw.Cursor, tenant: str, runs: Sequence[str]) -> frozenset[str]:
+def halted(cursor: apsw.Cursor, tenant: str, callers: Sequence[Caller]) -> list[Barrier | None]:
+    runs = {run for caller in callers for run in (caller.run, *caller.ancestry)}
     rows: list[Any] = cursor.execute(
-        "SELECT run FROM runs WHERE tenant = ? AND stopped AND run IN (SELECT value FROM json_each(?))",
-        (tenant, orjson.dumps(list(runs)).decode()),
+        "SELECT run FROM runs WHERE tenant = ? AND state = ? AND run IN (SELECT value FROM json_each(?))",
+        (tenant, STOPPED, orjson.dumps(list(runs)).decode()),
     ).fetchall()
-    return frozenset(run for (run,) in rows)
+    stopped = {run for (run,) in rows}
+    frozen = frozen_scopes(cursor, tenant)
+
+    def barrier(caller: Caller) -> Barrier | None:
+        if not stopped.isdisjoint((caller.run, *caller.ancestry)):
+            return Barrier.STOPPED
+        return Barrier.FROZEN if any(each.takes(caller) for each in frozen) else None
+
+    return [barrier(caller) for caller in callers]
 
 
 def spend(cursor: apsw.Cursor, tenant: str, by: Sequence[str], from_ms: int, to_ms: int, owner: str | None) -> list[SpendRow]:

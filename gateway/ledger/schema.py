@@ -10,23 +10,46 @@ from typing import Final
 import apsw
 
 from gateway.ledger.contract import LedgerLost, LedgerUnavailable
+from gateway.ledger.packed import account_of, run_in
 from gateway.ledger.witness import ADOPT_HINT, Seen
 
-VERSION: Final = 1
+VERSION: Final = 2
 
-# States of a call, as numbers so that one partial index holds those that are open.
+# States of a call, as numbers, in the order of their lives.
 LIVE: Final = 1
 EXPIRED: Final = 2
 COMMITTED: Final = 3
 RELEASED: Final = 4
 
-_TABLES: Final = f"""
+# States of a run.
+ACTIVE: Final = 0
+STOPPED: Final = 1
+PAUSED: Final = 2
+
+_TABLES: Final = """
 CREATE TABLE meta (
     one INTEGER PRIMARY KEY CHECK (one = 1),
     version INTEGER NOT NULL,
-    epoch TEXT NOT NULL,       -- random: another store has another one
-    sequence INTEGER NOT NULL  -- the number of steps that changed anything
+    epoch TEXT NOT NULL,        -- random: another store has another one
+    sequence INTEGER NOT NULL,  -- grows with every step that changes anything
+    rules INTEGER NOT NULL      -- how often `tenants` or `frozen` changed: what is known of them stays known until it moves
 ) STRICT;
+
+-- A tenant whose row is missing has had no raise.
+CREATE TABLE tenants (
+    tenant TEXT PRIMARY KEY,
+    raises INTEGER NOT NULL
+) STRICT, WITHOUT ROWID;
+
+CREATE TABLE frozen (
+    tenant TEXT NOT NULL,
+    text TEXT NOT NULL,
+    scope TEXT NOT NULL,  -- JSON: [[dimension, value] …], sorted
+    at_ms INTEGER NOT NULL,
+    who TEXT NOT NULL,
+    why TEXT NOT NULL,
+    PRIMARY KEY (tenant, text)
+) STRICT, WITHOUT ROWID;
 
 CREATE TABLE accounts (
     tenant TEXT NOT NULL,
@@ -34,29 +57,49 @@ CREATE TABLE accounts (
     committed INTEGER NOT NULL CHECK (committed >= 0),
     reserved INTEGER NOT NULL CHECK (reserved >= 0),
     unconfirmed INTEGER NOT NULL CHECK (unconfirmed BETWEEN 0 AND committed),
-    alerted INTEGER NOT NULL,  -- the highest alert threshold that has fired, in ppm
-    end_ms INTEGER NOT NULL,   -- of its window
+    alerted INTEGER NOT NULL,       -- the highest alert threshold that has fired, in ppm
+    end_ms INTEGER NOT NULL,        -- of its window
+    carried INTEGER NOT NULL,       -- of committed: what retired calls had charged
+    adjusted INTEGER NOT NULL,      -- of committed: what operators added, or (below zero) took away
+    stored_limit INTEGER,           -- pinned by the first hold, or set by an operator
+    -- Of a rolling window, JSON: [[index, committed, unconfirmed, carried] …], oldest first. The columns are their sums as of the last
+    -- write, `carried` and `adjusted` 0. What a reset takes is taken from the buckets' carried.
+    buckets TEXT,
+    run TEXT NOT NULL,              -- of its scope; '' where that names none
     PRIMARY KEY (tenant, key)
 ) STRICT, WITHOUT ROWID;
+CREATE INDEX accounts_of_run ON accounts (tenant, run) WHERE run <> '';
+CREATE INDEX accounts_by_end ON accounts (end_ms) WHERE end_ms < 9007199254740992;
 
--- Amounts are USD. An owner of '' is nobody yet: the first caller becomes it.
+-- Amounts are USD. An owner of '' is nobody yet: the first caller becomes it. `used_s` and `quiet` follow from other columns, and are
+-- written only when they change: a call that changes no index costs a third less.
 CREATE TABLE runs (
     tenant TEXT NOT NULL,
     run TEXT NOT NULL,
     first_ms INTEGER NOT NULL,
     owner TEXT NOT NULL,
-    stopped INTEGER NOT NULL,
+    state INTEGER NOT NULL,
+    paused_no INTEGER,         -- of a pause that a refusal set, the tenant's raises at that time: more of them since, and it is over
+    paused_by TEXT NOT NULL,   -- who set the operator's pause that stands; ''
     own_limit INTEGER,
     raised INTEGER NOT NULL,   -- the admin set own_limit
     asked INTEGER,             -- the last X-Run-Limit that was applied
+    issued INTEGER NOT NULL,   -- the gateway made its id up
+    placed INTEGER NOT NULL,   -- its place in the tree is fixed
+    ancestry TEXT NOT NULL,    -- 'parent/its parent'
+    recent TEXT,               -- JSON: [[tail, fingerprint] …] of its last holds, oldest first, where the policy looks for loops
     committed INTEGER NOT NULL CHECK (committed >= 0),
     reserved INTEGER NOT NULL CHECK (reserved >= 0),
     unconfirmed INTEGER NOT NULL CHECK (unconfirmed BETWEEN 0 AND committed),
     calls INTEGER NOT NULL CHECK (calls >= 0),
     last_ms INTEGER NOT NULL,
     latest TEXT,               -- the tail of its latest hold
+    used_s INTEGER NOT NULL,   -- last_ms in seconds
+    quiet INTEGER NOT NULL,    -- issued, stopped or not placed: not among its key's active runs
     PRIMARY KEY (tenant, run)
 ) STRICT, WITHOUT ROWID;
+CREATE INDEX runs_by_use ON runs (tenant, used_s, run);
+CREATE INDEX runs_by_owner ON runs (tenant, owner, quiet, used_s, run);
 
 -- One row per call, found by the tail that its decision id and its hold id share. A tombstone has no record. With a rowid: the
 -- records are too long for an index's pages and would each take a page of their own.
@@ -64,12 +107,12 @@ CREATE TABLE calls (
     tenant TEXT NOT NULL,
     tail TEXT NOT NULL,
     state INTEGER NOT NULL,
-    lease_ms INTEGER NOT NULL,
+    due_ms INTEGER NOT NULL,  -- of a live hold: when its lease ends. Of an ended one: when it ended
     record BLOB,
     closing BLOB,
     PRIMARY KEY (tenant, tail)
 ) STRICT;
-CREATE INDEX open_calls ON calls (state, lease_ms) WHERE state <= {EXPIRED};
+CREATE INDEX calls_by_state ON calls (state, due_ms);
 
 -- A bounded ring per run.
 CREATE TABLE refusals (
@@ -77,10 +120,12 @@ CREATE TABLE refusals (
     ring TEXT NOT NULL,
     number INTEGER NOT NULL,
     tail TEXT NOT NULL,
+    at_ms INTEGER NOT NULL,
     record BLOB NOT NULL,
     PRIMARY KEY (tenant, ring, number)
 ) STRICT, WITHOUT ROWID;
 CREATE INDEX refusal_by_tail ON refusals (tenant, tail);
+CREATE INDEX refusals_by_time ON refusals (at_ms);
 
 -- What was committed, per UTC day of the reserve, so that no report ever reads receipts.
 CREATE TABLE spend (
@@ -97,17 +142,35 @@ CREATE TABLE spend (
     PRIMARY KEY (tenant, day, owner, run, model, provider, dimensions)
 ) STRICT, WITHOUT ROWID;
 
--- What operators and owners did by hand.
+-- What operators and owners did by hand, in the order of `number`.
 CREATE TABLE acts (
     number INTEGER PRIMARY KEY,
     tenant TEXT NOT NULL,
+    id TEXT NOT NULL,
     at_ms INTEGER NOT NULL,
     who TEXT NOT NULL,
     act TEXT NOT NULL,
     what TEXT NOT NULL,
-    why TEXT NOT NULL
+    why TEXT NOT NULL,
+    UNIQUE (tenant, id)
 ) STRICT;
+CREATE INDEX acts_of_tenant ON acts (tenant);
 """
+
+# A file of version 1 is carried over table by table, so that it ends with the very tables of a new one.
+_FROM_1: Final = """
+INSERT INTO meta SELECT one, 2, epoch, sequence, 0 FROM old_meta;
+INSERT INTO accounts SELECT tenant, key, committed, reserved, unconfirmed, alerted, end_ms, 0, 0, NULL, NULL,
+    run_of_account(key) FROM old_accounts;
+INSERT INTO runs SELECT tenant, run, first_ms, owner, stopped, NULL, '', own_limit, raised, asked, 0, calls > 0, '', NULL,
+    committed, reserved, unconfirmed, calls, last_ms, latest, last_ms / 1000, stopped OR calls = 0 FROM old_runs;
+INSERT INTO calls SELECT tenant, tail, state, iif(state = 1, lease_ms, json_extract(CAST(closing AS TEXT), '$[3]')), record, closing
+    FROM old_calls ORDER BY rowid;
+INSERT INTO refusals SELECT tenant, ring, number, tail, json_extract(CAST(record AS TEXT), '$[2]'), record FROM old_refusals;
+INSERT INTO spend SELECT * FROM old_spend;
+INSERT INTO acts SELECT number, tenant, 'act_' || number, at_ms, who, act, what, why FROM old_acts;
+"""
+_TABLES_OF_1: Final = ("meta", "accounts", "runs", "calls", "refusals", "spend", "acts")
 
 
 # Trouble with the file, not with what was asked of it.
@@ -172,12 +235,44 @@ def create_tables(connection: apsw.Connection) -> bool:
         empty = bool(connection.execute("SELECT count(*) = 0 FROM sqlite_schema").get)
         if empty:
             connection.execute(_TABLES)
-            connection.execute("INSERT INTO meta VALUES (1, ?, ?, 0)", (VERSION, new_epoch()))
+            connection.execute("INSERT INTO meta VALUES (1, ?, ?, 0, 0)", (VERSION, new_epoch()))
     except BaseException:
         connection.execute("ROLLBACK")
         raise
     connection.execute("COMMIT")
     return empty
+
+
+def carry_over(connection: apsw.Connection) -> None:
+    """A file of an older version becomes one of this, in one transaction. Any other is left as it is."""
+    connection.execute("BEGIN IMMEDIATE")
+    try:
+        if _version(connection) == 1:
+            connection.create_scalar_function("run_of_account", _run_of_account, 1, deterministic=True)
+            connection.execute("DROP INDEX open_calls; DROP INDEX refusal_by_tail")
+            for table in _TABLES_OF_1:
+                connection.execute(f"ALTER TABLE {table} RENAME TO old_{table}")
+            connection.execute(_TABLES)
+            connection.execute(_FROM_1)
+            for table in _TABLES_OF_1:
+                connection.execute(f"DROP TABLE old_{table}")
+    except BaseException:
+        connection.execute("ROLLBACK")
+        raise
+    connection.execute("COMMIT")
+
+
+def _version(connection: apsw.Connection) -> object:
+    try:
+        return connection.execute("SELECT version FROM meta").get
+    except apsw.SQLError:  # no ledger at all: `read_meta` says so
+        return None
+
+
+def _run_of_account(*arguments: object) -> str:
+    (key,) = arguments
+    assert isinstance(key, str)
+    return run_in(account_of("", key, 0).scope)
 
 
 def new_epoch() -> str:
@@ -186,16 +281,21 @@ def new_epoch() -> str:
 
 def read_meta(connection: apsw.Connection | apsw.Cursor, path: str) -> Seen:
     """LedgerLost where this is another kind of database, or a newer one's."""
+    return read_rules(connection, path)[0]
+
+
+def read_rules(connection: apsw.Connection | apsw.Cursor, path: str) -> tuple[Seen, int]:
+    """As `read_meta`, with the number of the tenants' rules."""
     try:
-        row = connection.execute("SELECT version, epoch, sequence FROM meta").fetchone()
+        row = connection.execute("SELECT * FROM meta").fetchone()
     except apsw.SQLError as error:
         raise LedgerLost(f"{path} is not a ledger: {ADOPT_HINT}") from error
     if row is None:
         raise LedgerLost(f"{path} has lost its epoch: {ADOPT_HINT}")
-    version, epoch, sequence = row
+    _, version, epoch, sequence, *rest = row
     if version != VERSION:
         raise LedgerUnavailable(f"{path} has schema version {version}; this gateway reads version {VERSION}")
-    return Seen(epoch, sequence)
+    return Seen(epoch, sequence), rest[0]
 
 
 def file_identity(path: str) -> tuple[int, int] | None:

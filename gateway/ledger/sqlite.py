@@ -15,21 +15,31 @@ from typing import Any, Final, Generic, TypeVar
 
 import apsw
 
-from gateway.core.scopes import Account, Amounts
+from gateway.core.scopes import Account, Amounts, Caller
 from gateway.core.values import Balance, Decision, Ending, Hold
-from gateway.ledger import reading, steps
-from gateway.ledger.books import Books, Where
+from gateway.ledger import acts, reading, steps
+from gateway.ledger.books import Books, frozen_scopes
 from gateway.ledger.contract import (
+    AccountView,
+    Act,
+    Adjusting,
+    Barred,
+    Barrier,
     CallRecord,
+    Debiting,
     Expired,
+    Frozen,
     LedgerLost,
     LedgerUnavailable,
+    Refusal,
     Reserved,
     RunView,
     SetLimit,
     Settled,
     Settlement,
     SpendRow,
+    Stale,
+    scope_text,
 )
 from gateway.ledger.schema import connect, mapped_errors
 from gateway.ledger.store import Store, adopt
@@ -44,15 +54,12 @@ _TIDY_EVERY_S: Final = 1.0
 
 
 class _Step(Generic[T]):
-    """One step under way: what to do, which call it will look at (tenant and tail), and who waits for the answer."""
+    """One step under way: what to do, and who waits for the answer."""
 
-    __slots__ = ("call", "deadline", "future", "only_if_awaited", "work")
+    __slots__ = ("deadline", "future", "only_if_awaited", "work")
 
-    def __init__(
-        self, work: Callable[[Books], T], call: Where | None, future: "asyncio.Future[T]", deadline: float, only_if_awaited: bool
-    ) -> None:
+    def __init__(self, work: Callable[[Books], T], future: "asyncio.Future[T]", deadline: float, only_if_awaited: bool) -> None:
         self.work = work
-        self.call = call
         self.future = future
         self.deadline = deadline
         self.only_if_awaited = only_if_awaited
@@ -203,8 +210,7 @@ class SqliteLedger:
         if self._lost is not None:
             return [LedgerLost(self._lost)] * len(batch)
         try:
-            calls = [step.call for step in batch if step.call is not None]
-            return self._store.transact(batch, self._clock_ms(), calls)
+            return self._store.transact(batch, self._clock_ms())
         except LedgerLost as error:
             self._lost = str(error)
             return [error] * len(batch)
@@ -230,17 +236,15 @@ class SqliteLedger:
 
     # -- asking ---------------------------------------------------------------------------------------------------------------
 
-    def _ask(self, work: Callable[[Books], T], call: Where | None = None, only_if_awaited: bool = False) -> "asyncio.Future[T]":
+    def _ask(self, work: Callable[[Books], T], only_if_awaited: bool = False) -> "asyncio.Future[T]":
         """Under way when it returns."""
         if not self._open:
             raise LedgerUnavailable("the ledger is not open")
-        return self._enqueue(work, call, only_if_awaited)
+        return self._enqueue(work, only_if_awaited)
 
-    def _enqueue(
-        self, work: Callable[[Books], T], call: Where | None = None, only_if_awaited: bool = False
-    ) -> "asyncio.Future[T]":
+    def _enqueue(self, work: Callable[[Books], T], only_if_awaited: bool = False) -> "asyncio.Future[T]":
         loop = self._loop
-        step = _Step(work, call, loop.create_future(), loop.time() + self._timeout_s, only_if_awaited)
+        step = _Step(work, loop.create_future(), loop.time() + self._timeout_s, only_if_awaited)
         self._under_way += 1
         self._waiting.append(step)
         if self._timer is None:
@@ -294,8 +298,7 @@ class SqliteLedger:
     # -- the path of a call ---------------------------------------------------------------------------------------------------
 
     def reserve(self, decision: Decision, lease_ms: int) -> Awaitable[Reserved]:
-        call = (decision.call.caller.tenant, steps.tail_of(decision.id))
-        future = self._ask(partial(steps.reserve, decision=decision, lease_ms=lease_ms), call, only_if_awaited=True)
+        future = self._ask(partial(steps.reserve, decision=decision, lease_ms=lease_ms), only_if_awaited=True)
         return _Reserving(future, self._give_back)
 
     def commit(self, tenant: str, hold_id: str, settlement: Settlement) -> Awaitable[Settled | None]:
@@ -307,29 +310,57 @@ class SqliteLedger:
     def extend(self, tenant: str, hold_id: str, lease_ms: int, more: Amounts | None = None) -> Awaitable[bool]:
         return self._ask(partial(steps.extend, tenant=tenant, hold_id=hold_id, lease_ms=lease_ms, more=more))
 
+    def debit(self, decision: Decision, settlement: Settlement, how: Debiting) -> Awaitable[Settled | Refusal | Barred | Stale]:
+        return self._ask(partial(steps.debit, decision=decision, settlement=settlement, how=how))
+
     # -- beside the path ------------------------------------------------------------------------------------------------------
 
     async def expire(self, at_most: int = 100) -> Sequence[Expired]:
         return await self._ask(partial(steps.expire, at_most=at_most))
 
-    async def stopped(self, tenant: str, runs: Sequence[str]) -> frozenset[str]:
-        return await self._read(partial(reading.stopped, tenant=tenant, runs=runs))
+    async def halted(self, tenant: str, callers: Sequence[Caller]) -> Sequence[Barrier | None]:
+        return await self._read(partial(reading.halted, tenant=tenant, callers=callers))
 
     async def set_limit(self, tenant: str, run: str, owner: str, change: SetLimit) -> RunView | None:
-        done = await self._ask(partial(steps.set_limit, tenant=tenant, run_id=run, owner=owner, change=change))
+        done = await self._ask(partial(acts.set_limit, tenant=tenant, run_id=run, owner=owner, change=change))
         return await self.run(tenant, run) if done else None
 
     async def stop(self, tenant: str, run: str, who: str, why: str) -> RunView | None:
-        done = await self._ask(partial(steps.stop, tenant=tenant, run_id=run, who=who, why=why))
+        done = await self._ask(partial(acts.stop, tenant=tenant, run_id=run, who=who, why=why))
         return await self.run(tenant, run) if done else None
 
+    async def pause(self, tenant: str, run: str, who: str, why: str) -> RunView | None:
+        done = await self._ask(partial(acts.pause, tenant=tenant, run_id=run, who=who, why=why))
+        return await self.run(tenant, run) if done else None
+
+    async def resume(self, tenant: str, run: str, who: str, why: str) -> RunView | None:
+        done = await self._ask(partial(acts.resume, tenant=tenant, run_id=run, who=who, why=why))
+        return await self.run(tenant, run) if done else None
+
+    async def freeze(self, tenant: str, scope: Sequence[tuple[str, str]], who: str, why: str) -> bool:
+        return await self._ask(partial(acts.freeze, tenant=tenant, scope=scope, who=who, why=why))
+
+    async def thaw(self, tenant: str, scope: Sequence[tuple[str, str]], who: str, why: str) -> bool:
+        return await self._ask(partial(acts.thaw, tenant=tenant, text=scope_text(scope), who=who, why=why))
+
+    async def set_account_limit(self, tenant: str, key: str, limit: int | None, who: str, why: str) -> AccountView | None:
+        return await self._ask(partial(acts.set_account_limit, tenant=tenant, key=key, limit=limit, who=who, why=why))
+
+    async def adjust(
+        self, tenant: str, key: str, amount: int, act_id: str, who: str, why: str
+    ) -> tuple[Adjusting, AccountView] | None:
+        return await self._ask(partial(acts.adjust, tenant=tenant, key=key, amount=amount, act_id=act_id, who=who, why=why))
+
+    async def reset(self, tenant: str, key: str, who: str, why: str) -> AccountView | None:
+        return await self._ask(partial(acts.reset, tenant=tenant, key=key, who=who, why=why))
+
     async def settle(self, tenant: str, hold_id: str, cost_usd: int | None, who: str, why: str) -> Settled | None:
-        return await self._ask(partial(steps.settle, tenant=tenant, hold_id=hold_id, cost_usd=cost_usd, who=who, why=why))
+        return await self._ask(partial(acts.settle, tenant=tenant, hold_id=hold_id, cost_usd=cost_usd, who=who, why=why))
 
     # -- reading --------------------------------------------------------------------------------------------------------------
 
     async def run(self, tenant: str, run: str) -> RunView | None:
-        return await self._read(partial(reading.run_view, tenant=tenant, run=run))
+        return await self._read(partial(reading.run_view, tenant=tenant, run=run, now_ms=self._clock_ms()))
 
     async def runs(self, tenant: str, owner: str | None, limit: int, before: str | None = None) -> Sequence[RunView]:
         return await self._read(partial(reading.run_views, tenant=tenant, owner=owner, limit=limit, before=before))
@@ -338,7 +369,16 @@ class SqliteLedger:
         return await self._read(partial(reading.record, tenant=tenant, decision_id=decision_id))
 
     async def balances(self, tenant: str, accounts: Sequence[Account]) -> Sequence[Balance]:
-        return await self._read(partial(reading.balances, tenant=tenant, accounts=accounts))
+        return await self._read(partial(reading.balances, tenant=tenant, accounts=accounts, now_ms=self._clock_ms()))
+
+    async def account(self, tenant: str, key: str) -> AccountView | None:
+        return await self._read(partial(reading.account, tenant=tenant, key=key, now_ms=self._clock_ms()))
+
+    async def frozen(self, tenant: str) -> Sequence[Frozen]:
+        return await self._read(partial(frozen_scopes, tenant=tenant))
+
+    async def acts(self, tenant: str, limit: int, before: str | None = None) -> Sequence[Act]:
+        return await self._read(partial(reading.acts, tenant=tenant, limit=limit, before=before))
 
     async def holds(self, tenant: str, run: str | None, limit: int) -> Sequence[CallRecord]:
         return await self._read(partial(reading.open_holds, tenant=tenant, run=run, limit=limit))

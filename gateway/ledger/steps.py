@@ -1,9 +1,9 @@
-"""The steps of the contract, each a function of the books. Pure but for the books: no clock, no I/O of its own.
+"""The steps of a call's path, each a function of the books. Pure but for the books: no clock, no I/O of its own.
 
 Always true after every step:
 
     account.reserved     = the sum of what live holds hold there
-    account.committed    = the sum of what receipts charged there, provisional charges included
+    account.committed    = the sum of what receipts and debits charged there, provisional charges included, + carried + adjusted
     account.unconfirmed  = the provisional part of it
     a run's amounts      = the same over its own calls, in USD
     spend                = the sum of what receipts charged, per group
@@ -11,21 +11,21 @@ Always true after every step:
 """
 
 from collections.abc import Sequence
-from typing import Final, TypeAlias
+from typing import Final, NamedTuple, TypeAlias
 
-from gateway.core.scopes import Amounts, Caller
+from gateway.core.scopes import Amounts
 from gateway.core.values import Balance, Basis, Ceiling, Charge, Decision, Ending, Hold, Plan, Usage, UsageSource
 from gateway.ledger.books import AccountRow, Books, CallRow, RunRow, minus
 from gateway.ledger.contract import (
     Alert,
+    Barred,
+    Barrier,
+    Debiting,
     Ended,
     Expired,
     HoldState,
     Refusal,
     Reserved,
-    RunRefusal,
-    RunState,
-    SetLimit,
     Settled,
     Settlement,
     Stale,
@@ -35,11 +35,13 @@ from gateway.ledger.packed import (
     Closing,
     Line,
     Record,
+    ancestry_in,
     inputs_of,
     lines_of,
     refusal_record,
 )
-from gateway.ledger.schema import COMMITTED, EXPIRED, LIVE, RELEASED
+from gateway.ledger.schema import ACTIVE, COMMITTED, EXPIRED, LIVE, PAUSED, RELEASED
+from gateway.ledger.tree import barrier_above, is_paused, place_of, take_place, use_ancestors
 
 STATES: Final = {
     LIVE: HoldState.LIVE,
@@ -48,9 +50,36 @@ STATES: Final = {
     RELEASED: HoldState.RELEASED,
 }
 _ALL: Final = 1_000_000
+# Why a refusal is in the ring: the codes that callers see. The other barriers leave nothing there.
+_WHY: Final = {
+    Barrier.STOPPED: "run_stopped",
+    Barrier.PAUSED: "run_paused",
+    Barrier.FROZEN: "scope_frozen",
+    Barrier.LOOP: "loop_detected",
+}
 
 # A line where it meets its account, under the limit that applies now.
 _Met: TypeAlias = tuple[Line, AccountRow, int | None]
+
+
+class _Own(NamedTuple):
+    """The limits of runs themselves, as the step sees them: the call's run's, and those of its ancestors in the books."""
+
+    limit: int | None
+    raised: int
+    ancestry: tuple[str, ...]
+
+
+class _Judged(NamedTuple):
+    """What a decision meets. `fits`: the place in the ladder of the first plan that fits; None: none does."""
+
+    run: RunRow | None
+    ancestry: tuple[str, ...] | None  # where its place is to be fixed
+    own: _Own
+    fits: int | None
+    met: Sequence[_Met]  # of the plan that fits
+    pins: Sequence[tuple[AccountRow, int]]  # limits that its hold stores
+    blocking: Sequence[tuple[Charge, Balance]]  # of each plan that does not fit
 
 
 def tail_of(decision_id: str) -> str:
@@ -59,33 +88,74 @@ def tail_of(decision_id: str) -> str:
 
 
 def reserve(books: Books, decision: Decision, lease_ms: int) -> Reserved:
-    caller = decision.call.caller
-    tail = tail_of(decision.id)
-    call = books.call(caller.tenant, tail)
+    tenant, tail = decision.call.caller.tenant, tail_of(decision.id)
+    call = books.call_unless_new(tenant, tail)
     if call is not None:
         return _same_again(books, decision, call)
+    judged = _judge(books, decision, Debiting.ASK)
+    if isinstance(judged, _Judged) and judged.fits is not None:
+        return _hold(books, decision, judged, books.now_ms, lease_ms)[0]
+    call = books.call(tenant, tail)
+    if call is not None:
+        return _same_again(books, decision, call)
+    return _refuse(books, decision, judged) if isinstance(judged, _Judged) else _kept(books, decision, judged)
+
+
+def debit(books: Books, decision: Decision, settlement: Settlement, how: Debiting) -> Settled | Refusal | Barred | Stale:
+    assert len(decision.ladder) == 1, decision
+    tenant, tail = decision.call.caller.tenant, tail_of(decision.id)
+    call = books.call_unless_new(tenant, tail)
+    if call is not None:
+        return _as_it_stands(books, tenant, call)
+    judged = _judge(books, decision, how)
+    if isinstance(judged, _Judged) and judged.fits is not None:
+        at_ms = decision.at_ms if how is Debiting.REPLAY else books.now_ms
+        _, call = _hold(books, decision, judged, at_ms, 0)
+        return _end(books, tenant, call, COMMITTED, _closing(books, settlement))
+    call = books.call(tenant, tail)
+    if call is not None:
+        return _as_it_stands(books, tenant, call)
+    return _refuse(books, decision, judged) if isinstance(judged, _Judged) else _kept(books, decision, judged)
+
+
+# -- what a decision meets ----------------------------------------------------------------------------------------------------
+
+
+def _judge(books: Books, decision: Decision, how: Debiting) -> _Judged | Barred | Stale:
+    """In the contract's order. Changes nothing. Whoever answers with anything but a hold makes sure that the id is new."""
+    caller = decision.call.caller
     run = books.run(caller.tenant, caller.run)
-    if run is not None and run.owner not in ("", caller.key):
-        return Stale(books.now_ms, run.owner)
-    if run is not None and run.stopped:
-        record = refusal_record(decision, books.now_ms, (), (), "run_stopped")
-        books.add_refusal(caller.tenant, caller.run_scope, tail, record)
-        books.changes += 1
-        return RunRefusal(decision, RunState.STOPPED)
-    if not _inside_windows(decision, books.now_ms):
-        return Stale(books.now_ms, caller.key)
-    limit = _tightened(run, decision.call.directives.run_limit)
-    raised = run is not None and run.raised
+    asked = decision.call.directives.run_limit
+    mine = run is None or run.owner == caller.key or not run.owner
+    place: tuple[str, ...] | None
+    if how is Debiting.REPLAY:
+        found = place_of(books, caller, run) if mine else Barrier.FOREIGN_PARENT
+        place = None if isinstance(found, Barrier) else found
+        if not mine:
+            asked = None
+    else:
+        if not mine:
+            assert run is not None
+            return Stale(books.now_ms, run.owner)
+        found = place_of(books, caller, run)
+        if isinstance(found, Barrier):
+            return Barred(decision, found, caller.parent or "")
+        if found != caller.ancestry or not _inside_windows(decision, books.now_ms):
+            return Stale(books.now_ms, caller.key, found)
+        if how is Debiting.ASK:
+            barred = _barrier(books, decision, run, found)
+            if barred is not None:
+                return barred
+        place = found
+    own = _Own(_tightened(run, asked), 0 if run is None else run.raised, caller.ancestry)
     blocking = []
-    for place, plan in enumerate(decision.ladder):
-        met = _meet(books, lines_of(plan), limit, raised)
-        blocked_by = _first_blocking(met)
+    for number, plan in enumerate(decision.ladder):
+        met, pins = _meet_anew(books, lines_of(plan), own)
+        blocked_by = _first_blocking(met) if how is Debiting.ASK else None
         if blocked_by is None:
-            return _hold(books, decision, place, met, _claim(books, caller, run, decision, limit), lease_ms)
+            return _Judged(run, place, own, number, met, pins, ())
         blocking.append(blocked_by)
-    if not caller.run_issued:  # nobody comes back to an issued run, and it has nothing to show
-        _claim(books, caller, run, decision, limit)
-    return _refuse(books, decision, tuple(blocking), limit, raised)
+    return _Judged(run, place, own, None, (), (), blocking)
 
 
 def _inside_windows(decision: Decision, now_ms: int) -> bool:
@@ -97,6 +167,31 @@ def _inside_windows(decision: Decision, now_ms: int) -> bool:
     return True
 
 
+def _barrier(books: Books, decision: Decision, run: RunRow | None, ancestry: tuple[str, ...]) -> Barred | None:
+    caller = decision.call.caller
+    above = barrier_above(books, caller, run, ancestry)
+    if above is not None:
+        return Barred(decision, *above)
+    for frozen in books.rules(caller.tenant).frozen:
+        if frozen.takes(caller):
+            return Barred(decision, Barrier.FROZEN, frozen.text)
+    terms = decision.terms
+    if terms.max_active is not None and not caller.run_issued and not _is_active(run, books.now_ms - terms.idle_ms):
+        others = books.active_runs(caller.tenant, caller.key, books.now_ms - terms.idle_ms, terms.max_active)
+        if others >= terms.max_active:
+            return Barred(decision, Barrier.TOO_MANY_RUNS, str(terms.max_active))
+    fingerprint = decision.call.fingerprint
+    if terms.same_request and fingerprint and run is not None and run.recent and terms.within_calls > 1:
+        same = sum(each == fingerprint for _, each in run.recent[1 - terms.within_calls :])
+        if same >= terms.same_request:
+            return Barred(decision, Barrier.LOOP, str(same))
+    return None
+
+
+def _is_active(run: RunRow | None, since_ms: int) -> bool:
+    return run is not None and run.last_ms > since_ms and not run.quiet
+
+
 def _tightened(run: RunRow | None, asked: int | None) -> int | None:
     """The run's own limit after X-Run-Limit. A header that says what it said before is no new word: it does not undo what
     an admin has raised since."""
@@ -106,22 +201,60 @@ def _tightened(run: RunRow | None, asked: int | None) -> int | None:
     return asked if limit is None else min(limit, asked)
 
 
-def _of_the_run(policy_limit: int | None, own_limit: int | None, raised: bool) -> int | None:
-    """The limit of the run's own ceiling."""
-    if own_limit is None:
-        return policy_limit
-    if raised or policy_limit is None:
-        return own_limit
-    return min(own_limit, policy_limit)
+def _limit(books: Books, ceiling: Ceiling, limit: int | None, own: _Own) -> int | None:
+    """The effective one, where `limit` is the account's."""
+    if not ceiling.own:
+        return limit
+    run_limit, raised, ancestry = own
+    if ancestry:
+        whose = ceiling.own_run
+        if whose in ancestry:
+            run = books.run(ceiling.account.tenant, whose)
+            if run is None:
+                return limit
+            run_limit, raised = run.limit, run.raised
+    if run_limit is None:
+        return limit
+    if raised or limit is None:
+        return run_limit
+    return min(run_limit, limit)
 
 
-def _meet(books: Books, lines: Sequence[Line], own_limit: int | None, raised: bool) -> list[_Met]:
+def _meet(books: Books, lines: Sequence[Line], own: _Own) -> list[_Met]:
     met = []
     for line in lines:
         ceiling = line.charge.ceiling
-        limit = _of_the_run(ceiling.limit, own_limit, raised) if ceiling.own else ceiling.limit
-        met.append((line, books.account(ceiling.account), limit))
+        row = books.account(ceiling.account)
+        limit = ceiling.limit if row.limit is None else row.limit
+        met.append((line, row, _limit(books, ceiling, limit, own) if ceiling.own else limit))
     return met
+
+
+def _meet_anew(books: Books, lines: Sequence[Line], own: _Own) -> tuple[list[_Met], Sequence[tuple[AccountRow, int]]]:
+    """As `_meet`; shares that are not pinned yet stand at what their pin would be."""
+    met = _meet(books, lines, own)
+    open_shares = [number for number, (line, row, _) in enumerate(met) if line.charge.ceiling.pinned_ppm and row.limit is None]
+    if not open_shares:
+        return met, ()
+    pins = []
+    for number in open_shares:
+        line, row, _ = met[number]
+        pin = _pin(books, met, line.charge.ceiling, own)
+        if pin is not None:
+            pins.append((row, pin))
+            met[number] = (line, row, _limit(books, line.charge.ceiling, pin, own))
+    return met, pins
+
+
+def _pin(books: Books, met: Sequence[_Met], ceiling: Ceiling, own: _Own) -> int | None:
+    """The part of what is left in the other account. That may be a share itself, which the policy keeps from being one of this."""
+    for line, row, limit in met:
+        other = line.charge.ceiling
+        if other.account.key == ceiling.pinned_to:
+            is_open = other.pinned_ppm and row.limit is None
+            whole = _limit(books, other, _pin(books, met, other, own), own) if is_open else limit
+            return None if whole is None else max(0, whole - row.committed - row.reserved) * ceiling.pinned_ppm // _ALL
+    return None
 
 
 def _above(charge: Charge, row: AccountRow, limit: int | None) -> bool:
@@ -143,16 +276,21 @@ def _fits(met: _Met, amount: int) -> bool:
     return row.reserved + row.committed + amount <= ceiling
 
 
-def _first_blocking(met: Sequence[_Met]) -> Balance | None:
+def _first_blocking(met: Sequence[_Met]) -> tuple[Charge, Balance] | None:
     for each in met:
         line, row, limit = each
         if not _fits(each, line.held):
-            return _balance(line.charge.ceiling, row, limit)
+            return line.charge, _balance_aging(line.charge.ceiling, row, limit)
     return None
 
 
 def _balance(ceiling: Ceiling, row: AccountRow, limit: int | None) -> Balance:
     return Balance(ceiling.account, limit, row.committed, row.reserved, row.unconfirmed, ceiling.mode)
+
+
+def _balance_aging(ceiling: Ceiling, row: AccountRow, limit: int | None) -> Balance:
+    """As a refusal tells it."""
+    return Balance(ceiling.account, limit, row.committed, row.reserved, row.unconfirmed, ceiling.mode, row.aging())
 
 
 def _balances(met: Sequence[_Met]) -> tuple[Balance, ...]:
@@ -161,37 +299,69 @@ def _balances(met: Sequence[_Met]) -> tuple[Balance, ...]:
 
 def standing(books: Books, record: Record, run: RunRow) -> tuple[Balance, ...]:
     """The accounts of a hold as they stand now, under the limits it was made with."""
-    return _balances(_meet(books, record.lines, run.limit, run.raised))
+    return _balances(_meet(books, record.lines, _own_of(record, run)))
 
 
-def _claim(books: Books, caller: Caller, run: RunRow | None, decision: Decision, limit: int | None) -> RunRow:
-    """The run exists from here on, is the caller's, and has the limit that the call asked for."""
-    row = books.new_run(caller.tenant, caller.run, caller.key) if run is None else run
-    row.owner = caller.key
-    row.limit = limit
-    if decision.call.directives.run_limit is not None:
-        row.asked = decision.call.directives.run_limit
-    row.last_ms = books.now_ms
-    row.changed = True
+def _own_of(record: Record, run: RunRow) -> _Own:
+    return _Own(run.limit, run.raised, ancestry_in(record))
+
+
+# -- what becomes of it -------------------------------------------------------------------------------------------------------
+
+
+def _claim(books: Books, decision: Decision, judged: _Judged) -> RunRow:
+    """The run exists from here on, is the caller's, has its place, and has the limit that the call asked for."""
+    caller = decision.call.caller
+    row = judged.run
+    if row is None:
+        row = books.new_run(caller.tenant, caller.run, caller.key)
+    if row.owner != caller.key and not row.owner:
+        row.owner = caller.key
+        row.change()
+    if judged.ancestry is not None and not row.placed:
+        take_place(books, caller, row, judged.ancestry)
+    asked = decision.call.directives.run_limit
+    if asked is not None and row.owner == caller.key and asked != row.asked:
+        row.limit, row.asked = judged.own.limit, asked
+        row.change()
+    if row.issued != caller.run_issued:
+        row.issued = int(caller.run_issued)
+        row.change()
+    if row.state == PAUSED and not is_paused(books, caller.tenant, row):
+        row.state, row.paused_no = ACTIVE, None
+        row.change()
+    row.use(books.now_ms)
+    if row.ancestry:
+        use_ancestors(books, caller.tenant, row.ancestry)
     return row
 
 
-def _hold(books: Books, decision: Decision, place: int, met: Sequence[_Met], run: RunRow, lease_ms: int) -> Hold:
+def _hold(books: Books, decision: Decision, judged: _Judged, at_ms: int, lease_ms: int) -> tuple[Hold, CallRow]:
+    run = _claim(books, decision, judged)
+    assert judged.fits is not None
     call = decision.call
     caller = call.caller
-    plan = decision.ladder[place]
+    plan = decision.ladder[judged.fits]
     tail = tail_of(decision.id)
+    met = judged.met
     for line, row, _ in met:
         if not line.twin:
-            row.move(reserved=line.held)
-    run.move(reserved=plan.cost_max.usd)
+            row.hold(line.held)
+    for row, pin in judged.pins:
+        row.limit = pin
+        row.wide = True
+    run.hold(plan.cost_max.usd)
     run.calls += 1
     run.latest = tail
+    terms = decision.terms
+    if terms.same_request:
+        run.recent = [*(run.recent or ()), (tail, call.fingerprint)][-terms.within_calls :]
+        run.wide = True
     hold = _as_held(decision, plan, met, books.now_ms + lease_ms)
     record = Record(
         caller.run,
         caller.key,
-        books.now_ms,
+        at_ms,
         hold.outcome,
         call.model,
         plan.model,
@@ -199,12 +369,13 @@ def _hold(books: Books, decision: Decision, place: int, met: Sequence[_Met], run
         plan.cost_max,
         tuple([line for line, _, _ in met]),
         caller.dimensions,
-        place,
+        judged.fits,
         inputs_of(decision, plan),
     )
-    books.new_call(caller.tenant, CallRow(tail, LIVE, hold.lease_until_ms, record, None, None, False))
+    held = CallRow(tail, LIVE, hold.lease_until_ms, record, None, None, False)
+    books.new_call(caller.tenant, held)
     books.changes += 1
-    return hold
+    return hold, held
 
 
 def _as_held(decision: Decision, plan: Plan, met: Sequence[_Met], lease_until_ms: int) -> Hold:
@@ -223,36 +394,63 @@ def _same_again(books: Books, decision: Decision, call: CallRow) -> Hold | Ended
     record = call.record
     assert record is not None
     caller = decision.call.caller
+    if record.inputs.get("fingerprint", "") != decision.call.fingerprint:
+        return Ended(HoldState.LIVE)
     assert (record.owner, record.run) == (caller.key, caller.run), "two callers use one decision id"
     plan = decision.ladder[record.plan]
     assert (record.selected_model, record.provider) == (plan.model, plan.provider), "two ladders use one decision id"
     run = books.run(caller.tenant, caller.run)
     assert run is not None
-    return _as_held(decision, plan, _meet(books, record.lines, run.limit, run.raised), call.lease_ms)
+    return _as_held(decision, plan, _meet(books, record.lines, _own_of(record, run)), call.due_ms)
 
 
-def _refuse(books: Books, decision: Decision, blocking: tuple[Balance, ...], own_limit: int | None, raised: bool) -> Refusal:
+def _refuse(books: Books, decision: Decision, judged: _Judged) -> Refusal:
     caller = decision.call.caller
     balances: dict[str, Balance] = {}
     for plan in decision.ladder:
-        for balance in _balances(_meet(books, lines_of(plan), own_limit, raised)):
-            balances.setdefault(balance.account.key, balance)
-    refusal = Refusal(decision, blocking, tuple(balances.values()))
+        for (charge, _, _), row, limit in _meet_anew(books, lines_of(plan), judged.own)[0]:
+            if charge.ceiling.account.key not in balances:
+                balances[charge.ceiling.account.key] = _balance_aging(charge.ceiling, row, limit)
+    paused = False
+    if not caller.run_issued:  # nobody comes back to an issued run, and it has nothing to show
+        run = _claim(books, decision, judged)
+        paused = any(charge.ceiling.pause for charge, _ in judged.blocking)
+        if paused:
+            run.state, run.paused_no, run.paused_by = PAUSED, books.rules(caller.tenant).raises, ""
+            run.change()
+    blocking = tuple([balance for _, balance in judged.blocking])
+    refusal = Refusal(decision, blocking, tuple(balances.values()), books.now_ms, paused)
     record = refusal_record(decision, books.now_ms, blocking, refusal.balances, "ceiling_reached")
     books.add_refusal(caller.tenant, caller.run_scope, tail_of(decision.id), record)
-    books.changes += 1
     return refusal
 
 
+def _kept(books: Books, decision: Decision, answer: Barred | Stale) -> Barred | Stale:
+    """Leaves its trace where the contract says so."""
+    caller = decision.call.caller
+    if isinstance(answer, Barred) and answer.barrier in _WHY and books.run(caller.tenant, caller.run) is not None:
+        record = refusal_record(decision, books.now_ms, (), (), _WHY[answer.barrier])
+        books.add_refusal(caller.tenant, caller.run_scope, tail_of(decision.id), record)
+    return answer
+
+
+# -- how it ends --------------------------------------------------------------------------------------------------------------
+
+
 def commit(books: Books, tenant: str, hold_id: str, settlement: Settlement) -> Settled | None:
-    cost = settlement.cost
-    assert min(cost.usd, cost.tokens, cost.calls) >= 0, cost
+    closing = _closing(books, settlement)
     call = books.call(tenant, hold_id.removeprefix("rsv_"))
     if call is None:
         return None
     if call.state > EXPIRED:
         return _as_it_stands(books, tenant, call)
-    return _end(books, tenant, call, COMMITTED, Closing(cost, settlement.usage, settlement.ending, books.now_ms))
+    return _end(books, tenant, call, COMMITTED, closing)
+
+
+def _closing(books: Books, settlement: Settlement) -> Closing:
+    cost = settlement.cost
+    assert min(cost.usd, cost.tokens, cost.calls) >= 0, cost
+    return Closing(cost, settlement.usage, settlement.ending, books.now_ms)
 
 
 def release(books: Books, tenant: str, hold_id: str, ending: Ending) -> Settled:
@@ -268,24 +466,6 @@ def release(books: Books, tenant: str, hold_id: str, ending: Ending) -> Settled:
     return _end(books, tenant, call, RELEASED, closing)
 
 
-def settle(books: Books, tenant: str, hold_id: str, cost_usd: int | None, who: str, why: str) -> Settled | None:
-    call = books.call(tenant, hold_id.removeprefix("rsv_"))
-    if call is None:
-        return None
-    if call.state > EXPIRED:
-        return _as_it_stands(books, tenant, call)
-    record = call.record
-    assert record is not None
-    if cost_usd is None:
-        settled: Settled | None = release(books, tenant, hold_id, Ending.UNKNOWN)
-        books.add_act(tenant, who, "release", hold_id, why)
-    else:
-        cost = Amounts(cost_usd, record.held.tokens, record.held.calls)
-        settled = commit(books, tenant, hold_id, Settlement(cost, Usage(UsageSource.HELD), Ending.UNKNOWN))
-        books.add_act(tenant, who, "settle", f"{hold_id} {cost_usd}", why)
-    return settled
-
-
 def expire(books: Books, at_most: int) -> list[Expired]:
     expired = []
     for tenant, call in books.due(at_most):
@@ -298,12 +478,12 @@ def expire(books: Books, at_most: int) -> list[Expired]:
 
 
 def _as_it_stands(books: Books, tenant: str, call: CallRow) -> Settled:
-    assert call.closing is not None
+    charged = NOTHING if call.closing is None else call.closing.charged
     if call.record is None:
-        return Settled(STATES[call.state], False, call.closing.charged)
+        return Settled(STATES[call.state], False, charged)
     run = books.run(tenant, call.record.run)
     assert run is not None
-    return Settled(STATES[call.state], False, call.closing.charged, standing(books, call.record, run))
+    return Settled(STATES[call.state], False, charged, standing(books, call.record, run))
 
 
 def _end(books: Books, tenant: str, call: CallRow, state: int, closing: Closing) -> Settled:
@@ -314,7 +494,8 @@ def _end(books: Books, tenant: str, call: CallRow, state: int, closing: Closing)
     assert run is not None
     live = call.state == LIVE
     provisional = state == EXPIRED
-    met = _meet(books, record.lines, run.limit, run.raised)
+    charged_ms = 0 if call.closing is None else call.closing.at_ms
+    met = _meet(books, record.lines, _own_of(record, run))
     alerts: list[Alert] = []
     for each in met:
         line, row, limit = each
@@ -323,22 +504,26 @@ def _end(books: Books, tenant: str, call: CallRow, state: int, closing: Closing)
         ceiling = line.charge.ceiling
         charged = closing.charged.of(ceiling.account.unit)
         if live:
-            row.move(-line.held, charged, charged if provisional else 0)
+            row.settle(line.held, charged, provisional)
         else:
-            row.move(0, charged - line.held, -line.held)
+            row.correct(line.held, charged, charged_ms)
         if limit is not None and ceiling.alerts and row.committed * _ALL >= limit * ceiling.alerts[0]:
             alerts += _fired(ceiling, row, limit)
     usd = closing.charged.usd
     if live:
-        run.move(reserved=-record.held.usd, committed=usd, unconfirmed=usd if provisional else 0)
+        run.settle(record.held.usd, usd, provisional)
         charged_anew = closing.charged
     else:
-        run.move(committed=usd - record.held.usd, unconfirmed=-record.held.usd)
+        run.correct(record.held.usd, usd)
         charged_anew = minus(closing.charged, record.held)
     if state == RELEASED:
         run.calls -= 1
+        if run.recent:
+            run.recent = [each for each in run.recent if each[0] != call.tail]
+            run.wide = True
     books.add_spend(tenant, record, charged_anew.usd, charged_anew.tokens, charged_anew.calls)
     call.state = state
+    call.due_ms = closing.at_ms
     call.closing = closing
     call.changed = True
     books.changes += 1
@@ -353,6 +538,7 @@ def _fired(ceiling: Ceiling, row: AccountRow, limit: int) -> list[Alert]:
     fired = [each for each in ceiling.alerts if each > row.alerted and reached >= limit * each]
     if fired:
         row.alerted = fired[-1]
+        row.wide = True
     return [Alert(ceiling.account, threshold, limit, row.committed) for threshold in fired]
 
 
@@ -366,7 +552,7 @@ def extend(books: Books, tenant: str, hold_id: str, lease_ms: int, more: Amounts
         assert min(more.usd, more.tokens, more.calls) >= 0, more
         if not _hold_more(books, tenant, call, record, more):
             return False
-    call.lease_ms = books.now_ms + lease_ms
+    call.due_ms = books.now_ms + lease_ms
     call.changed = True
     books.changes += 1
     return True
@@ -375,53 +561,18 @@ def extend(books: Books, tenant: str, hold_id: str, lease_ms: int, more: Amounts
 def _hold_more(books: Books, tenant: str, call: CallRow, record: Record, more: Amounts) -> bool:
     run = books.run(tenant, record.run)
     assert run is not None
-    met = _meet(books, record.lines, run.limit, run.raised)
+    met = _meet(books, record.lines, _own_of(record, run))
     amounts = [more.of(line.charge.ceiling.account.unit) for line, _, _ in met]
     if not all(_fits(each, amount) for each, amount in zip(met, amounts, strict=True)):
         return False
     for (line, row, _), amount in zip(met, amounts, strict=True):
         if not line.twin:
-            row.move(reserved=amount)
-    run.move(reserved=more.usd)
+            row.hold(amount)
+    run.hold(more.usd)
     held = record.held
     call.record = record._replace(
         held=Amounts(held.usd + more.usd, held.tokens + more.tokens, held.calls + more.calls),
         lines=tuple([line._replace(held=line.held + amount) for line, amount in zip(record.lines, amounts, strict=True)]),
     )
     call.packed = None
-    return True
-
-
-def set_limit(books: Books, tenant: str, run_id: str, owner: str, change: SetLimit) -> bool:
-    """False: another owns the run."""
-    assert change.limit >= 0, change
-    run = books.run(tenant, run_id)
-    if run is not None and run.owner not in ("", owner) and not change.by_admin:
-        return False
-    if run is None:
-        run = books.new_run(tenant, run_id, owner)
-        books.changes += 1
-    if change.by_admin:
-        limit, raised = change.limit, True
-    else:
-        if run.owner != owner:
-            run.owner, run.changed = owner, True
-            books.changes += 1
-        limit, raised = change.limit if run.limit is None else min(run.limit, change.limit), run.raised
-    if (limit, raised) != (run.limit, run.raised):
-        run.limit, run.raised, run.changed = limit, raised, True
-        books.add_act(tenant, change.who, "limit", f"{run_id} {limit}", "")
-        books.changes += 1
-    return True
-
-
-def stop(books: Books, tenant: str, run_id: str, who: str, why: str) -> bool:
-    """False: no such run."""
-    run = books.run(tenant, run_id)
-    if run is None:
-        return False
-    if not run.stopped:
-        run.stopped = run.changed = True
-        books.add_act(tenant, who, "stop", run_id, why)
-        books.changes += 1
     return True

@@ -11,9 +11,19 @@ from typing import Final, TypeAlias
 
 import apsw
 
-from gateway.ledger.books import Books, Where
+from gateway.ledger.books import Books
 from gateway.ledger.contract import LedgerLost, LedgerUnavailable
-from gateway.ledger.schema import TROUBLE, connect, create_tables, file_identity, mapped_errors, new_epoch, read_meta
+from gateway.ledger.schema import (
+    TROUBLE,
+    carry_over,
+    connect,
+    create_tables,
+    file_identity,
+    mapped_errors,
+    new_epoch,
+    read_meta,
+    read_rules,
+)
 from gateway.ledger.witness import ADOPT_HINT, Seen, Witness
 
 Work: TypeAlias = Callable[[Books], object]
@@ -33,6 +43,7 @@ class Store:
         self._cursor: apsw.Cursor | None = None
         self._books: Books | None = None
         self._data_version: object = None
+        self._rules = 0
         self._identity: tuple[int, int] | None = None
         self._looked_at = 0.0
 
@@ -48,6 +59,7 @@ class Store:
             try:
                 if known is None:
                     create_tables(connection)
+                carry_over(connection)
                 found = read_meta(connection, self.path)
                 _compare(self.path, known, found)
                 if known != found:
@@ -68,14 +80,16 @@ class Store:
             self._connection.close()
             self._connection = self._cursor = self._books = None
 
-    def transact(self, works: Sequence[Work], now_ms: int, calls: Sequence[Where] = ()) -> list[object]:
-        """The answer of each step, or the exception that it raised, all committed. `calls`: see `Books.begin`."""
+    def transact(self, works: Sequence[Work], now_ms: int) -> list[object]:
+        """The answer of each step, or the exception that it raised, all committed."""
         with mapped_errors(self.path):
             self._look()
             try:
-                return self._together(works, now_ms, calls)
+                return self._together(works, now_ms, trusting=True)
             except (*TROUBLE, LedgerLost, LedgerUnavailable):
                 raise
+            except apsw.ConstraintError:  # most likely an id that was not new: see Books.call_unless_new
+                pass
             except Exception as error:  # noqa: BLE001 - a faulty step must not take the others down
                 if len(works) == 1:
                     return [error]
@@ -83,26 +97,30 @@ class Store:
 
     def _alone(self, work: Work, now_ms: int) -> object:
         try:
-            return self.transact([work], now_ms)[0]
-        except (LedgerLost, LedgerUnavailable) as error:  # those before it are committed, and keep their answers
+            with mapped_errors(self.path):
+                return self._together([work], now_ms, trusting=False)[0]
+        except Exception as error:  # noqa: BLE001 - whatever it is: the steps before it are committed, and keep their answers
             return error
 
-    def _together(self, works: Sequence[Work], now_ms: int, calls: Sequence[Where]) -> list[object]:
+    def _together(self, works: Sequence[Work], now_ms: int, *, trusting: bool) -> list[object]:
         cursor, books = self._cursor, self._books
         if cursor is None or books is None:
             raise LedgerUnavailable(f"{self.path} is not open")
         try:
             cursor.execute("BEGIN IMMEDIATE")
-            found = read_meta(cursor, self.path)
+            found, rules = read_rules(cursor, self.path)
             if found.epoch != self.seen.epoch or found.sequence < self.seen.sequence:
                 _compare(self.path, self.seen, found)
             self._forget_what_others_changed(cursor, books)
-            books.begin(now_ms, calls)
+            if rules != self._rules:
+                books.forget_rules()
+            books.begin(now_ms, trusting)
             answers = [work(books) for work in works]
             books.write()
             sequence = found.sequence + books.changes
             if books.changes:
-                cursor.execute("UPDATE meta SET sequence = ?", (sequence,))
+                rules += books.rules_changed
+                cursor.execute("UPDATE meta SET sequence = ?, rules = ?", (sequence, rules))
             cursor.execute("COMMIT")
         except BaseException:
             books.forget()
@@ -112,6 +130,7 @@ class Store:
             raise
         books.committed()
         self.seen = Seen(found.epoch, sequence)
+        self._rules = rules
         return answers
 
     def _forget_what_others_changed(self, cursor: apsw.Cursor, books: Books) -> None:
@@ -152,6 +171,7 @@ def adopt(path: str, witness: Witness) -> Seen:
         connection = connect(path, "FULL", 5_000)
         try:
             create_tables(connection)
+            carry_over(connection)
             read_meta(connection, path)
             connection.execute("UPDATE meta SET epoch = ?", (new_epoch(),))
             adopted = read_meta(connection, path)

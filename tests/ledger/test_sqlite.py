@@ -10,7 +10,7 @@ import pytest
 
 from gateway.core.scopes import Amounts
 from gateway.core.values import Balance, Decision, Ending, Hold
-from gateway.ledger.contract import HoldState, LedgerUnavailable, Refusal, RunRefusal
+from gateway.ledger.contract import Barred, HoldState, LedgerUnavailable, Refusal
 from gateway.ledger.sqlite import SqliteLedger
 from gateway.ledger.witness import Witness
 from tests.ledger.builders import (
@@ -273,7 +273,7 @@ async def test_refusals_are_kept_in_a_bounded_ring_per_run(ledger: SqliteLedger)
     assert (found[-1].outcome, found[-1].state, found[-1].inputs["why"]) == ("block", None, "ceiling_reached")
     await ledger.stop(TENANT, "r1", "op", "enough")
     stopped = decision()
-    assert isinstance(await ledger.reserve(stopped, LEASE_MS), RunRefusal)
+    assert isinstance(await ledger.reserve(stopped, LEASE_MS), Barred)
     record = await ledger.record(TENANT, stopped.id)
     assert record is not None
     assert record.inputs["why"] == "run_stopped"
@@ -294,7 +294,7 @@ async def test_operators_acts_are_recorded_once_with_who_and_why(ledger: SqliteL
     for _ in range(2):
         await ledger.settle(TENANT, held.id, 3, "ann", "the bill says so")
         await ledger.stop(TENANT, "r1", "bob", "looping")
-    acts = apsw.Connection(str(tmp_path / "ledger.db")).execute("SELECT tenant, at_ms, who, act, what, why FROM acts").fetchall()
+    acts = apsw.Connection(str(tmp_path / "ledger.db")).execute("SELECT tenant, at_ms, who, act, what, why FROM acts ORDER BY number").fetchall()
     assert acts == [
         (TENANT, START_MS, "ann", "settle", f"{held.id} 3", "the bill says so"),
         (TENANT, START_MS, "bob", "stop", "r1", "looping"),

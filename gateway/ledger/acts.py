@@ -1,0 +1,162 @@
+"""What operators and owners do by hand, each a step like those of `gateway.ledger.steps`. An act that changed nothing leaves nothing."""
+
+from collections.abc import Sequence
+from typing import TypeVar
+
+from gateway.core.scopes import Account, Amounts
+from gateway.core.values import Balance, Ending, Usage, UsageSource
+from gateway.ledger.books import AccountRow, Books
+from gateway.ledger.contract import AccountView, Adjusting, Frozen, SetLimit, Settled, Settlement
+from gateway.ledger.schema import ACTIVE, PAUSED, STOPPED
+from gateway.ledger.steps import commit, release
+from gateway.ledger.tree import is_paused
+
+T = TypeVar("T")
+
+
+def set_limit(books: Books, tenant: str, run_id: str, owner: str, change: SetLimit) -> bool:
+    """False: another owns the run."""
+    assert change.limit >= 0, change
+    run = books.run(tenant, run_id)
+    if run is not None and run.owner not in ("", owner) and not change.by_admin:
+        return False
+    if run is None:
+        run = books.new_run(tenant, run_id, owner)
+        books.changes += 1
+    if change.by_admin:
+        limit, raised = change.limit, 1
+    else:
+        if run.owner != owner:
+            run.owner = owner
+            run.change()
+            books.changes += 1
+        limit, raised = change.limit if run.limit is None else min(run.limit, change.limit), run.raised
+    if (limit, raised) != (run.limit, run.raised):
+        run.limit, run.raised = limit, raised
+        run.change()
+        books.add_act(tenant, change.who, "set_limit", f"{run_id} {limit}", "")
+        if change.by_admin:
+            books.add_raise(tenant)
+    return True
+
+
+def stop(books: Books, tenant: str, run_id: str, who: str, why: str) -> bool:
+    """False: no such run."""
+    run = books.run(tenant, run_id)
+    if run is None:
+        return False
+    if run.state != STOPPED:
+        run.state, run.paused_no, run.paused_by = STOPPED, None, ""
+        run.change()
+        books.add_act(tenant, who, "stop", run_id, why)
+    return True
+
+
+def pause(books: Books, tenant: str, run_id: str, who: str, why: str) -> bool:
+    """False: no such run."""
+    run = books.run(tenant, run_id)
+    if run is None:
+        return False
+    if run.state != STOPPED and (run.state, run.paused_no, run.paused_by) != (PAUSED, None, who):
+        run.state, run.paused_no, run.paused_by = PAUSED, None, who
+        run.change()
+        books.add_act(tenant, who, "pause", run_id, why)
+    return True
+
+
+def resume(books: Books, tenant: str, run_id: str, who: str, why: str) -> bool:
+    """False: no such run."""
+    run = books.run(tenant, run_id)
+    if run is None:
+        return False
+    if is_paused(books, tenant, run):
+        run.state, run.paused_no, run.paused_by = ACTIVE, None, ""
+        run.change()
+        books.add_act(tenant, who, "resume", run_id, why)
+    return True
+
+
+def freeze(books: Books, tenant: str, scope: Sequence[tuple[str, str]], who: str, why: str) -> bool:
+    """False: it was frozen."""
+    frozen = Frozen(tuple(sorted(scope)), books.now_ms, who, why)
+    if any(each.text == frozen.text for each in books.rules(tenant).frozen):
+        return False
+    books.freeze(tenant, frozen)
+    books.add_act(tenant, who, "freeze", frozen.text, why)
+    return True
+
+
+def thaw(books: Books, tenant: str, text: str, who: str, why: str) -> bool:
+    """False: it was not frozen."""
+    if not any(each.text == text for each in books.rules(tenant).frozen):
+        return False
+    books.thaw(tenant, text)
+    books.add_act(tenant, who, "thaw", text, why)
+    return True
+
+
+def set_account_limit(books: Books, tenant: str, key: str, limit: int | None, who: str, why: str) -> AccountView | None:
+    assert limit is None or limit >= 0, limit
+    found = books.account_by_key(tenant, key)
+    if found is None:
+        return None
+    account, row = found
+    if row.limit != limit:
+        row.limit = limit
+        row.changed = row.wide = True
+        books.add_act(tenant, who, "set_account_limit", f"{key} {'none' if limit is None else limit}", why)
+        books.add_raise(tenant)
+    return view(account, row)
+
+
+def adjust(
+    books: Books, tenant: str, key: str, amount: int, act_id: str, who: str, why: str
+) -> tuple[Adjusting, AccountView] | None:
+    found = books.account_by_key(tenant, key)
+    if found is None:
+        return None
+    account, row = found
+    if books.has_act(tenant, act_id):
+        return Adjusting.REPLAYED, view(account, row)
+    if account.window.span_ms:
+        return Adjusting.ROLLING, view(account, row)
+    if row.committed - row.unconfirmed + amount < 0:
+        return Adjusting.BELOW_ZERO, view(account, row)
+    row.committed += amount
+    row.adjusted += amount
+    row.changed = row.wide = True
+    books.add_act(tenant, who, "adjust", f"{key} {amount}", why, act_id)
+    books.add_raise(tenant)
+    return Adjusting.DONE, view(account, row)
+
+
+def reset(books: Books, tenant: str, key: str, who: str, why: str) -> AccountView | None:
+    found = books.account_by_key(tenant, key)
+    if found is None:
+        return None
+    account, row = found
+    if row.reset():
+        books.add_act(tenant, who, "reset", key, why)
+        books.add_raise(tenant)
+    return view(account, row)
+
+
+def view(account: Account, row: AccountRow) -> AccountView:
+    balance = Balance(account, row.limit, row.committed, row.reserved, row.unconfirmed)
+    return AccountView(balance, row.carried, row.adjusted)
+
+
+def settle(books: Books, tenant: str, hold_id: str, cost_usd: int | None, who: str, why: str) -> Settled | None:
+    call = books.call(tenant, hold_id.removeprefix("rsv_"))
+    if call is None:
+        return None
+    settled: Settled | None
+    if cost_usd is None or call.record is None:
+        settled = release(books, tenant, hold_id, Ending.UNKNOWN)
+    else:
+        held = call.record.held
+        cost = Amounts(cost_usd, held.tokens, held.calls)
+        settled = commit(books, tenant, hold_id, Settlement(cost, Usage(UsageSource.HELD), Ending.UNKNOWN))
+    if settled is not None and settled.changed:
+        books.add_act(tenant, who, "settle", f"{hold_id} {'none' if cost_usd is None else cost_usd}", why)
+    return settled
