@@ -12,9 +12,9 @@ import socket
 import sys
 import tempfile
 import time
-from collections.abc import Coroutine, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 import uvloop
 from multidict import CIMultiDict, CIMultiDictProxy
@@ -28,10 +28,9 @@ from gateway.core.tokens import TokenCounter
 from gateway.events import Events, open_sink
 from gateway.flow import Flow
 from gateway.identity import ANONYMOUS, DEFAULT_TENANT, Identity, Principal
-from gateway.ledger import sqlite
+from gateway.ledger import opening
 from gateway.ledger.contract import Expired, Ledger, LedgerLost, LedgerUnavailable
 from gateway.ledger.lost import LostLedger
-from gateway.ledger.witness import Witness
 from gateway.metrics import Metrics
 from gateway.observer import Observer
 from gateway.reaper import Reaper
@@ -54,11 +53,12 @@ from gateway.wire.headers import directives
 from gateway.wire.problem import Refused, problem
 from gateway.yaml_source import Mistakes
 
+T = TypeVar("T")
+
 _REAP_EVERY_MS: Final = 1_000
 _TELL_AGAIN_MS: Final = 60_000
 _FLUSH_EVERY_S: Final = 1.0
 _LOOK_EVERY_S: Final = 1.0
-_WITNESS: Final = "witness.json"
 _KEY_FILE: Final = "secret"  # its name in the state folder
 
 
@@ -284,9 +284,7 @@ async def _serve(config: Settings, policy: Policy, listening: socket.socket | No
 async def open_ledger(config: Settings) -> Ledger:
     """The config's ledger, started. One that lost something is not used: what stands in its place says so to every caller.
     LedgerUnavailable where it can't be opened at all."""
-    ledger = sqlite.SqliteLedger(
-        str(config.ledger_path), Witness(config.state_dir / _WITNESS), clock_ms, config.synchronous, config.ledger_timeout_ms
-    )
+    ledger = opening.ledger_of(config.ledger, config.state_dir, clock_ms)
     try:
         await ledger.start()
     except LedgerLost as lost:
@@ -327,9 +325,9 @@ async def _explain(config: Settings, policy: Policy, body: bytes, header_lines: 
     if isinstance(decision, Unservable):
         raise Refused(problem(decision.code, decision.message, decision.param))
     accounts = [charge.ceiling.account for plan in decision.ladder for charge in plan.charges]
-    if not config.ledger_path.exists():
+    if opening.never_used(config.ledger):
         return explaining.Explanation(decision, rulebook, {}, None)
-    ledger = sqlite.SqliteLedger(str(config.ledger_path), Witness(config.state_dir / _WITNESS), clock_ms)
+    ledger = opening.ledger_of(config.ledger, config.state_dir, clock_ms)
     await ledger.start()
     try:
         balances = await ledger.balances(caller.tenant, accounts)
@@ -341,8 +339,23 @@ async def _explain(config: Settings, policy: Policy, body: bytes, header_lines: 
 
 def adopt(config: Settings) -> str:
     """`penstock ledger adopt`: what the store says from now on is taken for the truth."""
-    seen = sqlite.adopt(str(config.ledger_path), Witness(config.state_dir / _WITNESS))
-    return f"adopted {config.ledger_path} as it is, at epoch {seen.epoch}, step {seen.sequence}"
+    seen = asyncio.run(opening.adopt(config.ledger, config.state_dir))
+    return f"adopted {config.ledger} as it is, at epoch {seen.epoch}, step {seen.sequence}"
+
+
+def on_ledger(config: Settings, work: Callable[[Ledger], Awaitable[T]]) -> T:
+    """Opens the config's ledger for one piece of work beside the gateways. LedgerLost, LedgerUnavailable."""
+    return asyncio.run(_on_ledger(config, work))
+
+
+async def _on_ledger(config: Settings, work: Callable[[Ledger], Awaitable[T]]) -> T:
+    ledger = await open_ledger(config)
+    if isinstance(ledger, LostLedger):
+        raise LedgerLost(ledger.why)
+    try:
+        return await work(ledger)
+    finally:
+        await ledger.close()
 
 
 def _stamp(path: Path) -> tuple[int, int, int] | None:

@@ -3,9 +3,12 @@
 import hashlib
 import json
 import os
+import shutil
 import sys
+import tempfile
+from collections.abc import Awaitable, Callable
 from pathlib import Path
-from typing import Annotated, Any, Final, NoReturn
+from typing import Annotated, Any, Final, NoReturn, TextIO
 
 import typer
 from rich.console import Console
@@ -21,10 +24,12 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     add_completion=False,
 )
-runs_app = typer.Typer(help="Runs of a running gateway: list, show, stop, limit, settle.", no_args_is_help=True)
+runs_app = typer.Typer(help="Runs of a running gateway, and the budgets that they count in.", no_args_is_help=True)
+account_app = typer.Typer(help="An account by its key, as `runs show` prints it. Needs the admin token.", no_args_is_help=True)
 keys_app = typer.Typer(help="Keys for `auth: keys`.", no_args_is_help=True)
 ledger_app = typer.Typer(help="The ledger itself.", no_args_is_help=True)
 app.add_typer(runs_app, name="runs")
+runs_app.add_typer(account_app, name="account")
 app.add_typer(keys_app, name="keys")
 app.add_typer(ledger_app, name="ledger")
 
@@ -34,7 +39,10 @@ ConfigOption = Annotated[
 ]
 GatewayOption = Annotated[str, typer.Option("--gateway", help="A running gateway's address.", envvar="PENSTOCK_GATEWAY")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print the gateway's answer as it is.")]
+ScopeArgument = Annotated[list[str], typer.Argument(help='Such as team=research agent=a1; the word "tenant" is all of it.')]
+KeyArgument = Annotated[str, typer.Argument(help='Such as "run-ceiling|run=r42|lifetime|usd".')]
 HERE = "http://127.0.0.1:8080"
+TENANT = "tenant"
 
 
 # Click's: typer brings it along, under a name of its own that changed with its versions.
@@ -167,7 +175,19 @@ def runs_show(run: str, gateway: GatewayOption = HERE, as_json: JsonOption = Fal
 @runs_app.command("stop")
 def runs_stop(run: str, gateway: GatewayOption = HERE, reason: str = "", as_json: JsonOption = False) -> None:
     """Stops a run for good: live calls end, later ones are refused."""
-    _print_run(_remote(gateway).post(f"/budget/runs/{quoted(run)}/stop", "run_id", {"reason": reason} if reason else {}), as_json)
+    _print_run(_remote(gateway).post(f"/budget/runs/{quoted(run)}/stop", "run_id", _why(reason)), as_json)
+
+
+@runs_app.command("pause")
+def runs_pause(run: str, gateway: GatewayOption = HERE, reason: str = "", as_json: JsonOption = False) -> None:
+    """A run takes no calls until it is resumed; live ones finish."""
+    _print_run(_remote(gateway).post(f"/budget/runs/{quoted(run)}/pause", "run_id", _why(reason)), as_json)
+
+
+@runs_app.command("resume")
+def runs_resume(run: str, gateway: GatewayOption = HERE, reason: str = "", as_json: JsonOption = False) -> None:
+    """Ends a pause. One that the admin or a budget set needs the admin token."""
+    _print_run(_remote(gateway).post(f"/budget/runs/{quoted(run)}/resume", "run_id", _why(reason)), as_json)
 
 
 @runs_app.command("limit")
@@ -193,11 +213,82 @@ def runs_settle(
     if (cost is None) is not release:
         _fail("name either what the hold cost, or --release")
     body: dict[str, Any] = {"release": True} if release else {"cost_usd": (cost or "").removeprefix("$")}
-    _print_json(
-        _remote(gateway).post(
-            f"/admin/holds/{quoted(hold)}/settle", "reservation_id", body | ({"reason": reason} if reason else {})
-        )
-    )
+    _print_json(_remote(gateway).post(f"/admin/holds/{quoted(hold)}/settle", "reservation_id", body | _why(reason)))
+
+
+@runs_app.command("freeze")
+def runs_freeze(scope: ScopeArgument, gateway: GatewayOption = HERE, reason: str = "") -> None:
+    """Whoever has all these values takes no more calls, and live ones end. Needs the admin token."""
+    _print_json(_remote(gateway).post("/admin/freeze", "frozen", {"scope": _scope(scope)} | _why(reason)))
+
+
+@runs_app.command("thaw")
+def runs_thaw(scope: ScopeArgument, gateway: GatewayOption = HERE, reason: str = "") -> None:
+    """Ends the freeze of that scope. Needs the admin token."""
+    _print_json(_remote(gateway).post("/admin/thaw", "frozen", {"scope": _scope(scope)} | _why(reason)))
+
+
+@runs_app.command("frozen")
+def runs_frozen(gateway: GatewayOption = HERE, as_json: JsonOption = False) -> None:
+    """What is frozen now. Needs the admin token."""
+    told = _remote(gateway).get("/admin/frozen", "frozen")
+    if as_json:
+        _print_json(told)
+        return
+    rows = [
+        {**row, "scope": " ".join(f"{name}={value}" for name, value in row["scope"].items()) or TENANT} for row in told["frozen"]
+    ]
+    _print_table(("scope", "at", "who", "reason"), rows)
+
+
+@runs_app.command("acts")
+def runs_acts(gateway: GatewayOption = HERE, limit: int = 50, as_json: JsonOption = False) -> None:
+    """What was done by hand, newest first: who, when, why. Needs the admin token."""
+    told = _remote(gateway).get("/admin/acts", "acts", limit=str(limit))
+    if as_json:
+        _print_json(told)
+        return
+    _print_table(("at", "who", "act", "what", "amount", "reason"), told["acts"])
+
+
+@account_app.command("show")
+def account_show(key: KeyArgument, gateway: GatewayOption = HERE, as_json: JsonOption = False) -> None:
+    """What is committed, reserved and adjusted there."""
+    _print_account(_remote(gateway).get(f"/admin/accounts/{quoted(key)}", "account"), as_json)
+
+
+@account_app.command("limit")
+def account_limit(
+    key: KeyArgument,
+    limit: Annotated[str, typer.Argument(help='Such as "$10.00", "200k tokens", "60 calls"; none: as the policy says.')],
+    gateway: GatewayOption = HERE,
+    reason: str = "",
+    as_json: JsonOption = False,
+) -> None:
+    """Sets the limit of one account, whatever the policy says."""
+    body = {"limit": None if limit == "none" else limit} | _why(reason)
+    _print_account(_remote(gateway).post(f"/admin/accounts/{quoted(key)}/limit", "account", body), as_json)
+
+
+@account_app.command("adjust", context_settings={"ignore_unknown_options": True})  # or -1.50 would be an option
+def account_adjust(
+    key: KeyArgument,
+    amount: Annotated[str, typer.Argument(help="What is added: 1.50 in USD, or 500 tokens or calls; -1.50 takes away.")],
+    reason: Annotated[str, typer.Option(help="Why; kept with it.")],
+    gateway: GatewayOption = HERE,
+    act_id: Annotated[str | None, typer.Option("--id", help="The same id again changes nothing.")] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Adds to what was committed in an account, or takes away."""
+    given: Any = amount.replace("$", "") if key.endswith("|usd") else _whole(amount)
+    body = {"amount": given, "reason": reason} | ({} if act_id is None else {"id": act_id})
+    _print_account(_remote(gateway).post(f"/admin/accounts/{quoted(key)}/adjust", "account", body), as_json)
+
+
+@account_app.command("reset")
+def account_reset(key: KeyArgument, gateway: GatewayOption = HERE, reason: str = "", as_json: JsonOption = False) -> None:
+    """Forgets what was committed there. What is held stays held."""
+    _print_account(_remote(gateway).post(f"/admin/accounts/{quoted(key)}/reset", "account", _why(reason)), as_json)
 
 
 @app.command()
@@ -246,6 +337,52 @@ def ledger_adopt(config: ConfigOption = None) -> None:
         _fail(f"the ledger: {failure}")
 
 
+@ledger_app.command("verify")
+def ledger_verify(config: ConfigOption = None) -> None:
+    """Recomputes every balance from receipts, debits, holds, adjustments and what was carried forward. Gateways may run meanwhile."""
+    from gateway.ledger.verify import verify_ledger
+
+    _print_verdict(_on_ledger(config, lambda ledger: verify_ledger(ledger.dump())), "OK")
+
+
+@ledger_app.command("export")
+def ledger_export(
+    file: Annotated[str, typer.Argument(help="Where to; - for standard output.")], config: ConfigOption = None
+) -> None:
+    """Writes the whole ledger into a file, live holds included. To move it, stop the gateways first."""
+    from gateway.ledger.moving import export_to
+
+    if file == "-":
+        _print_verdict(_on_ledger(config, lambda ledger: export_to(ledger, sys.stdout.buffer)), "exported", sys.stderr)
+        return
+    draft = Path(f"{file}.part")
+    try:
+        with draft.open("wb") as opened:
+            verdict = _on_ledger(config, lambda ledger: export_to(ledger, opened))
+        draft.replace(file)
+    except OSError as error:
+        _fail(f"{file}: {error.strerror}")
+    _print_verdict(verdict, "exported")
+
+
+@ledger_app.command("import")
+def ledger_import(
+    file: Annotated[str, typer.Argument(help="What `export` wrote; - for standard input.")], config: ConfigOption = None
+) -> None:
+    """Loads an export into an empty ledger: SQLite or Redis, wherever it came from. All of it, or nothing."""
+    from gateway.ledger.moving import import_from
+
+    try:
+        with tempfile.TemporaryFile() if file == "-" else Path(file).open("rb") as opened:
+            if file == "-":  # it is read twice: to verify it, and to load it
+                shutil.copyfileobj(sys.stdin.buffer, opened)
+                opened.seek(0)
+            verdict = _on_ledger(config, lambda ledger: import_from(ledger, opened))
+    except OSError as error:
+        _fail(f"{file}: {error.strerror}")
+    _print_verdict(verdict, "imported")
+
+
 @app.command()
 def version() -> None:
     """The version."""
@@ -287,6 +424,58 @@ def _remote(gateway: str) -> Remote:
     return Remote(gateway, _token())
 
 
+def _on_ledger(config: Path | None, work: Callable[[Any], Awaitable[Any]]) -> Any:
+    """What the work answers that was done on the config's ledger."""
+    from gateway import app as gateway_app
+    from gateway.ledger.contract import LedgerLost, LedgerUnavailable
+    from gateway.ledger.moving import Unbalanced
+    from gateway.ledger.rows import Damaged
+
+    loaded, _ = _load(_config_path(config))
+    try:
+        return gateway_app.on_ledger(loaded, work)
+    except (LedgerLost, LedgerUnavailable) as failure:
+        _fail(f"the ledger: {failure}")
+    except Damaged as damage:
+        _fail(f"{damage}; nothing was changed")
+    except Unbalanced as unbalanced:
+        for difference in unbalanced.verdict.differences:
+            print(difference, file=sys.stderr)
+        _fail(f"{unbalanced}; nothing was loaded")
+
+
+def _print_verdict(verdict: Any, done: str, out: TextIO | None = None) -> None:
+    """Exit code 1 where balances differ: each difference is a line, then how many there are."""
+    for difference in verdict.differences:
+        print(difference, file=out)
+    if verdict.different:
+        _fail(f"{verdict.different} balances are not what the records say, in {verdict.counts}")
+    print(f"{done}: {verdict.counts}; every balance is what its records say", file=out)
+
+
+def _why(reason: str) -> dict[str, Any]:
+    return {"reason": reason} if reason else {}
+
+
+def _scope(words: list[str]) -> dict[str, str]:
+    if words == [TENANT]:
+        return {}
+    scope: dict[str, str] = {}
+    for word in words:
+        name, equals, value = word.partition("=")
+        if not equals:
+            _fail(f"found {word!r}, expected a dimension and its value such as team=research, or the word tenant alone")
+        scope[name] = value
+    return scope
+
+
+def _whole(amount: str) -> int:
+    try:
+        return int(amount)
+    except ValueError:
+        _fail(f"found {amount!r}, expected a whole number, as this account counts no USD")
+
+
 def _print_json(told: dict[str, Any]) -> None:
     print(json.dumps(told, indent=2))
 
@@ -297,7 +486,18 @@ def _print_run(told: dict[str, Any], as_json: bool) -> None:
         return
     for name in ("run_id", "state", "limit_usd", "committed_usd", "reserved_usd", "remaining_usd", "unconfirmed_usd", "calls"):
         print(f"{name:<16} {told.get(name)}")
-    _print_table(("name", "scope", "window", "limit", "committed", "reserved", "remaining", "mode"), told.get("accounts", []))
+    for name, value in (("paused_by", told.get("paused_by")), ("ancestry", ", ".join(told.get("ancestry", ())))):
+        if value:
+            print(f"{name:<16} {value}")
+    _print_table(("account", "limit", "committed", "reserved", "remaining", "mode"), told.get("accounts", []))
+
+
+def _print_account(told: dict[str, Any], as_json: bool) -> None:
+    if as_json:
+        _print_json(told)
+        return
+    for name in ("account", "limit", "committed", "reserved", "remaining", "unconfirmed", "carried", "adjusted"):
+        print(f"{name:<16} {told.get(name)}")
 
 
 def _print_table(columns: tuple[str, ...], rows: list[dict[str, Any]]) -> None:

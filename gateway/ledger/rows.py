@@ -159,6 +159,12 @@ def _text(value: Any) -> Any:
     raise ValueError("a text")
 
 
+def _key(value: Any) -> Any:
+    if type(value) is str and value.count("|") >= 3:
+        return value
+    raise ValueError("an account's key: budget|scope|window|unit")
+
+
 def _integer(value: Any) -> Any:
     if type(value) is int:
         return value
@@ -243,7 +249,7 @@ _KINDS: Final[Mapping[str, tuple[Callable[..., Row], Mapping[str, _Field]]]] = {
         AccountRow,
         {
             "tenant": _text,
-            "key": _text,
+            "key": _key,
             "end_ms": _amount,
             "committed": _integer,
             "reserved": _integer,
