@@ -161,6 +161,10 @@ class Model:
     def accounts(self) -> list[Account]:
         return list(self.known)
 
+    def ever(self) -> list[Account]:
+        """Those that are gone included."""
+        return list(dict.fromkeys(account for call in self.history for account in call.accounts))
+
     # -- limits and balances --------------------------------------------------------------------------------------------------
 
     def own_limit(self, ceiling: Ceiling, caller: Caller) -> _Run | None:
@@ -679,30 +683,42 @@ class Model:
                 tuple((account.key, call.held.of(account.unit)) for account in call.accounts),
                 lease_until_ms=call.lease_ms if call.state is HoldState.LIVE else 0,
             )
+        refused = self.refused(tenant, decision_id)
+        if refused is None:
+            return None
+        decision, at_ms = refused
+        asked = decision.call
+        first = decision.ladder[0]
+        return CallRecord(
+            decision_id,
+            tenant,
+            asked.caller.run,
+            asked.caller.key,
+            at_ms,
+            "block",
+            None,
+            asked.model,
+            first.model,
+            first.provider,
+            first.cost_max,
+            None,
+            None,
+            None,
+            asked.caller.dimensions,
+            (),
+        )
+
+    def refused(self, tenant: str, decision_id: str) -> tuple[Decision, int] | None:
         for (where, _), ring in self.rings.items():
             for refused, decision, at_ms in reversed(ring):
                 if (where, refused) == (tenant, decision_id):
-                    asked = decision.call
-                    first = decision.ladder[0]
-                    return CallRecord(
-                        decision_id,
-                        tenant,
-                        asked.caller.run,
-                        asked.caller.key,
-                        at_ms,
-                        "block",
-                        None,
-                        asked.model,
-                        first.model,
-                        first.provider,
-                        first.cost_max,
-                        None,
-                        None,
-                        None,
-                        asked.caller.dimensions,
-                        (),
-                    )
+                    return decision, at_ms
         return None
+
+    def fingerprint(self, tenant: str, decision_id: str) -> str:
+        call, refused = self.calls.get((tenant, decision_id.removeprefix("bdg_"))), self.refused(tenant, decision_id)
+        decision = call.decision if call else refused[0] if refused else None
+        return decision.call.fingerprint if decision else ""
 
     def holds(self, tenant: str, run_id: str | None) -> list[str]:
         found = [
