@@ -11,7 +11,7 @@ from gateway.core.scopes import NO_VALUE, Account, Caller
 from gateway.core.values import Balance
 from gateway.ledger.acts import view as account_view
 from gateway.ledger.books import RUN_COLUMNS, Books, RunRow, frozen_scopes, run_row
-from gateway.ledger.contract import AccountView, Act, Barrier, CallRecord, RunState, RunView, SpendRow
+from gateway.ledger.contract import AccountView, Act, Barrier, CallRecord, Frozen, RunState, RunView, SpendRow
 from gateway.ledger.packed import call_record, unpack_closing, unpack_record
 from gateway.ledger.schema import STOPPED
 from gateway.ledger.steps import STATES, standing
@@ -105,6 +105,10 @@ def account(cursor: apsw.Cursor, tenant: str, key: str, now_ms: int) -> AccountV
     return None if found is None else account_view(*found)
 
 
+def frozen(cursor: apsw.Cursor, tenant: str) -> list[Frozen]:
+    return list(frozen_scopes(cursor, tenant))
+
+
 def acts(cursor: apsw.Cursor, tenant: str, limit: int, before: str | None) -> list[Act]:
     rows: list[Any] = cursor.execute(
         "SELECT id, at_ms, who, act, what, why FROM acts WHERE tenant = :tenant AND (:before IS NULL OR number <"
@@ -133,12 +137,12 @@ def halted(cursor: apsw.Cursor, tenant: str, callers: Sequence[Caller]) -> list[
         (tenant, STOPPED, orjson.dumps(list(runs)).decode()),
     ).fetchall()
     stopped = {run for (run,) in rows}
-    frozen = frozen_scopes(cursor, tenant)
+    scopes = frozen_scopes(cursor, tenant)
 
     def barrier(caller: Caller) -> Barrier | None:
         if not stopped.isdisjoint((caller.run, *caller.ancestry)):
             return Barrier.STOPPED
-        return Barrier.FROZEN if any(each.takes(caller) for each in frozen) else None
+        return Barrier.FROZEN if any(each.takes(caller) for each in scopes) else None
 
     return [barrier(caller) for caller in callers]
 

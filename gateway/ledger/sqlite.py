@@ -7,7 +7,7 @@ each costs. Reads go through a connection and a thread of their own. The event l
 import asyncio
 import threading
 from collections import deque
-from collections.abc import Awaitable, Callable, Generator, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Generator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from queue import Empty, SimpleQueue
@@ -17,8 +17,8 @@ import apsw
 
 from gateway.core.scopes import Account, Amounts, Caller
 from gateway.core.values import Balance, Decision, Ending, Hold
-from gateway.ledger import acts, reading, steps
-from gateway.ledger.books import Books, frozen_scopes
+from gateway.ledger import acts, copying, keeping, reading, steps
+from gateway.ledger.books import Books
 from gateway.ledger.contract import (
     AccountView,
     Act,
@@ -29,6 +29,7 @@ from gateway.ledger.contract import (
     Debiting,
     Expired,
     Frozen,
+    Keep,
     LedgerLost,
     LedgerUnavailable,
     Refusal,
@@ -107,6 +108,7 @@ class SqliteLedger:
         self._writer = threading.Thread(target=self._write, name="ledger-writer", daemon=True)
         self._readers = ThreadPoolExecutor(1, "ledger-reader")
         self._reader: apsw.Connection | None = None
+        self._search = keeping.Search()  # the readers'
         self._waiting: deque[_Step[Any]] = deque()  # in the order of their deadlines
         self._under_way = 0
         self._quiet = asyncio.Event()  # closing, and nothing is under way any more
@@ -375,7 +377,7 @@ class SqliteLedger:
         return await self._read(partial(reading.account, tenant=tenant, key=key, now_ms=self._clock_ms()))
 
     async def frozen(self, tenant: str) -> Sequence[Frozen]:
-        return await self._read(partial(frozen_scopes, tenant=tenant))
+        return await self._read(partial(reading.frozen, tenant=tenant))
 
     async def acts(self, tenant: str, limit: int, before: str | None = None) -> Sequence[Act]:
         return await self._read(partial(reading.acts, tenant=tenant, limit=limit, before=before))
@@ -385,6 +387,24 @@ class SqliteLedger:
 
     async def spend(self, tenant: str, by: Sequence[str], from_ms: int, to_ms: int, owner: str | None) -> Sequence[SpendRow]:
         return await self._read(partial(reading.spend, tenant=tenant, by=by, from_ms=from_ms, to_ms=to_ms, owner=owner))
+
+    # -- keeping --------------------------------------------------------------------------------------------------------------
+
+    async def aged(self, keep: Keep, at_most: int) -> Sequence[CallRecord]:
+        return await self._read(partial(keeping.aged, keep=keep, now_ms=self._clock_ms(), at_most=at_most))
+
+    async def retire(self, tenant: str, decision_ids: Sequence[str], keep: Keep) -> int:
+        return await self._ask(partial(keeping.retire, tenant=tenant, decision_ids=decision_ids, keep=keep))
+
+    async def sweep(self, keep: Keep, at_most: int) -> int:
+        due = await self._read(partial(self._search.due, keep=keep, now_ms=self._clock_ms(), at_most=at_most))
+        return await self._ask(partial(keeping.remove, due=due)) if due else 0
+
+    def dump(self) -> AsyncIterator[Mapping[str, object]]:
+        return copying.dump(self._path, self._clock_ms)
+
+    async def load(self, rows: AsyncIterator[Mapping[str, object]]) -> int:
+        return await copying.load(self._path, rows)
 
     def health(self) -> Mapping[str, object]:
         seen = self._store.seen
