@@ -60,9 +60,9 @@ class Remote:
         return told
 
 
-def quoted(run: str) -> str:
-    """A run id as a part of a path."""
-    return urllib.parse.quote(run, safe="")
+def quoted(name: str) -> str:
+    """A run's id or an account's key as one part of a path."""
+    return urllib.parse.quote(name, safe="")
 
 
 def _json(data: bytes) -> object:
