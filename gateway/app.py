@@ -29,8 +29,9 @@ from gateway.events import Events, open_sink
 from gateway.flow import Flow
 from gateway.identity import ANONYMOUS, DEFAULT_TENANT, Identity, Principal
 from gateway.ledger import opening
-from gateway.ledger.contract import Expired, Ledger, LedgerLost, LedgerUnavailable
-from gateway.ledger.lost import LostLedger
+from gateway.ledger.contract import Expired, Ledger, LedgerUnavailable
+from gateway.ledger.journal import Journal
+from gateway.ledger.resilient import ResilientLedger
 from gateway.metrics import Metrics
 from gateway.observer import Observer
 from gateway.reaper import Reaper
@@ -59,19 +60,23 @@ _REAP_EVERY_MS: Final = 1_000
 _TELL_AGAIN_MS: Final = 60_000
 _FLUSH_EVERY_S: Final = 1.0
 _LOOK_EVERY_S: Final = 1.0
+_JOURNAL: Final = "journal"
 _KEY_FILE: Final = "secret"  # its name in the state folder
 
 
 class Gateway:
     """The objects of one process, wired, and their life."""
 
-    def __init__(self, config: Settings, policy: Policy, events: Events, ledger: Ledger) -> None:
-        """`ledger`: started already (`open_ledger`), and closed by `stop`."""
+    def __init__(self, config: Settings, policy: Policy, events: Events) -> None:
         self.config = config
         self.events = events
         self.metrics = Metrics(config.catalog.models, _multiprocess_dir())
         self.observer = Observer(events, self.metrics, time.perf_counter)
-        self.ledger = ledger
+        journal = Journal(config.state_dir / _JOURNAL)
+        self.ledger = ResilientLedger(
+            lambda: opening.ledger_of(config.ledger, config.state_dir, clock_ms), journal, config.commit_wait_ms, self.observer
+        )
+        self.metrics.journal_entries = lambda: journal.waiting
         self._counter = TokenCounter(bundled.load_encoding)
         self._policy_error: str | None = None
         self._reaping_failure_told_ms = 0
@@ -94,7 +99,9 @@ class Gateway:
     # -- life -----------------------------------------------------------------------------------------------------------------
 
     async def start(self, listening: socket.socket | None = None) -> int:
-        """Listens; returns the port. OSError where the address can't be had."""
+        """Listens; returns the port. OSError where the address can't be had, LedgerUnavailable where nothing could be remembered of a
+        ledger that is away. A ledger that is away or lost does not stand in the way: its calls are refused until it serves."""
+        await self.ledger.start()
         for encoding in ("o200k_base", "cl100k_base"):
             await asyncio.to_thread(bundled.load_encoding, encoding)  # half a second that no call should wait for
         self.background(self.flow.watch())
@@ -245,20 +252,16 @@ def serve(config: Path, worker_count: int, listen_fd: int | None) -> int:
 
 async def _serve(config: Settings, policy: Policy, listening: socket.socket | None) -> int:
     events = Events(open_sink(config.log))
-    try:
-        ledger = await open_ledger(config)
-    except LedgerUnavailable as failure:
-        print(f"penstock: cannot serve: {failure}", file=sys.stderr)
-        return 1
-    if isinstance(ledger, LostLedger):
-        print(f"penstock: every call will be refused: {ledger.why}, and start the gateway again", file=sys.stderr, flush=True)
-    gateway = Gateway(config, policy, events, ledger)
+    gateway = Gateway(config, policy, events)
     try:
         port = await gateway.start(listening)
-    except OSError as failure:
+    except (OSError, LedgerUnavailable) as failure:
         print(f"penstock: cannot serve: {failure}", file=sys.stderr)
         await gateway.stop()
         return 1
+    ledger = gateway.ledger.health()
+    if not ledger["ok"]:
+        print(f"penstock: every call is refused for now: {ledger['why']}", file=sys.stderr, flush=True)
     asked_to_stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -279,17 +282,6 @@ async def _serve(config: Settings, policy: Policy, listening: socket.socket | No
     await gateway.stop()
     events.close()
     return 0
-
-
-async def open_ledger(config: Settings) -> Ledger:
-    """The config's ledger, started. One that lost something is not used: what stands in its place says so to every caller.
-    LedgerUnavailable where it can't be opened at all."""
-    ledger = opening.ledger_of(config.ledger, config.state_dir, clock_ms)
-    try:
-        await ledger.start()
-    except LedgerLost as lost:
-        return LostLedger(str(lost))
-    return ledger
 
 
 async def _stop_when_orphaned(asked_to_stop: asyncio.Event) -> None:
@@ -349,9 +341,8 @@ def on_ledger(config: Settings, work: Callable[[Ledger], Awaitable[T]]) -> T:
 
 
 async def _on_ledger(config: Settings, work: Callable[[Ledger], Awaitable[T]]) -> T:
-    ledger = await open_ledger(config)
-    if isinstance(ledger, LostLedger):
-        raise LedgerLost(ledger.why)
+    ledger = opening.ledger_of(config.ledger, config.state_dir, clock_ms)
+    await ledger.start()
     try:
         return await work(ledger)
     finally:

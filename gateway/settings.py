@@ -14,9 +14,11 @@ from urllib.parse import SplitResult, urlsplit
 
 from pydantic import BeforeValidator, Field
 
+from gateway import store_url
 from gateway.core.catalog import Catalog, Model, Rates
 from gateway.core.money import MICROCENTS_PER_USD
 from gateway.core.profiles import OnDisconnect, Profile
+from gateway.store_url import StoreUrl, Tls
 from gateway.yaml_fields import (
     BoundDimension,
     EnvironmentName,
@@ -37,6 +39,8 @@ from gateway.yaml_source import Mistakes, Place, Reader, Reads, Section, Unexpec
 
 MAX_PRICE_USD: Final = 100_000  # per million tokens: a slipped decimal point, rather than a price
 MIN_TOKEN_LENGTH: Final = 16
+SQLITE_KEEP_MS: Final = 30 * 86_400_000
+REDIS_KEEP_MS: Final = 2 * 86_400_000  # memory is dearer than a disk
 CAPABILITIES: Final = ("tools", "vision", "json_schema", "audio_input", "audio_output", "files")
 
 
@@ -94,13 +98,42 @@ class Drain:
 
 
 @dataclass(frozen=True, slots=True)
+class SqliteSettings:
+    """A ledger in a file."""
+
+    path: Path
+    timeout_ms: int = 5_000
+    keep_ms: int = SQLITE_KEEP_MS
+    synchronous: Literal["NORMAL", "FULL"] = "NORMAL"
+
+    def __str__(self) -> str:
+        return str(self.path)
+
+
+@dataclass(frozen=True, slots=True)
+class RedisSettings:
+    """A ledger on Redis or Valkey."""
+
+    url: StoreUrl
+    timeout_ms: int = 5_000
+    keep_ms: int = REDIS_KEEP_MS
+    wait_replicas: int = 0
+
+    def __str__(self) -> str:
+        return str(self.url)
+
+
+LedgerSettings: TypeAlias = SqliteSettings | RedisSettings  # as text: where it is, without a secret
+
+
+@dataclass(frozen=True, slots=True)
 class Settings:
     """Everything the config says, read and checked."""
 
     listen_host: str
     listen_port: int
     policy_path: Path
-    ledger_path: Path  # SQLite
+    ledger: LedgerSettings
     state_dir: Path
     providers: Mapping[str, Provider]
     catalog: Catalog  # bundled, with the config's models over it
@@ -113,8 +146,6 @@ class Settings:
     log: str = "stderr"  # or stdout, or a file's path
     lease_ms: int = 600_000
     commit_wait_ms: int = 250
-    ledger_timeout_ms: int = 5_000
-    synchronous: Literal["NORMAL", "FULL"] = "NORMAL"
     max_request: int = 20 << 20  # bytes, as max_response
     max_response: int = 32 << 20
     drain: Drain = Drain()
@@ -137,14 +168,15 @@ def _parse_listen(value: object) -> Listen:
     return match[1].strip("[]"), int(match[2])
 
 
-def _parse_ledger(value: object) -> str:
-    """The path of `sqlite:///relative.db` or `sqlite:////absolute.db`."""
+def _parse_ledger(value: object) -> str | StoreUrl:
+    """The path of `sqlite:///relative.db` or `sqlite:////absolute.db`, or a Redis URL's parts."""
     text = text_of(value)
     scheme, found_scheme, rest = text.partition("://")
-    if found_scheme and scheme in ("redis", "rediss", "redis+cluster", "redis+sentinel"):
-        raise Unexpected("a sqlite:/// URL: Redis is not supported yet", f"a {scheme}:// URL")
+    if found_scheme and scheme in store_url.SCHEMES:
+        return store_url.parse(text)
     if scheme != "sqlite" or not found_scheme:
-        raise Unexpected(found="a URL with another scheme" if found_scheme else None)
+        found = "a URL with another scheme" if found_scheme else None
+        raise Unexpected(found="something else (not shown: it may be a secret)" if "@" in text else found)
     path = rest.removeprefix("/")
     if not rest.startswith("/") or not path or path.endswith("/") or "?" in path or "\0" in path:
         raise Unexpected
@@ -356,15 +388,53 @@ class ReservationFile(Section):
     commit_wait: Annotated[int, duration("0ms", "10s")] = preset(
         "250ms", description="How long an answer's last bytes wait for the ledger, so that the run's next call sees the refund."
     )
-    ledger_timeout: Annotated[int, duration("10ms", "60s")] = preset(
+
+
+LedgerUrl = Annotated[
+    str | StoreUrl,
+    Reads(
+        _parse_ledger,
+        "a URL such as sqlite:///var/penstock.db (three slashes: relative; four: absolute) or redis://host:6379/0",
+        {"type": "string", "pattern": f"^({'|'.join(map(re.escape, ('sqlite', *store_url.SCHEMES)))})://.+$"},
+    ),
+]
+
+
+class LedgerFile(Section):
+    url: LedgerUrl = Field(
+        description="`sqlite:///FILE`; or Redis 6.2 or later, or Valkey 7.2 or later: `redis://[USER[:PASSWORD]@]HOST[:PORT][/DB]`, "
+        "`redis+unix:///SOCKET[?db=N]`, `redis+sentinel://HOST[:PORT],HOST…/SERVICE[/DB]`, `redis+cluster://HOST[:PORT],HOST…`. With TLS: "
+        "`rediss://`, `rediss+sentinel://`, `rediss+cluster://` and, after a `?`, `ssl_ca_certs=FILE`, `ssl_check_hostname=false`, "
+        "`ssl_certfile=FILE&ssl_keyfile=FILE`. A percent sign, slash, colon, @ or # in a password is percent-encoded."
+    )
+    timeout: Annotated[int, duration("10ms", "60s")] = preset(
         "5s", description="How long the ledger may take to answer; then the call is answered 503."
     )
-
-
-class SqliteFile(Section):
-    synchronous: Annotated[Synchronous, one_of(Synchronous)] = preset(
-        "NORMAL", description="`NORMAL` survives a killed process; `FULL` also a power loss, and is slower."
+    keep: Annotated[int, duration("1h", "400d")] | None = preset(
+        None,
+        description="How long the records of ended calls stay in the ledger; the log has them too. Default: 30d in SQLite, 48h in Redis.",
     )
+    synchronous: Annotated[Synchronous, one_of(Synchronous)] | None = preset(
+        None,
+        description="SQLite: `NORMAL` survives a killed process; `FULL` also a power loss, and is slower. Default: `NORMAL`.",
+    )
+    wait_replicas: Annotated[int, whole(0, 16)] | None = preset(
+        None,
+        description="Redis: a step is answered when so many replicas have it (`WAIT`), which narrows what a failover can lose. Default: 0.",
+    )
+    password_env: EnvironmentName | None = preset(
+        None,
+        description="Redis: the environment variable that holds the password. The user, if it is not the default one, is in the URL.",
+    )
+    sentinel_password_env: EnvironmentName | None = preset(
+        None, description="Redis: the same for the sentinels themselves, where they ask for a password."
+    )
+    stand_in: ClassVar = {"url": "sqlite:///-"}
+
+
+def _as_url(value: object) -> object:
+    """`ledger: URL` is short for `ledger: {url: URL}`."""
+    return value if isinstance(value, dict) else {"url": value}
 
 
 class LimitsFile(Section):
@@ -399,14 +469,9 @@ class ConfigFile(Section):
         description="Where the gateway listens. Port 0 takes a free one. Beyond loopback `auth: keys` is required.",
     )
     policy: FilePath = preset("policies/default.yaml", description="The policy file.")
-    ledger: Annotated[
-        str,
-        Reads(
-            _parse_ledger,
-            "a URL such as sqlite:///var/penstock.db (three slashes: relative; four: absolute)",
-            {"type": "string", "pattern": "^(sqlite:///.+|rediss?://.+|redis\\+(cluster|sentinel)://.+)$"},
-        ),
-    ] = preset("sqlite:///var/penstock.db", description="Where balances are kept. Redis URLs are not supported yet.")
+    ledger: Annotated[LedgerFile, BeforeValidator(_as_url, json_schema_input_type=LedgerUrl | LedgerFile)] = preset(
+        "sqlite:///var/penstock.db", description="Where balances are kept: a URL, or a section with the URL and more."
+    )
     state_dir: FilePath = preset("var", description="A folder for the witness file and the install's secret.")
     auth: Annotated[Auth, one_of(Auth)] = preset(
         "passthrough",
@@ -415,7 +480,7 @@ class ConfigFile(Section):
     admin_token_env: EnvironmentName = preset(
         "PENSTOCK_ADMIN_TOKEN", description="The environment variable with the admin token. Unset: nobody is the admin."
     )
-    reservation: ReservationFile = preset({}, description="How long holds last and the ledger may take.")
+    reservation: ReservationFile = preset({}, description="How long holds last, and answers wait for the ledger.")
     providers: dict[ProviderName, ProviderFile] = Field(description="The providers, by name. At least one.")
     models: dict[ModelName, ModelFile] = preset(
         {}, description="Adds to or overrides the bundled catalog; what an entry does not say stays as bundled."
@@ -436,7 +501,6 @@ class ConfigFile(Section):
         {}, description="How far an answer whose client left is read on for its usage, where `on_disconnect` is `drain`."
     )
     shutdown: ShutdownFile = preset({}, description="How the gateway stops.")
-    sqlite: SqliteFile = preset({}, description="Settings of the SQLite ledger.")
     stand_in: ClassVar = {"providers": {}}
 
 
@@ -478,12 +542,15 @@ def read(path: Path, environ: Mapping[str, str], catalog: Catalog, profiles: Map
         reader = Reader(read_document(path), ConfigFile)
     except Mistakes as mistakes:
         return Reading(None, mistakes, None)
+    for place, expected in _MOVED.items():
+        reader.moved(place, expected)
     folder = path.parent
     file = reader.part(ConfigFile)
     _check_access(reader, file)
     admin_token = _secret(reader, ("admin_token_env",), file.admin_token_env, environ)
     providers = _providers(reader, file, environ, profiles)
     models = _models(reader, catalog)
+    ledger = _ledger(reader, file.ledger, folder, environ)
     keys = _keys(reader, file)
     if admin_token is not None and len(admin_token) < MIN_TOKEN_LENGTH:
         reader.warn(("admin_token_env",), f"the admin token is shorter than {MIN_TOKEN_LENGTH} characters")
@@ -495,7 +562,7 @@ def read(path: Path, environ: Mapping[str, str], catalog: Catalog, profiles: Map
         listen_host=host,
         listen_port=port,
         policy_path=policy_path,
-        ledger_path=folder / file.ledger,
+        ledger=ledger,
         state_dir=folder / file.state_dir,
         providers=providers,
         catalog=_overlaid(catalog, models, file, reader),
@@ -508,8 +575,6 @@ def read(path: Path, environ: Mapping[str, str], catalog: Catalog, profiles: Map
         log=file.log if file.log in ("stderr", "stdout") else str(folder / file.log),
         lease_ms=file.reservation.lease,
         commit_wait_ms=file.reservation.commit_wait,
-        ledger_timeout_ms=file.reservation.ledger_timeout,
-        synchronous=file.sqlite.synchronous.value,
         max_request=file.limits.max_request,
         max_response=file.limits.max_response,
         drain=Drain(file.drain.time, file.drain.bytes, file.drain.number),
@@ -517,6 +582,13 @@ def read(path: Path, environ: Mapping[str, str], catalog: Catalog, profiles: Map
         warnings=tuple(reader.warnings),
     )
     return Reading(settings, None, policy_path)
+
+
+# What was elsewhere once.
+_MOVED: Final[Mapping[Place, str]] = {
+    ("sqlite",): "`synchronous` in the section of the ledger: `ledger: {url: sqlite:///…, synchronous: FULL}`",
+    ("reservation", "ledger_timeout"): "`timeout` in the section of the ledger: `ledger: {url: …, timeout: 5s}`",
+}
 
 
 def _check_access(reader: Reader, file: ConfigFile) -> None:
@@ -551,6 +623,75 @@ def _secret(reader: Reader, place: Place, name: str, environ: Mapping[str, str])
         reader.refuse(place, "a variable whose value is one word of printable ASCII", f"{name} with another value (not shown)")
         return None
     return value
+
+
+# -- the ledger -------------------------------------------------------------------------------------------------------------------
+
+
+def _ledger(reader: Reader, file: LedgerFile, folder: Path, environ: Mapping[str, str]) -> LedgerSettings:
+    place: Place = ("ledger",)
+    if not isinstance(file.url, StoreUrl):
+        for key in ("wait_replicas", "password_env", "sentinel_password_env"):
+            if reader.has("ledger", key):
+                reader.refuse((*place, key), "a Redis URL beside it: a file has none", "a key that is Redis's")
+        synchronous = file.synchronous or Synchronous.NORMAL
+        keep_ms = SQLITE_KEEP_MS if file.keep is None else file.keep
+        return SqliteSettings(folder / file.url, file.timeout, keep_ms, synchronous.value)
+    if file.synchronous is not None:
+        reader.refuse(
+            (*place, "synchronous"),
+            "a sqlite:/// URL beside it: Redis has `appendfsync` in its own config",
+            "a key that is SQLite's",
+        )
+    url = _with_secrets(reader, file, file.url, environ)
+    if url.tls is not None:
+        url = replace(url, tls=_with_files(reader, url.tls, folder))
+    elif (url.password or url.sentinel_password) and not all(port == 0 or is_loopback(host) for host, port in url.addresses):
+        reader.warn(place, "the password goes there in plain text, readable on the way: rediss:// has TLS")
+    keep_ms = REDIS_KEEP_MS if file.keep is None else file.keep
+    return RedisSettings(url, file.timeout, keep_ms, file.wait_replicas or 0)
+
+
+def _with_secrets(reader: Reader, file: LedgerFile, url: StoreUrl, environ: Mapping[str, str]) -> StoreUrl:
+    password, sentinel_password = url.password, ""
+    if password and file.password_env is not None:
+        reader.refuse(("ledger", "password_env"), "one password: the URL has one", "another one")
+    elif password:
+        reader.warn(("ledger",), "the password stands in the file: `password_env` keeps it out")
+    elif file.password_env is not None:
+        password = _password(reader, "password_env", file.password_env, environ)
+    if file.sentinel_password_env is not None:
+        if url.topology is not store_url.Topology.SENTINEL:
+            reader.refuse(
+                ("ledger", "sentinel_password_env"), "a redis+sentinel:// URL beside it", "a key that is the sentinels'"
+            )
+        sentinel_password = _password(reader, "sentinel_password_env", file.sentinel_password_env, environ)
+    return replace(url, password=password, sentinel_password=sentinel_password)
+
+
+def _password(reader: Reader, key: str, name: str, environ: Mapping[str, str]) -> str:
+    """As it stands: a password may be any text."""
+    if not environ.get(name):
+        reader.warn(("ledger", key), f"{name} is not set, so no password is sent")
+    return environ.get(name, "")
+
+
+def _with_files(reader: Reader, tls: Tls, folder: Path) -> Tls:
+    """Paths are relative to the config's folder."""
+
+    def existing(name: str, path: str | None) -> str | None:
+        if path is None:
+            return None
+        if not (folder / path).is_file():
+            reader.refuse(("ledger",), f"an existing file as {name}", f"no file {folder / path}")
+        return str(folder / path)
+
+    return Tls(
+        existing("ssl_ca_certs", tls.ca_certs),
+        tls.check_hostname,
+        existing("ssl_certfile", tls.certfile),
+        existing("ssl_keyfile", tls.keyfile),
+    )
 
 
 # -- providers --------------------------------------------------------------------------------------------------------------------

@@ -9,7 +9,7 @@ import hashlib
 import json
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
 from functools import cache
 from pathlib import Path
@@ -412,6 +412,11 @@ class Reader:
             found = node.shown if node else "nothing"
         mistake = Mistake(self.document.file, line, key_name(place), found, expected)
         self._mistakes.setdefault(place, mistake)
+
+    def moved(self, place: Place, expected: str) -> None:
+        """Says of a key that is unknown by now what to write instead."""
+        if place in self._mistakes:
+            self._mistakes[place] = replace(self._mistakes[place], expected=expected)
 
     def warn(self, place: Place, what: str) -> None:
         """Notes something that is allowed, but is seldom meant."""

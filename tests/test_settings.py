@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from gateway import bundled, policy_file, settings
 from gateway.core.catalog import Catalog, Model, Rates
 from gateway.core.profiles import OnDisconnect, Profile
-from gateway.settings import Settings, StaticKey
+from gateway.settings import RedisSettings, Settings, SqliteSettings, StaticKey
+from gateway.store_url import StoreUrl, Tls, Topology
 from gateway.yaml_source import Mistakes
 
 PROFILES = {name: Profile(name, "max_tokens", stream_options=True) for name in ("generic", "openai", "anthropic", "llama.cpp")}
@@ -25,6 +26,7 @@ CATALOG = Catalog(
         "given-away": Model("given-away", "openai", (), 1000, 100, free=True),
     },
 )
+DAY_MS = 86_400_000
 SHA = "ab" * 32
 CONFIG = "providers:\n  openai: {base_url: https://api.openai.com/v1, accepts_caller_keys: true}\n"
 
@@ -59,18 +61,10 @@ def json_schema():
 def test_a_provider_is_enough_and_the_rest_is_right_by_default(load):
     config = load(CONFIG)
     assert (config.listen_host, config.listen_port, config.auth) == ("127.0.0.1", 8080, "passthrough")
-    assert (config.policy_path, config.ledger_path, config.state_dir) == (
-        Path("policies/default.yaml"),
-        Path("var/penstock.db"),
-        Path("var"),
-    )
+    assert (config.policy_path, config.state_dir) == (Path("policies/default.yaml"), Path("var"))
+    assert config.ledger == SqliteSettings(Path("var/penstock.db"), timeout_ms=5_000, keep_ms=30 * DAY_MS, synchronous="NORMAL")
     assert (config.admin_token_env, config.admin_token) == ("PENSTOCK_ADMIN_TOKEN", None)
-    assert (config.lease_ms, config.commit_wait_ms, config.ledger_timeout_ms, config.synchronous) == (
-        600_000,
-        250,
-        5_000,
-        "NORMAL",
-    )
+    assert (config.lease_ms, config.commit_wait_ms) == (600_000, 250)
     assert (config.max_request, config.max_response, config.shutdown_grace_ms) == (20 << 20, 32 << 20, 30_000)
     assert config.drain == settings.Drain(30_000, 8 << 20, 64)
     assert (config.keys, config.allowed_hosts, config.allowed_origins, config.log) == ((), (), (), "stderr")
@@ -91,11 +85,11 @@ def test_every_other_key_reaches_the_settings(load):
         """\
 listen: "[::1]:0"
 policy: other.yaml
-ledger: sqlite:////srv/ledger.db
+ledger: {url: sqlite:////srv/ledger.db, timeout: 1s, keep: 7d, synchronous: FULL}
 state_dir: /srv/state
 auth: keys
 admin_token_env: MY_TOKEN
-reservation: {lease: 1.5m, commit_wait: 10ms, ledger_timeout: 1s}
+reservation: {lease: 1.5m, commit_wait: 10ms}
 providers:
   own: {base_url: "http://127.0.0.1:9801/v1/", models: "gemma-*", profile: llama.cpp, on_disconnect: full_hold,
         scheme: x-api-key, api_key_env: OWN_KEY, timeouts: {connect: 1s}, retries: 0}
@@ -110,19 +104,15 @@ limits: {max_request: 1 KB, max_response: 2MB}
 upstream: {timeouts: {connect: 5s, idle: 1m}, retries: 5}
 drain: {time: 1s, bytes: 0 B, number: 1}
 shutdown: {grace: 0s}
-sqlite: {synchronous: FULL}
 """,
         MY_TOKEN=" an-admin-token-of-length ",
         OWN_KEY="sk-own",
     )
     assert (config.listen_host, config.listen_port, config.auth) == ("::1", 0, "keys")
-    assert (config.policy_path, config.ledger_path, config.state_dir) == (
-        Path("other.yaml"),
-        Path("/srv/ledger.db"),
-        Path("/srv/state"),
-    )
+    assert (config.policy_path, config.state_dir) == (Path("other.yaml"), Path("/srv/state"))
+    assert config.ledger == SqliteSettings(Path("/srv/ledger.db"), timeout_ms=1_000, keep_ms=7 * DAY_MS, synchronous="FULL")
     assert config.admin_token == "an-admin-token-of-length"
-    assert (config.lease_ms, config.commit_wait_ms, config.ledger_timeout_ms, config.synchronous) == (90_000, 10, 1_000, "FULL")
+    assert (config.lease_ms, config.commit_wait_ms) == (90_000, 10)
     assert (config.max_request, config.max_response, config.shutdown_grace_ms) == (1 << 10, 2 << 20, 0)
     assert config.drain == settings.Drain(1_000, 0, 1)
     assert config.keys == (StaticKey("ci", SHA, "acme", (("agent", "a1"), ("team", "research"))),)
@@ -140,12 +130,66 @@ sqlite: {synchronous: FULL}
     assert config.catalog.provider_of("gemma-3") == "own"
 
 
+def test_a_redis_url_is_a_ledger_with_defaults_of_its_own(load):
+    config = load(CONFIG + "ledger: redis://valkey.internal\n")
+    url = StoreUrl(Topology.STANDALONE, (("valkey.internal", 6379),))
+    assert config.ledger == RedisSettings(url, timeout_ms=5_000, keep_ms=2 * DAY_MS, wait_replicas=0)
+    assert config.warnings == ()
+
+
+def test_a_ledger_on_redis_takes_its_passwords_from_the_environment_and_its_files_beside_the_config(load, tmp_path):
+    (tmp_path / "ca.pem").touch()
+    config = load(
+        CONFIG
+        + f"""\
+ledger:
+  url: rediss+sentinel://gateway@a,b:1/main/2?ssl_ca_certs={tmp_path / "ca.pem"}
+  timeout: 2s
+  keep: 12h
+  wait_replicas: 1
+  password_env: STORE
+  sentinel_password_env: SENTINEL
+""",
+        STORE="s3cret /@",
+        SENTINEL="s3cret 2",
+    )
+    url = StoreUrl(
+        Topology.SENTINEL,
+        (("a", 26379), ("b", 1)),
+        service="main",
+        db=2,
+        user="gateway",
+        password="s3cret /@",
+        sentinel_password="s3cret 2",
+        tls=Tls(str(tmp_path / "ca.pem")),
+    )
+    assert config.ledger == RedisSettings(url, timeout_ms=2_000, keep_ms=DAY_MS // 2, wait_replicas=1)
+    assert "s3cret" not in f"{config} {config.ledger}"
+    assert str(config.ledger) == "rediss+sentinel://a:26379,b:1/main/2"
+    assert config.warnings == ()
+
+
+@pytest.mark.parametrize(
+    ("ledger", "warned"),
+    [
+        ("redis://:secret@127.0.0.1", "c.yaml:3: ledger: the password stands in the file: `password_env` keeps it out"),
+        ("{url: 'redis://127.0.0.1', password_env: P}", "c.yaml:3: ledger.password_env: P is not set, so no password is sent"),
+        (
+            "{url: 'redis://10.0.0.1', password_env: SET}",
+            "c.yaml:3: ledger: the password goes there in plain text, readable on the way: rediss:// has TLS",
+        ),
+    ],
+)
+def test_a_password_that_others_may_read_or_that_is_missing_is_a_warning(load, ledger, warned):
+    assert load(CONFIG + f"ledger: {ledger}\n", SET="x").warnings == (warned,)
+
+
 def test_paths_are_relative_to_the_configs_folder(tmp_path):
     path = tmp_path / "c.yaml"
     path.write_text(CONFIG + "log: calls.jsonl\n")
     config = settings.load(path, {}, CATALOG, PROFILES)
     assert config.policy_path == tmp_path / "policies/default.yaml"
-    assert config.ledger_path == tmp_path / "var/penstock.db"
+    assert config.ledger == SqliteSettings(tmp_path / "var/penstock.db")
     assert (config.state_dir, config.log) == (tmp_path / "var", str(tmp_path / "calls.jsonl"))
 
 
@@ -272,14 +316,32 @@ MISTAKES = [
     ("listen: 0.0.0.0:8080", 'c.yaml:3: listen: found "0.0.0.0:8080", expected a loopback address such as 127.0.0.1:8080, or `auth: keys`…'),
     ("listen: gateway:80", 'c.yaml:3: listen: found "gateway:80", expected a loopback address such as…'),
     ("policy: ''", 'c.yaml:3: policy: found "", expected a path'),
-    ("ledger: redis://:secret@host", "c.yaml:3: ledger: found a redis:// URL, expected a sqlite:/// URL: Redis is not supported yet"),
-    ("ledger: rediss://host", "c.yaml:3: ledger: found a rediss:// URL, expected a sqlite:/// URL: Redis is not supported yet"),
-    ("ledger: redis+cluster://a,b", "c.yaml:3: ledger: found a redis+cluster:// URL, expected a sqlite:/// URL: Redis is not supported yet"),
-    ("ledger: redis+sentinel://a", "c.yaml:3: ledger: found a redis+sentinel:// URL, expected a sqlite:/// URL: Redis is not supported yet"),
-    ("ledger: postgres://u:secret@h/d", "c.yaml:3: ledger: found a URL with another scheme, expected a URL such as sqlite:///var/penstock.db (three slashes: relative; four: absolute)"),
+    ("ledger: redis://:secret@host/x", "c.yaml:3: ledger: found another URL (not shown: it may hold a password), expected a database's number, such as redis://host/1"),
+    ("ledger: redis://a,b", "c.yaml:3: ledger: found another URL (not shown: it may hold a password), expected one server; several are redis+cluster:// or redis+sentinel://"),
+    ("ledger: rediss://:secret@host?ssl_ca=x", 'c.yaml:3: ledger: found another URL (not shown: it may hold a password), expected one of the options … (did you mean "ssl_ca_certs"?)'),
+    ("ledger: redis://host?ssl_ca_certs=x", "c.yaml:3: ledger: found another URL (not shown: it may hold a password), expected no options"),
+    ("ledger: rediss://host?ssl_check_hostname=no", "c.yaml:3: ledger: found another URL (not shown: it may hold a password), expected ssl_check_hostname=true or =false"),
+    ("ledger: rediss://host?ssl_ca_certs=none.pem", "c.yaml:3: ledger: found no file none.pem, expected an existing file as ssl_ca_certs"),
+    ("ledger: redis://:se#cret@host", "c.yaml:3: ledger: found another URL (not shown: it may hold a password), expected a URL without a fragment: a # in a password is %23"),
+    ("ledger: redis://:secret@host:99999", "c.yaml:3: ledger: found another URL (not shown: it may hold a password), expected HOST or HOST:PORT, more of them after commas"),
+    ("ledger: redis+cluster://a,b/1", "c.yaml:3: ledger: found another URL (not shown: it may hold a password), expected no database: a cluster has only one"),
+    ("ledger: redis+sentinel://a", "c.yaml:3: ledger: found another URL (not shown: it may hold a password), expected the service's name after the sentinels: redis+sentinel://host1,host2/service"),
+    ("ledger: redis+unix://host/x", "c.yaml:3: ledger: found another URL (not shown: it may hold a password), expected a path after three slashes, such as redis+unix:///run/valkey.sock"),
+    ("ledger: redis//:secret@host", "c.yaml:3: ledger: found something else (not shown: it may be a secret), expected a URL such as sqlite:///…"),
+    ("ledger: postgres://h/d", "c.yaml:3: ledger: found a URL with another scheme, expected a URL such as sqlite:///var/penstock.db (three slashes: relative; four: absolute)…"),
     ("ledger: sqlite://var/x.db", 'c.yaml:3: ledger: found "sqlite://var/x.db", expected a URL such as sqlite:///…'),
     ("ledger: sqlite:///", 'c.yaml:3: ledger: found "sqlite:///", expected a URL such as sqlite:///…'),
     ("ledger: var/x.db", 'c.yaml:3: ledger: found "var/x.db", expected a URL such as sqlite:///…'),
+    ("ledger: {timeout: 1s}", "c.yaml:3: ledger.url: found nothing, expected a URL such as sqlite:///…"),
+    ("ledger: {url: 'redis://:secret@h:0'}", "c.yaml:3: ledger.url: found another URL (not shown: it may hold a password), expected HOST or HOST:PORT…"),
+    ("ledger: {url: sqlite:///x, timeout: 2h}", 'c.yaml:3: ledger.timeout: found "2h", expected a duration from 10ms to 60s…'),
+    ("ledger: {url: sqlite:///x, synchronous: full}", 'c.yaml:3: ledger.synchronous: found "full", expected one of NORMAL, FULL'),
+    ("ledger: {url: sqlite:///x, wait_replicas: 1}", "c.yaml:3: ledger.wait_replicas: found a key that is Redis's, expected a Redis URL beside it: a file has none"),
+    ("ledger: {url: 'redis://h', synchronous: FULL}", "c.yaml:3: ledger.synchronous: found a key that is SQLite's, expected a sqlite:/// URL…"),
+    ("ledger: {url: 'redis://:x@h', password_env: P}", "c.yaml:3: ledger.password_env: found another one, expected one password: the URL has one"),
+    ("ledger: {url: 'redis://h', sentinel_password_env: P}", "c.yaml:3: ledger.sentinel_password_env: found a key that is the sentinels', expected a redis+sentinel:// URL beside it"),
+    ("reservation: {ledger_timeout: 1s}", "c.yaml:3: reservation.ledger_timeout: found an unknown key, expected `timeout` in the section of the ledger…"),
+    ("sqlite: {synchronous: FULL}", "c.yaml:3: sqlite: found an unknown key, expected `synchronous` in the section of the ledger…"),
     ("auth: key", 'c.yaml:3: auth: found "key", expected one of passthrough, keys (did you mean "keys"?)'),
     ("admin_token_env: my-secret-token", "c.yaml:3: admin_token_env: found something else (not shown: it may be a secret), expected the name of an environment variable (not its value)"),
     ("reservation: {lease: 10}", "c.yaml:3: reservation.lease: found 10, expected a duration from 1s to 24h…"),
@@ -289,7 +351,6 @@ MISTAKES = [
     ("limits: {max_request: 2 GB}", 'c.yaml:3: limits.max_request: found "2 GB", expected a size from 1 KB to 1 GB…'),
     ("upstream: {retries: 11}", "c.yaml:3: upstream.retries: found 11, expected a whole number from 0 to 10"),
     ("upstream: {timeouts: {connect: soon}}", 'c.yaml:3: upstream.timeouts.connect: found "soon", expected a duration from 100ms to 1h…'),
-    ("sqlite: {synchronous: full}", 'c.yaml:3: sqlite.synchronous: found "full", expected one of NORMAL, FULL'),
     ("allowed_hosts: [a:80]", 'c.yaml:3: allowed_hosts[0]: found "a:80", expected a host name without a port'),
     ("allowed_origins: [app.example.com]", 'c.yaml:3: allowed_origins[0]: found "app.example.com", expected an origin such as https://app.example.com'),
     ("allowed_origins: ['*']", 'c.yaml:3: allowed_origins[0]: found "*", expected an origin such as https://app.example.com'),
@@ -383,7 +444,7 @@ def test_all_mistakes_of_a_file_are_told_at_once_in_its_order(load):
         load,
         """\
 listen: 0.0.0.0:80
-ledger: redis://x
+ledger: redis://a,b
 providers:
   a: {base_url: nowhere, retries: many}
   b: {base_url: https://h, profile: bee}
@@ -499,6 +560,12 @@ WORDS = st.sampled_from(
         "127.0.0.1:1",
         "https://h",
         "sqlite:///x",
+        "redis://h",
+        "rediss://h?ssl_ca_certs=x",
+        "redis+sentinel://a,b/c",
+        "url",
+        "password_env",
+        "wait_replicas",
         "http://[",
         "10s",
         "[key]",

@@ -34,7 +34,7 @@ from gateway.ledger.witness import Witness
 from gateway.metrics import Metrics
 from gateway.observer import Observer
 from gateway.relay import Places, Shared
-from gateway.settings import Provider, Settings
+from gateway.settings import Provider, Settings, SqliteSettings
 from gateway.upstream import AiohttpUpstream, Endpoint, RetryPolicy, Upstream
 from gateway.wire.exchange import ClientGone, Headers, Inbound
 from tests.support.clock import Clock
@@ -272,8 +272,12 @@ async def world(
     one = Provider("test", upstream, "authorization", profile, **{"accepts_caller_keys": True, "retries": 2, **(provider or {})})
     # However busy the machine is, a test sees what was settled, unless it is about the wait itself.
     patient = {"commit_wait_ms": 10_000, **settings}
-    config = Settings("127.0.0.1", 0, folder / "policy.yaml", folder / "ledger.db", folder, {"test": one}, catalog, **patient)
-    running = SqliteLedger(str(config.ledger_path), Witness(folder / "witness.json"), clock, timeout_ms=config.ledger_timeout_ms)
+    config = Settings(
+        "127.0.0.1", 0, folder / "policy.yaml", SqliteSettings(folder / "ledger.db"), folder, {"test": one}, catalog, **patient
+    )
+    running = SqliteLedger(
+        str(folder / "ledger.db"), Witness(folder / "witness.json"), clock, timeout_ms=config.ledger.timeout_ms
+    )
     await running.start()
     client = AiohttpUpstream(Endpoint(connect_timeout_s=2, idle_timeout_s=one.idle_timeout_ms / 1000))
     metrics = Metrics(catalog.models)
