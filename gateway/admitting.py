@@ -1,13 +1,13 @@
 """Decide, ask the ledger, and decide again where it knows better; and what whoever is not let in is told. For calls and for what is
 spent beside the proxy alike."""
 
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import Final, TypeVar
 
-from gateway.core.ceilings import wait_ms
+from gateway.core.ceilings import fits, wait_ms
 from gateway.core.decide import Unservable
-from gateway.core.values import Call, Decision
+from gateway.core.values import Balance, Call, Charge, Decision, Plan
 from gateway.ledger.contract import DEPTH, Barred, Barrier, Refusal, Stale
 from gateway.wire.budget import refusal_headers
 from gateway.wire.problem import Alternative, Problem, Refused, budget_refusal, problem
@@ -39,15 +39,55 @@ async def admit(
     raise Refused(problem("ledger_unavailable", "The ledger's facts changed during three decisions; try again."))
 
 
-def over_budget(refusal: Refusal, told: int = 0, alternatives: Sequence[Alternative] = ()) -> Refused:
-    """`told`: the plan that the answer speaks of."""
-    decision, blocking = refusal.decision, refusal.blocking[told]
-    plan = decision.ladder[told]
-    charge = next(charge for charge in plan.charges if charge.ceiling.account == blocking.account)
-    wait = wait_ms(charge, plan.cost_max.of(blocking.account.unit), blocking, refusal.at_ms)
-    retry_after = -(-wait // 1000) if wait is not None and wait <= _WORTH_WAITING_MS else None
-    said = budget_refusal(decision, plan, blocking, alternatives, retry_after)
+def over_budget(refusal: Refusal, alternatives: Sequence[Alternative] = ()) -> Refused:
+    """Speaks of the plan that fits soonest, where a wait is all it takes; else of the one that was asked for."""
+    decision = refusal.decision
+    wait = None if refusal.paused else _shortest_wait(refusal)
+    told = _told(refusal) if wait is None else wait[1]
+    blocking = refusal.blocking[told]
+    retry_after = None if wait is None else -(-wait[0] // 1000)
+    said = budget_refusal(decision, decision.ladder[told], blocking, alternatives, retry_after, refusal.paused)
     return Refused(said, refusal_headers(decision, blocking, refusal.balances))
+
+
+def _shortest_wait(refusal: Refusal) -> tuple[int, int] | None:
+    """(ms, the plan's place): until one of the plans would fit all its accounts; None where that takes more than a short wait."""
+    waits = [(wait, place) for place, plan in enumerate(refusal.decision.ladder) if (wait := _wait_ms(plan, refusal)) is not None]
+    shortest = min(waits, default=None)
+    return shortest if shortest is not None and shortest[0] <= _WORTH_WAITING_MS else None
+
+
+def _wait_ms(plan: Plan, refusal: Refusal) -> int | None:
+    waits = [
+        wait_ms(charge, plan.cost_max.of(balance.account.unit), balance, refusal.at_ms)
+        for charge, balance in _blocking(plan, refusal.balances)
+    ]
+    return None if None in waits else max((wait for wait in waits if wait is not None), default=None)
+
+
+def _told(refusal: Refusal) -> int:
+    """The requested plan, unless only the share kept for cheaper plans stood in its way."""
+    blocking, plan = refusal.blocking[0], refusal.decision.ladder[0]
+    whole = next(Charge(charge.ceiling) for charge in plan.charges if charge.ceiling.account == blocking.account)
+    amount = plan.cost_max.of(blocking.account.unit)
+    only_its_share = fits(whole, amount, blocking.limit, blocking.committed, blocking.reserved)
+    return len(refusal.blocking) - 1 if only_its_share else 0
+
+
+def first_blocking(plan: Plan, balances: Sequence[Balance]) -> Balance | None:
+    """The first account that has no room for what the plan can cost; those that `balances` lacks are taken to have it."""
+    return next((balance for _, balance in _blocking(plan, balances)), None)
+
+
+def _blocking(plan: Plan, balances: Sequence[Balance]) -> Iterator[tuple[Charge, Balance]]:
+    known = {balance.account.key: balance for balance in balances}
+    for charge in plan.charges:
+        account = charge.ceiling.account
+        balance = known.get(account.key)
+        if balance is not None and not fits(
+            charge, plan.cost_max.of(account.unit), balance.limit, balance.committed, balance.reserved
+        ):
+            yield charge, balance
 
 
 def barred(answer: Barred) -> Refused:
@@ -63,7 +103,9 @@ def _said(answer: Barred) -> Problem:
             return problem("run_stopped", f"{whose} was stopped: it takes no more calls. Start another run.")
         case Barrier.PAUSED:
             return problem(
-                "run_paused", f"{whose} is paused: it takes no calls until it is resumed (POST /budget/runs/{what}/resume)."
+                "run_paused",
+                f"{whose} is paused: it takes no calls until it is resumed (POST /budget/runs/{what}/resume) or, where its budget was "
+                "used up, a limit is raised.",
             )
         case Barrier.FROZEN:
             return problem("scope_frozen", f"The operator froze {what}: it takes no calls until it is thawed.")
@@ -84,7 +126,7 @@ def _said(answer: Barred) -> Problem:
                 "run_id_invalid", f"Run {run} cannot have {what} as its parent: a run has at most {DEPTH} ancestors."
             )
         case Barrier.PARENT_CHANGED:
-            return _bad_parent("ambiguous_request", f"Run {run} has another parent than {what}: a run keeps its place.")
+            return _bad_parent("run_id_invalid", f"Run {run} has another parent than {what}: a run keeps its place.")
         case Barrier.FOREIGN_PARENT:
             return _bad_parent(
                 "run_owned_by_another", f"The run {what} belongs to another key: it cannot be the parent of {run}."

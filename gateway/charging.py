@@ -18,7 +18,7 @@ from gateway.core.profiles import OnDisconnect
 from gateway.core.scopes import Amounts
 from gateway.core.values import Ending, Hold, Usage, UsageSource
 
-_BROKEN_OFF: Final = frozenset({Ending.CLIENT_LEFT, Ending.RUN_STOPPED, Ending.GATEWAY_STOPPED})
+_BROKEN_OFF: Final = frozenset({Ending.CLIENT_LEFT, Ending.RUN_STOPPED, Ending.SCOPE_FROZEN, Ending.GATEWAY_STOPPED})
 
 
 class Phase(Enum):

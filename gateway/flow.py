@@ -4,30 +4,38 @@ Nothing is forwarded before its worst case is held. From the moment there is a h
 """
 
 import asyncio
+import contextlib
 import time
-from collections.abc import Callable, Sequence
-from typing import Final
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import replace
+from typing import Final, TypeAlias
 
-from gateway.core.ceilings import fits
+from gateway.admitting import admit, barred, first_blocking, over_budget
 from gateway.core.decide import Rulebook, Unservable
 from gateway.core.meter import Meter
-from gateway.core.values import Call, Charge, Ending, Hold, Plan
+from gateway.core.record import record
+from gateway.core.scopes import Caller
+from gateway.core.values import Call, Decision, Ending, Hold, Plan
 from gateway.identity import Identity, Principal
-from gateway.ledger.contract import Ended, LedgerLost, LedgerUnavailable, Refusal, RunRefusal, Stale
+from gateway.ledger.contract import Barred, Barrier, Ended, LedgerLost, LedgerUnavailable, Refusal, RunState, Stale
+from gateway.ledger.journal import JournalFull
 from gateway.observer import Observer, Story
-from gateway.relay import Errand, Relay, Shared
-from gateway.settling import Settling, first_blocking
+from gateway.relay import Errand, Places, Relay, Shared
+from gateway.settling import Settling, Unheld
 from gateway.upstream import UpstreamRequest
 from gateway.wire import chat
-from gateway.wire.budget import refusal_headers, undecided_headers
+from gateway.wire.budget import undecided_headers
 from gateway.wire.exchange import ClientGone, Inbound, Outlet
 from gateway.wire.headers import directives, forwardable
-from gateway.wire.problem import Alternative, Refused, budget_refusal, problem
+from gateway.wire.problem import Alternative, Refused, problem
 
-_DECISIONS_A_CALL: Final = 3  # the first, and two more on new facts
 _READ_INLINE_BYTES: Final = 262_144  # some 1 to 5 ms of reading, for usual messages
 _COUNT_INLINE_CHARS: Final = 16_384  # some 2 ms of tokenizing; a body of fewer bytes has hardly more text than that
-_WATCH_S: Final = 0.5  # how often a process asks which of its live runs were stopped
+_WATCH_S: Final = 0.5  # how often a process asks which of its live calls were stopped or frozen
+_TELL_AGAIN_S: Final = 60.0
+_LOOK_S: Final = 0.3  # how often a call that waits for a raise looks
+_WAITS_AT_MOST: Final = 1_000
+_RUNS_AT_MOST: Final = 10_000  # whose place in their tree is remembered
 
 
 class Flow:
@@ -42,6 +50,9 @@ class Flow:
         self._observer = observer
         self._new_id = new_id
         self._live: set[Relay] = set()
+        self._kin = _Kin()
+        self._waits = Places(_WAITS_AT_MOST)
+        self._waiting: set[asyncio.Event] = set()  # for a raise: set, the wait is over
 
     # -- the path -------------------------------------------------------------------------------------------------------------
 
@@ -60,7 +71,7 @@ class Flow:
     async def _serve(self, inbound: Inbound, outlet: Outlet, story: Story) -> int:
         """What the client was answered; 0 if it left before."""
         try:
-            relay = await self._admit(inbound, story)
+            relay = await self._admit(inbound, outlet, story)
         except Refused as refusal:
             return await _refuse(refusal, outlet, story)
         self._live.add(relay)
@@ -70,19 +81,20 @@ class Flow:
             self._live.discard(relay)
         return relay.status
 
-    async def _admit(self, inbound: Inbound, story: Story) -> Relay:
+    async def _admit(self, inbound: Inbound, outlet: Outlet, story: Story) -> Relay:
         """Everything before the provider: the relay it returns has a hold."""
         rulebook = self.rulebook
         principal = self._identity.principal(inbound.headers, model_route=True)
         request = await _read(inbound.body)
         story.asked(request.model, request.stream)
         at_ms = self._shared.clock_ms()
-        caller = self._identity.caller(principal, inbound, request.text_field, rulebook.policy, at_ms)
+        caller = self._kin.placed(self._identity.caller(principal, inbound, request.text_field, rulebook.policy, at_ms))
         story.called_by(caller)
-        call = request.call(caller, directives(inbound.headers))
+        fingerprint = request.fingerprint() if rulebook.policy.runs.terms.same_request else ""
+        call = request.call(caller, directives(inbound.headers), fingerprint)
         if len(inbound.body) > _COUNT_INLINE_CHARS:
             await self._count_beforehand(rulebook, call)
-        settling = await self._reserve(rulebook, call, principal, at_ms, story)
+        settling = await self._reserve(rulebook, call, principal, at_ms, outlet, story)
         try:
             relay = self._relay(rulebook, settling, request, inbound, principal)
             story.sent()
@@ -100,42 +112,94 @@ class Flow:
             if tally.pending_chars > _COUNT_INLINE_CHARS:
                 await asyncio.to_thread(counter.finish, tally)
 
-    async def _reserve(self, rulebook: Rulebook, call: Call, principal: Principal, at_ms: int, story: Story) -> Settling:
-        """Decides, and holds the first plan that fits; decides again where the ledger knows better."""
+    async def _reserve(
+        self, rulebook: Rulebook, call: Call, principal: Principal, at_ms: int, outlet: Outlet, story: Story
+    ) -> Settling:
+        """Decides, and holds the first plan that fits. Where the run is paused, and its budget says so, a raise is waited for."""
         served = self._identity.served(principal)
-        for _ in range(_DECISIONS_A_CALL):
-            decision = rulebook.decide(call, served, at_ms, self._new_id())
-            if isinstance(decision, Unservable):
-                raise Refused(problem(decision.code, decision.message, decision.param))
-            story.decided(decision)
-            began_s = time.perf_counter()
+
+        def decide(call: Call, at_ms: int) -> Decision | Unservable:
+            return rulebook.decide(call, served, at_ms, self._new_id())
+
+        async def ask(decision: Decision) -> Settling | Refusal | Barred | Stale:
+            return await self._ask(decision, story)
+
+        async def attempt(at_ms: int) -> _Answer:
+            answer: _Answer = await admit(call, at_ms, decide, ask)
+            return answer
+
+        answer = await attempt(at_ms)
+        patience = _patience(answer)
+        if patience is not None and self._waits.take():
             try:
-                reserved = await self._shared.ledger.reserve(decision, self._shared.settings.lease_ms)
-            except LedgerUnavailable as failure:
-                raise Refused(
-                    problem("ledger_unavailable", f"the ledger does not answer ({failure}): no call is let through")
-                ) from failure
-            except LedgerLost as failure:
-                raise Refused(problem("ledger_lost", f"{failure}: no call is let through")) from failure
-            story.reserved(time.perf_counter() - began_s)
-            if isinstance(reserved, Hold):
-                return Settling(self._shared.ledger, self._shared.settings, self._shared.alert, reserved, story)
-            if isinstance(reserved, Refusal):
-                raise self._over_budget(rulebook, reserved, served)
-            if isinstance(reserved, RunRefusal):
-                said = problem("run_stopped", f"Run {call.caller.run} was stopped: it takes no more calls. Start another run.")
-                raise Refused(said, refusal_headers(decision, None, ()))
-            if isinstance(reserved, Stale):
-                if reserved.owner != call.caller.key:
-                    raise Refused(
-                        problem(
-                            "run_owned_by_another", f"the run {call.caller.run} belongs to another key: choose another run id"
-                        )
-                    )
-                at_ms = reserved.now_ms
-            else:
-                assert isinstance(reserved, Ended)  # an id that was used before: the next one will not be
-        raise Refused(problem("ledger_unavailable", "the ledger's clock and windows did not agree within three decisions"))
+                answer = await self._wait_for_raise(patience, answer, outlet, attempt)
+            finally:
+                self._waits.give()
+        if isinstance(answer, Settling):
+            self._kin.learn(answer.hold.decision.call.caller)
+            return answer
+        raise barred(answer) if isinstance(answer, Barred) else _over_budget(rulebook, answer, served)
+
+    async def _ask(self, decision: Decision, story: Story) -> Settling | Refusal | Barred | Stale:
+        """One question to the ledger. Refused, where there is no ledger to answer it, and a budget that minds."""
+        shared = self._shared
+        story.decided(decision)
+        began_s = time.perf_counter()
+        try:
+            reserved = await shared.ledger.reserve(decision, shared.settings.lease_ms)
+            if isinstance(reserved, Ended):  # an id that was used before: the next one was not
+                decision = replace(decision, id=self._new_id())
+                story.decided(decision)
+                reserved = await shared.ledger.reserve(decision, shared.settings.lease_ms)
+        except LedgerUnavailable as failure:
+            allowed = all(charge.ceiling.outage_allow for charge in decision.ladder[0].charges)
+            if allowed and not isinstance(failure, JournalFull):
+                story.let_through(decision, str(failure))
+                return Unheld(shared.ledger, shared.settings, shared.alert, decision, story)
+            raise Refused(
+                problem("ledger_unavailable", f"the ledger does not answer ({failure}): no call is let through")
+            ) from failure
+        except LedgerLost as failure:
+            raise Refused(problem("ledger_lost", f"{failure}: no call is let through")) from failure
+        story.reserved(time.perf_counter() - began_s)
+        if isinstance(reserved, Hold):
+            return Settling(shared.ledger, shared.settings, shared.alert, reserved, story)
+        assert not isinstance(reserved, Ended), decision.id
+        return reserved
+
+    # -- waiting for a raise --------------------------------------------------------------------------------------------------
+
+    async def _wait_for_raise(
+        self, patience: "_Patience", answer: "_Answer", outlet: Outlet, again: "Callable[[int], Awaitable[_Answer]]"
+    ) -> "_Answer":
+        """The answer when the wait is over: after a raise, or when the time is up, the client leaves, the gateway stops."""
+        over = asyncio.Event()
+        outlet.on_gone(over.set)
+        self._waiting.add(over)
+        loop = asyncio.get_running_loop()
+        until_s = loop.time() + patience.wait_ms / 1000
+        tenant, run = patience.tenant, patience.run
+        try:
+            while (left_s := until_s - loop.time()) > 0 and not over.is_set():
+                with contextlib.suppress(TimeoutError):
+                    await asyncio.wait_for(over.wait(), min(_LOOK_S, left_s))
+                if over.is_set() or await self._is_paused(tenant, run):
+                    continue
+                answer = await again(self._shared.clock_ms())
+                more = _patience(answer)
+                if more is None:
+                    break
+                run = more.run
+        finally:
+            self._waiting.discard(over)
+        return answer
+
+    async def _is_paused(self, tenant: str, run: str) -> bool:
+        try:
+            view = await self._shared.ledger.run(tenant, run)
+        except (LedgerUnavailable, LedgerLost):
+            return True  # for all that is known
+        return view is not None and view.state is RunState.PAUSED
 
     def _relay(
         self, rulebook: Rulebook, settling: Settling, request: chat.ChatRequest, inbound: Inbound, principal: Principal
@@ -155,68 +219,110 @@ class Flow:
         meter = Meter(rulebook.counter, model.encoding, profile.usage_covers_all_choices or request.choices == 1)
         return Relay(self._shared, errand, meter, settling)
 
-    # -- refusals -------------------------------------------------------------------------------------------------------------
-
-    def _over_budget(self, rulebook: Rulebook, refusal: Refusal, served: frozenset[str]) -> Refused:
-        decision = refusal.decision
-        told = _told(refusal)
-
-        def has_room(plan: Plan) -> bool:
-            return first_blocking(plan, refusal.balances) is None
-
-        alternatives = [
-            Alternative.of(model, plan, has_room(plan)) for model, plan in rulebook.alternatives(decision, served, has_room)
-        ]
-        said = budget_refusal(decision, decision.ladder[told], refusal.blocking[told], alternatives)
-        return Refused(said, refusal_headers(decision, refusal.blocking[told], refusal.balances))
-
     # -- live calls -----------------------------------------------------------------------------------------------------------
 
     def run_stopped(self, tenant: str, run: str) -> None:
-        """Ends the run's live calls in this process; the others notice within half a second."""
-        self._interrupt(tenant, frozenset((run,)))
+        """Ends the live calls of the run and of its descendants in this process; the others notice within half a second."""
+        self._interrupt(tenant, lambda caller: caller.run == run or run in caller.ancestry, Ending.RUN_STOPPED)
 
     def scope_frozen(self, tenant: str, scope: Sequence[tuple[str, str]]) -> None:
         """The same for whoever has all of the scope's values."""
-        for relay in list(self._live):
-            caller = relay.hold.decision.call.caller
-            if caller.tenant == tenant and all(caller.value(name) == value for name, value in scope):
-                relay.interrupt(Ending.RUN_STOPPED)
+        self._interrupt(tenant, lambda caller: all(caller.value(name) == value for name, value in scope), Ending.SCOPE_FROZEN)
 
     def shut_down(self) -> None:
-        """Ends every live call, and every drain."""
+        """Ends every live call, and every wait and drain."""
+        for over in self._waiting:
+            over.set()
         for relay in list(self._live):
             relay.interrupt(Ending.GATEWAY_STOPPED)
 
     async def watch(self) -> None:
-        """Runs as long as the gateway: keeps the leases of calls that last, and notices runs that were stopped elsewhere."""
+        """Runs as long as the gateway: keeps the leases of calls that last, and notices what was stopped or frozen elsewhere."""
+        told_s = -_TELL_AGAIN_S
         while True:
             await asyncio.sleep(_WATCH_S)
             try:
                 for relay in list(self._live):
                     relay.keep_lease()
-                await self._notice_stopped()
+                await self._notice_halted()
             except (LedgerUnavailable, LedgerLost) as failure:
                 # A ledger that is away is told of by the calls it refuses; this loop only must not end.
-                self._observer.events.log.warning("watch_failed", why=str(failure))
+                if time.monotonic() - told_s >= _TELL_AGAIN_S:
+                    told_s = time.monotonic()
+                    self._observer.events.log.warning("watch_failed", why=str(failure))
             except Exception as failure:  # noqa: BLE001 - a background loop: without it no stop would be noticed any more
                 self._observer.events.problem("watching live calls", failure)
 
-    async def _notice_stopped(self) -> None:
-        by_tenant: dict[str, set[str]] = {}
+    async def _notice_halted(self) -> None:
+        by_tenant: dict[str, list[Relay]] = {}
         for relay in self._live:
-            caller = relay.hold.decision.call.caller
-            by_tenant.setdefault(caller.tenant, set()).add(caller.run)
-        for tenant, runs in by_tenant.items():
-            stopped = await self._shared.ledger.stopped(tenant, tuple(runs))
-            if stopped:
-                self._interrupt(tenant, stopped)
+            by_tenant.setdefault(relay.caller.tenant, []).append(relay)
+        for tenant, relays in by_tenant.items():
+            # Of one run mostly, and of one agent: who is asked about is asked about once.
+            callers = tuple({relay.caller for relay in relays})
+            halted = dict(zip(callers, await self._shared.ledger.halted(tenant, callers), strict=True))
+            for relay in relays:
+                barrier = halted[relay.caller]
+                if barrier is not None:
+                    relay.interrupt(Ending.SCOPE_FROZEN if barrier is Barrier.FROZEN else Ending.RUN_STOPPED)
 
-    def _interrupt(self, tenant: str, runs: frozenset[str]) -> None:
+    def _interrupt(self, tenant: str, concerns: Callable[[Caller], bool], ending: Ending) -> None:
         for relay in list(self._live):
-            caller = relay.hold.decision.call.caller
-            if caller.tenant == tenant and caller.run in runs:
-                relay.interrupt(Ending.RUN_STOPPED)
+            if relay.caller.tenant == tenant and concerns(relay.caller):
+                relay.interrupt(ending)
+
+
+class _Kin:
+    """Whose child a run is, as far as this process knows: a hint, which saves later calls of the run a second question."""
+
+    def __init__(self) -> None:
+        self._ancestries: dict[tuple[str, str], tuple[str, ...]] = {}
+
+    def placed(self, caller: Caller) -> Caller:
+        """The caller with its likely ancestry. The ledger says if it is so."""
+        known = self._ancestries.get((caller.tenant, caller.run), ())
+        parent = caller.parent
+        if parent is not None and known[:1] != (parent,):
+            known = (parent, *self._ancestries.get((caller.tenant, parent), ()))
+        return replace(caller, ancestry=known) if known else caller
+
+    def learn(self, caller: Caller) -> None:
+        """From a call that was let in. Roots need no place here."""
+        if caller.ancestry:
+            key = (caller.tenant, caller.run)
+            self._ancestries.pop(key, None)  # the latest goes last
+            self._ancestries[key] = caller.ancestry
+            if len(self._ancestries) > _RUNS_AT_MOST:
+                del self._ancestries[next(iter(self._ancestries))]
+
+
+@record
+class _Patience:
+    """How long a refused call waits for which run."""
+
+    tenant: str
+    run: str
+    wait_ms: int
+
+
+_Answer: TypeAlias = Settling | Refusal | Barred
+
+
+def _patience(answer: _Answer) -> _Patience | None:
+    """None: the answer is final."""
+    if isinstance(answer, Settling):
+        return None
+    decision, caller = answer.decision, answer.decision.call.caller
+    if isinstance(answer, Barred):
+        pausing, run = decision.ladder[0].charges, answer.what
+        paused = answer.barrier is Barrier.PAUSED
+    else:
+        blocking = {balance.account.key for balance in answer.blocking}
+        charges = [charge for plan in decision.ladder for charge in plan.charges]
+        pausing, run = tuple(charge for charge in charges if charge.ceiling.account.key in blocking), caller.run
+        paused = answer.paused
+    wait_ms = max((charge.ceiling.wait_for_raise_ms for charge in pausing if charge.ceiling.pause), default=0)
+    return _Patience(caller.tenant, run, wait_ms) if paused and wait_ms else None
 
 
 async def _read(body: bytes) -> chat.ChatRequest:
@@ -236,10 +342,9 @@ async def _refuse(refusal: Refused, outlet: Outlet, story: Story) -> int:
     return said.status
 
 
-def _told(refusal: Refusal) -> int:
-    """Which plan the answer speaks of: the requested one, unless only the share kept for cheaper plans stood in its way."""
-    blocking, plan = refusal.blocking[0], refusal.decision.ladder[0]
-    whole = next(Charge(charge.ceiling) for charge in plan.charges if charge.ceiling.account == blocking.account)
-    amount = plan.cost_max.of(blocking.account.unit)
-    only_its_share = fits(whole, amount, blocking.limit, blocking.committed, blocking.reserved)
-    return len(refusal.blocking) - 1 if only_its_share else 0
+def _over_budget(rulebook: Rulebook, refusal: Refusal, served: frozenset[str]) -> Refused:
+    def has_room(plan: Plan) -> bool:
+        return first_blocking(plan, refusal.balances) is None
+
+    others = rulebook.alternatives(refusal.decision, served, has_room)
+    return over_budget(refusal, [Alternative.of(model, plan, has_room(plan)) for model, plan in others])

@@ -97,8 +97,14 @@ class Identity:
     ) -> Caller:
         """The principal with the run and the dimensions of this call."""
         run, ignored = _run_ids(inbound, policy.runs)
+        parent = wire_headers.parent_run(inbound.headers)
         issued = run is None
         if run is None:
+            if parent is not None:
+                raise bad_request(
+                    "run_id_required",
+                    "X-Parent-Run-Id says whose child this run is: name the run too, with X-Run-Id, or by /run/RUN_ID before /v1.",
+                )
             if policy.runs.untagged is Untagged.REFUSE:
                 raise bad_request(
                     "run_id_required", "Every call needs a run id here: set X-Run-Id, or put /run/RUN_ID before /v1."
@@ -109,7 +115,7 @@ class Identity:
             # "/" is in no run id, so no caller can name this account.
             run_scope = f"untagged/{principal.key}/{datetime.fromtimestamp(at_ms / 1000, UTC):%Y-%m-%d}"
         dimensions = self._dimensions(principal, inbound, body_field, policy)
-        return Caller(principal.tenant, principal.key, run, run_scope, issued, dimensions, ignored)
+        return Caller(principal.tenant, principal.key, run, run_scope, issued, dimensions, ignored, parent)
 
     def _dimensions(
         self, principal: Principal, inbound: Inbound, body_field: Callable[[str], str | None], policy: Policy

@@ -9,7 +9,7 @@ its own import whether its values live in files), every worker calls `flush` onc
 """
 
 from bisect import bisect_left
-from collections.abc import Container, Sequence
+from collections.abc import Callable, Container, Sequence
 from pathlib import Path
 from typing import Final
 
@@ -46,9 +46,11 @@ class Metrics:
         self._alerts = self._counter("alerts", "Accounts that passed a share of their limit", ("budget", "threshold"))
         self._provider_errors = self._counter("provider_errors", "Failures at a provider", ("provider", "kind"))
         self._reloads = self._counter("policy_reloads", "Attempts to read a changed policy", ("result",))
+        self._let_through = self._counter("let_through", "Calls that went out without a hold, while the ledger was away", ())
+        self._journalled = self._counter("journalled", "Steps that went into the journal beside the ledger", ("step",))
         self._counters = (
             *(self._decisions, self._calls, self._spend, self._unconfirmed, self._tokens, self._expired),
-            *(self._overruns, self._alerts, self._provider_errors, self._reloads),
+            *(self._overruns, self._alerts, self._provider_errors, self._reloads, self._let_through, self._journalled),
         )
         self._ratio = self._histogram(
             "estimate_ratio", "Input tokens, estimated / reported by the provider; below 1 the estimate was too low", (), _RATIOS
@@ -59,6 +61,17 @@ class Metrics:
         self._holds = Gauge(
             "penstock_holds", "Calls under way that have a hold", registry=self._registry, multiprocess_mode="livesum"
         )
+        self._ledger_serves = Gauge(
+            "penstock_ledger_serves", "1 while the ledger takes calls", registry=self._registry, multiprocess_mode="livemin"
+        )
+        self._ledger_serves.set(1)
+        self._journal = Gauge(
+            "penstock_journal_entries",
+            "Entries of the journal that wait for the ledger",
+            registry=self._registry,
+            multiprocess_mode="livesum",
+        )
+        self.journal_entries: Callable[[], int] = _none  # whoever has a journal puts its count here
 
     # -- the path of a call ---------------------------------------------------------------------------------------------------
 
@@ -119,6 +132,16 @@ class Metrics:
         """`kind` is one of the upstream's words (`connect`, `timeout`, `429` …), never free text."""
         self._provider_errors.add((provider, kind), 1)
 
+    def let_through(self) -> None:
+        self._let_through.add((), 1)
+
+    def journalled(self, step: str) -> None:
+        """`step` is the contract's verb."""
+        self._journalled.add((step,), 1)
+
+    def ledger_serves(self, *, serves: bool) -> None:
+        self._ledger_serves.set(int(serves))
+
     def policy_reload(self, *, ok: bool) -> None:
         self._reloads.add(("ok" if ok else "error",), 1)
 
@@ -131,6 +154,7 @@ class Metrics:
         for histogram in self._histograms:
             histogram.flush()
         self._holds.set(self._live)
+        self._journal.set(self.journal_entries())
 
     def exposition(self) -> bytes:
         """The text format, of all workers where there are several. Blocks for milliseconds: call it off the loop, after `flush`."""
@@ -157,6 +181,10 @@ def prepare_workers(multiprocess_dir: Path) -> None:
 def worker_died(multiprocess_dir: Path, pid: int) -> None:
     """Its open holds leave the gauge. What it counted stays: a counter must not go down."""
     mark_process_dead(pid, str(multiprocess_dir))  # type: ignore[no-untyped-call]
+
+
+def _none() -> int:
+    return 0
 
 
 class _Count:

@@ -26,6 +26,25 @@ class Observer:
         self.events.alert(alert)
         self.metrics.alert(alert)
 
+    # -- what the ledger tells of itself --------------------------------------------------------------------------------------
+
+    def ledger_serves(self, why_not: str | None) -> None:
+        """Each time that changes, or the reason does."""
+        self.metrics.ledger_serves(serves=why_not is None)
+        if why_not is None:
+            self.events.log.info("ledger_back")
+        else:
+            self.events.log.warning("ledger_away", why=why_not)
+
+    def journalled(self, step: str) -> None:
+        self.metrics.journalled(step)
+
+    def kept_aside(self, what: str, why: str) -> None:
+        self.events.log.error("journal_kept_aside", what=what, why=why)
+
+    def problem(self, where: str, error: BaseException) -> None:
+        self.events.problem(where, error)
+
 
 class Story:
     """One call, as it becomes known. Told when both the client has its answer and the ledger has the settlement, which may be
@@ -62,6 +81,11 @@ class Story:
 
     def decided(self, decision: Decision) -> None:
         self._decision_id = decision.id
+
+    def let_through(self, decision: Decision, why: str) -> None:
+        """Nothing holds it: the ledger is away, and its budgets allow that."""
+        self._observer.metrics.let_through()
+        self._observer.events.log.warning("let_through", run=self.caller.run, decision_id=decision.id, why=why)
 
     def reserved(self, seconds: float) -> None:
         self._observer.metrics.ledger("reserve", seconds)

@@ -9,17 +9,18 @@ from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
+from gateway.admitting import first_blocking
 from gateway.charging import Charging, Phase
 from gateway.core import estimate
 from gateway.core.catalog import Model
 from gateway.core.meter import Meter
 from gateway.core.profiles import OnDisconnect
 from gateway.core.record import record
-from gateway.core.scopes import Amounts
+from gateway.core.scopes import Amounts, Caller
 from gateway.core.values import Ending, Hold, Plan
 from gateway.ledger.contract import Alert, Ledger
 from gateway.settings import Provider, Settings
-from gateway.settling import Settling, first_blocking
+from gateway.settling import Settling
 from gateway.upstream import NOT_SENT, Answer, Failure, NotSent, RetryPolicy, TooLarge, Unknown, Upstream, UpstreamRequest
 from gateway.wire.budget import decision_headers
 from gateway.wire.chat import ChatStream, read_answer
@@ -97,6 +98,10 @@ class Relay:
     @property
     def hold(self) -> Hold:
         return self._settling.hold
+
+    @property
+    def caller(self) -> Caller:
+        return self.hold.decision.call.caller
 
     # -- the course of things -------------------------------------------------------------------------------------------------
 
@@ -335,7 +340,9 @@ class Relay:
         if ending is Ending.CLIENT_LEFT:
             return
         run = self.hold.decision.call.caller.run
-        if ending is Ending.RUN_STOPPED:
+        if ending is Ending.SCOPE_FROZEN:
+            said = problem("scope_frozen", f"Run {run} was frozen while this call was under way; later calls are refused.")
+        elif ending is Ending.RUN_STOPPED:
             said = problem("run_stopped", f"Run {run} was stopped while this call was under way; its later calls are refused.")
         else:
             said = problem("overloaded", "The gateway is shutting down; the call was ended and settled.")

@@ -9,10 +9,10 @@ import time
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
 
-from gateway.core.ceilings import fits
 from gateway.core.scopes import Amounts
-from gateway.core.values import Balance, Ending, Hold, Plan, Receipt, Usage, UsageSource
-from gateway.ledger.contract import Alert, Ledger, LedgerLost, LedgerUnavailable, Settled, Settlement
+from gateway.core.values import Decision, Ending, Hold, Plan, Receipt, Usage, UsageSource
+from gateway.core.windows import END_OF_TIME_MS
+from gateway.ledger.contract import Alert, Debiting, HoldState, Ledger, LedgerLost, LedgerUnavailable, Settled, Settlement
 from gateway.observer import Story
 from gateway.settings import Settings
 
@@ -38,16 +38,22 @@ class Settling:
 
     def commit(self, usage: Usage, cost: Amounts, ending: Ending) -> None:
         settlement = Settlement(cost, usage, ending)
-        self._end(lambda: self._ledger.commit(self._tenant, self.hold.id, settlement), usage, ending)
+        self._end(lambda: self._charge(settlement), usage, ending)
 
     def release(self, ending: Ending) -> None:
-        self._end(lambda: self._ledger.release(self._tenant, self.hold.id, ending), Usage(UsageSource.PROVIDER), ending)
+        self._end(lambda: self._give_back(ending), Usage(UsageSource.PROVIDER), ending)
 
     def leave(self, why: str) -> None:
         """Nobody can say whether it was billed: the hold stays, and is charged when its lease ends."""
         assert not self.ended, self.hold.id
         self.ended = True
         self.story.unsettled(Ending.UNKNOWN, why)
+
+    def _charge(self, settlement: Settlement) -> Awaitable[object]:
+        return self._ledger.commit(self._tenant, self.hold.id, settlement)
+
+    def _give_back(self, ending: Ending) -> Awaitable[object]:
+        return self._ledger.release(self._tenant, self.hold.id, ending)
 
     async def written(self) -> None:
         """Waits for the ledger, not for long, so that the run's next call sees the refund. Whatever fails, `_recorded` hears of it."""
@@ -66,7 +72,7 @@ class Settling:
         if self._waiter is not None and not self._waiter.done():
             self._waiter.set_result(None)
 
-    def _end(self, ask: "Callable[[], Awaitable[Settled | None]]", usage: Usage, ending: Ending) -> None:
+    def _end(self, ask: Callable[[], Awaitable[object]], usage: Usage, ending: Ending) -> None:
         assert not self.ended, self.hold.id
         self.ended = True
         began_s = time.perf_counter()
@@ -78,13 +84,13 @@ class Settling:
         self._under_way = True
         step.add_done_callback(lambda done: self._recorded(done, usage, ending, time.perf_counter() - began_s))
 
-    def _recorded(self, step: "asyncio.Future[Settled | None]", usage: Usage, ending: Ending, seconds: float) -> None:
+    def _recorded(self, step: "asyncio.Future[object]", usage: Usage, ending: Ending, seconds: float) -> None:
         """The step's own end, whether or not anybody waited for it."""
         self._under_way = False
         self._wake()
         failure = None if step.cancelled() else step.exception()
         settled = None if step.cancelled() or failure is not None else step.result()
-        if settled is None:
+        if not isinstance(settled, Settled):
             self._not_taken(ending, failure)
             return
         self.balances = settled.balances or self.balances
@@ -123,14 +129,33 @@ class Settling:
             self._lease_until_ms = 0  # try again at the next turn
 
 
-def first_blocking(plan: Plan, balances: tuple[Balance, ...]) -> Balance | None:
-    """The first account that has no room for what the plan can cost; those that `balances` lacks are taken to have it."""
-    known = {balance.account.key: balance for balance in balances}
-    for charge in plan.charges:
-        account = charge.ceiling.account
-        balance = known.get(account.key)
-        if balance is not None and not fits(
-            charge, plan.cost_max.of(account.unit), balance.limit, balance.committed, balance.reserved
-        ):
-            return balance
-    return None
+class Unheld(Settling):
+    """A call that goes out while the ledger is away, because every budget it meets allows that. Nothing is held for it; what it cost is
+    charged at its end, as a debit that the ledger takes whatever, now or when it is back. A gateway that is killed before forgets it."""
+
+    def __init__(
+        self, ledger: Ledger, settings: Settings, alert: Callable[[Alert], None], decision: Decision, story: Story
+    ) -> None:
+        requested = replace(decision, ladder=decision.ladder[:1])
+        super().__init__(ledger, settings, alert, Hold(requested, decision.ladder[0], (), END_OF_TIME_MS), story)
+
+    def leave(self, why: str) -> None:
+        """There is no lease that would end: the worst case is charged now."""
+        del why
+        plan, choices = self.hold.plan, self.hold.decision.call.choices
+        held = Usage(UsageSource.HELD, input_tokens=plan.input_tokens, output_tokens=plan.output_cap * choices)
+        self.commit(held, plan.cost_max, Ending.UNKNOWN)
+
+    async def widen(self, plan: Plan) -> bool:
+        self.hold = replace(self.hold, plan=plan)
+        return True
+
+    def _charge(self, settlement: Settlement) -> Awaitable[object]:
+        decision = replace(self.hold.decision, ladder=(self.hold.plan,))
+        return self._ledger.debit(decision, settlement, Debiting.REPLAY)
+
+    def _give_back(self, ending: Ending) -> Awaitable[object]:
+        del ending
+        nothing: asyncio.Future[object] = asyncio.get_running_loop().create_future()
+        nothing.set_result(Settled(HoldState.RELEASED, True, Amounts(0, 0, 0)))
+        return nothing

@@ -246,6 +246,7 @@ class Ending(StrEnum):
     PROVIDER_CUT = "provider_cut"
     OUTPUT_EXCEEDED = "output_exceeded"
     RUN_STOPPED = "run_stopped"
+    SCOPE_FROZEN = "scope_frozen"
     GATEWAY_STOPPED = "gateway_stopped"
     NOT_SENT = "not_sent"  # the connection was never made: released
     PROVIDER_REFUSED = "provider_refused"  # its own 4xx, 429, 500, 503 before output: released

@@ -7,6 +7,7 @@ would read), is refused. Whatever else the model may read is counted as text; wh
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from hashlib import blake2b
 from typing import Any, Final
 
 import orjson
@@ -114,6 +115,8 @@ _UNIVERSAL: Final = frozenset(
         "prompt_cache_key",
     }
 )
+# Fields that a request can differ in and still be the same one.
+_NOT_MEANT: Final = frozenset({"stream", "stream_options", "metadata", "user", "safety_identifier", "prompt_cache_key", "store"})
 _PLAIN_TOOLS: Final = ("function", "custom")
 _PLAIN_PARTS: Final = ("refusal", "thinking", "reasoning", "input_text", "output_text", "summary_text")
 _TEXT_PART_KEYS: Final = frozenset({"type", "text", "cache_control"})
@@ -149,7 +152,17 @@ class ChatRequest:
         value = _typed(self.body, name, str, "a string")
         return None if value is None else identity_value(value, name)
 
-    def call(self, caller: Caller, directives: Directives) -> Call:
+    def fingerprint(self) -> str:
+        """Equal requests have equal ones: the same model is asked the same thing. How the answer travels, and what is only noted with
+        it, makes no difference."""
+        digest = blake2b(DIALECT.encode(), digest_size=12)
+        for name in sorted(self.body.keys() - _NOT_MEANT):
+            value = orjson.dumps(self.fragments.get(name) or self.body[name])
+            digest.update(b"%b:%d:" % (orjson.dumps(name), len(value)))
+            digest.update(value)
+        return digest.hexdigest()
+
+    def call(self, caller: Caller, directives: Directives, fingerprint: str = "") -> Call:
         return Call(
             caller=caller,
             dialect=DIALECT,
@@ -163,6 +176,7 @@ class ChatRequest:
             service_tier=self.service_tier,
             unpriced=self.unpriced,
             directives=directives,
+            fingerprint=fingerprint,
         )
 
     def encode(self, plan: Plan, profile: Profile, takes: frozenset[str] | None = None) -> bytes:

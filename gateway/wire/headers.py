@@ -129,11 +129,17 @@ def identity_value(value: str, source: str) -> str | None:
     return value or None
 
 
-def run_id(raw: str) -> str:
+def run_id(raw: str, source: str = "X-Run-Id") -> str:
     """A run id as it came, or Refused 400 `run_id_invalid`. An empty one is invalid too: more likely an unset variable than a wish."""
     if _RUN_ID.fullmatch(raw) is None:
-        raise bad_request("run_id_invalid", "A run id has 1 to 128 of the characters A-Z a-z 0-9 . _ : -", "X-Run-Id")
+        raise bad_request("run_id_invalid", "A run id has 1 to 128 of the characters A-Z a-z 0-9 . _ : -", source)
     return raw
+
+
+def parent_run(headers: RequestHeaders) -> str | None:
+    """The run that this one is a child of, if the caller says so."""
+    value = single(headers, "X-Parent-Run-Id")
+    return None if value is None else run_id(value, "X-Parent-Run-Id")
 
 
 def directives(headers: RequestHeaders) -> Directives:
@@ -141,8 +147,6 @@ def directives(headers: RequestHeaders) -> Directives:
     limit = single(headers, "X-Run-Limit")
     wrap_up = single(headers, "X-Budget-Wrap-Up")
     downgrade = single(headers, "X-Budget-Downgrade")
-    if "X-Parent-Run-Id" in headers:
-        raise bad_request("ambiguous_request", "X-Parent-Run-Id is not supported yet.", "X-Parent-Run-Id")
     if limit is None and wrap_up is None and downgrade is None:
         return _NO_DIRECTIVES
     run_limit = None

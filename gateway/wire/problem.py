@@ -206,9 +206,15 @@ def bad_request(code: str, message: str, param: str | None = None) -> Refused:
 
 
 def budget_refusal(
-    decision: Decision, plan: Plan, blocking: Balance, alternatives: Sequence[Alternative] = (), retry_after: int | None = None
+    decision: Decision,
+    plan: Plan,
+    blocking: Balance,
+    alternatives: Sequence[Alternative] = (),
+    retry_after: int | None = None,
+    paused: bool = False,
 ) -> Problem:
-    """The answer to a call whose `plan` did not fit `blocking`. `retry_after`: waiting that many seconds would make it fit."""
+    """The answer to a call whose `plan` did not fit `blocking`. `retry_after`: waiting that many seconds would make it fit. `paused`:
+    its run waits from now on."""
     account, run = blocking.account, decision.call.caller.run
     charge = next(charge for charge in plan.charges if charge.ceiling.account == account)
     limit, remaining = blocking.limit, blocking.remaining
@@ -216,7 +222,9 @@ def budget_refusal(
     assert remaining is not None
     estimate = plan.cost_max.of(account.unit)
     hopeless = charge.ceiling.basis is Basis.RESERVED_AND_COMMITTED and estimate > limit + charge.ceiling.margin
-    if hopeless:
+    if paused:
+        code = "run_paused"
+    elif hopeless:
         code = "call_exceeds_limit"
     elif retry_after is not None:
         code = "rate_of_spend"
@@ -241,13 +249,13 @@ def budget_refusal(
         status=kind.status,
         code=code,
         title=kind.title,
-        detail=_message(facts, blocking, charge, alternatives, code),
+        detail=_message(facts, blocking, charge, alternatives, code, retry_after),
         error_type=kind.error_type,
         error_code="budget_exceeded",
         retryable=kind.retryable,
         budget=facts,
         alternatives=tuple(alternatives),
-        retry_after=None if hopeless else retry_after,
+        retry_after=retry_after if code == "rate_of_spend" else None,
     )
 
 
@@ -258,7 +266,14 @@ def amount_text(amount: int, unit: Unit) -> str:
     return f"{amount:,} {unit.value[:-1] if amount == 1 else unit.value}"
 
 
-def _message(facts: BudgetFacts, blocking: Balance, charge: Charge, alternatives: Sequence[Alternative], code: str) -> str:
+def _message(
+    facts: BudgetFacts,
+    blocking: Balance,
+    charge: Charge,
+    alternatives: Sequence[Alternative],
+    code: str,
+    retry_after: int | None,
+) -> str:
     """All that most users will ever see of a refusal: run, limit, spent, and what to do."""
     scope, unit = blocking.account.scope, facts.unit
     limit, estimate = amount_text(facts.limit, unit), amount_text(facts.estimate, unit)
@@ -271,15 +286,29 @@ def _message(facts: BudgetFacts, blocking: Balance, charge: Charge, alternatives
     elif code == "rate_of_spend":
         what = f"{run} spends too fast: limit {limit}"
     else:
-        what = f"{run} has reached its ceiling: limit {limit}" if names_run else f"{run} met a ceiling: limit {limit}"
+        paused = "is paused: it " if code == "run_paused" else ""
+        what = (
+            f"{run} {paused}has reached its ceiling: limit {limit}"
+            if names_run
+            else f"{run} {paused}met a ceiling: limit {limit}"
+        )
     detail = f"{what} (budget {facts.name}{where}; {spent}"
     detail += ")." if code == "call_exceeds_limit" else f"); this call could use up to {estimate}."
-    return f"{detail} {_way_out(facts, charge, alternatives)}"
+    if code == "run_paused":
+        return f"{detail} {_way_out_of_a_pause(facts, charge)}"
+    wait = f"wait {retry_after} s, or " if code == "rate_of_spend" else ""
+    return f"{detail} To go on: {wait}{_way_out(facts, charge, alternatives)}"
+
+
+def _way_out_of_a_pause(facts: BudgetFacts, charge: Charge) -> str:
+    """A pause ends with a raise that the ledger is told of; it knows nothing of the policy."""
+    page = f"PUT /budget/runs/{charge.ceiling.own_run}" if charge.ceiling.own else "POST /admin/accounts/KEY/limit"
+    return f"It goes on when the limit is raised ({page} with the admin token), or by POST /budget/runs/{facts.run_id}/resume."
 
 
 def _way_out(facts: BudgetFacts, charge: Charge, alternatives: Sequence[Alternative]) -> str:
     if charge.ceiling.own:
-        ways = [f"raise the limit (PUT /budget/runs/{facts.run_id} with the admin token)"]
+        ways = [f"raise the limit (PUT /budget/runs/{charge.ceiling.own_run} with the admin token)"]
     else:
         ways = [f"raise the limit of the budget {facts.name} in the policy"]
     if facts.unit is not Unit.CALLS and charge.ceiling.basis is Basis.RESERVED_AND_COMMITTED:
@@ -287,7 +316,7 @@ def _way_out(facts: BudgetFacts, charge: Charge, alternatives: Sequence[Alternat
     fitting = min((each for each in alternatives if each.fits_budget), key=lambda each: each.estimate, default=None)
     if fitting is not None:
         ways.append(f"use the model {fitting.model} (up to ${format_usd(fitting.estimate)}), which fits")
-    return "To go on: " + ", or ".join(ways) + "."
+    return ", or ".join(ways) + "."
 
 
 def _shown(value: str) -> str:

@@ -207,7 +207,7 @@ async def gateway_here(setup: Setup) -> AsyncIterator[str]:
 
     config, policy = app.load(setup.write())
     events = Events(open_sink(config.log))
-    gateway = app.Gateway(config, policy, events, await app.open_ledger(config))
+    gateway = app.Gateway(config, policy, events)
     port = await gateway.start()
     try:
         yield f"http://127.0.0.1:{port}"

@@ -1,0 +1,203 @@
+"""What a journal keeps of a step that the ledger has not taken yet: one line of JSON an entry, with a checksum. Pure.
+
+An entry says all that the step needs, and nothing of what the call said: no prompt is in a line.
+"""
+
+import zlib
+from collections.abc import Mapping
+from typing import Any, Final, TypeAlias
+
+import orjson
+
+from gateway.core.money import Microcents
+from gateway.core.record import record
+from gateway.core.scopes import Account, Amounts, Caller, Unit
+from gateway.core.values import (
+    Basis,
+    Call,
+    Ceiling,
+    Charge,
+    Decision,
+    Directives,
+    Ending,
+    Mode,
+    Plan,
+    Usage,
+    UsageSource,
+)
+from gateway.core.windows import Window, WindowKind
+from gateway.ledger.contract import Settlement
+
+
+@record
+class Commit:
+    tenant: str
+    hold_id: str
+    settlement: Settlement
+
+
+@record
+class Release:
+    tenant: str
+    hold_id: str
+    ending: Ending
+
+
+@record
+class Debit:
+    """Of a call that went out while the ledger was away: `decision` has one plan, the one that was served."""
+
+    decision: Decision
+    settlement: Settlement
+
+    @property
+    def tenant(self) -> str:
+        return self.decision.call.caller.tenant
+
+    @property
+    def hold_id(self) -> str:
+        return self.decision.hold_id
+
+
+Entry: TypeAlias = Commit | Release | Debit
+
+
+@record
+class Done:
+    """Not an entry: the ledger has these."""
+
+    numbers: tuple[int, ...]
+
+
+class Unreadable(Exception):
+    """The line is not what was written, or a version wrote it whose entries are not known here."""
+
+
+def line_of(number: int, entry: Entry) -> bytes:
+    """One line, its end included. `number` is the entry's in its file."""
+    return _sealed([number, _KINDS[type(entry)], _fields(entry)])
+
+
+def done_line(done: Done) -> bytes:
+    return _sealed([0, "done", done.numbers])
+
+
+def read_line(line: bytes) -> tuple[int, Entry | Done]:
+    """What the line says and its number, 0 for `Done`. `line` without its end. Unreadable."""
+    seal, _, text = line.partition(b" ")
+    if seal != b"%08x" % zlib.crc32(text):
+        raise Unreadable("its checksum is wrong")
+    try:
+        number, kind, fields = orjson.loads(text)
+        return int(number), Done(tuple(fields)) if kind == "done" else _entry(kind, fields)
+    except (ValueError, TypeError, KeyError, IndexError, AttributeError) as error:
+        raise Unreadable(f"it is no entry that is known here ({type(error).__name__})") from error
+
+
+def _sealed(content: list[Any]) -> bytes:
+    text = orjson.dumps(content)
+    return b"%08x %s\n" % (zlib.crc32(text), text)
+
+
+_KINDS: Final[Mapping[type, str]] = {Commit: "commit", Release: "release", Debit: "debit"}
+
+
+def _fields(entry: Entry) -> list[Any]:
+    if isinstance(entry, Release):
+        return [entry.tenant, entry.hold_id, entry.ending]
+    settled = _settlement(entry.settlement)
+    if isinstance(entry, Commit):
+        return [entry.tenant, entry.hold_id, settled]
+    return [_decision(entry.decision), settled]
+
+
+def _entry(kind: str, fields: list[Any]) -> Entry:
+    if kind == "release":
+        tenant, hold_id, ending = fields
+        return Release(tenant, hold_id, Ending(ending))
+    if kind == "commit":
+        tenant, hold_id, settled = fields
+        return Commit(tenant, hold_id, _read_settlement(settled))
+    if kind == "debit":
+        decision, settled = fields
+        return Debit(_read_decision(decision), _read_settlement(settled))
+    raise KeyError(kind)
+
+
+def _settlement(settlement: Settlement) -> list[Any]:
+    cost, usage = settlement.cost, settlement.usage
+    used = [usage.source, usage.input_tokens, usage.cached_tokens, usage.cache_write_tokens, usage.output_tokens]
+    return [_amounts(cost), used, settlement.ending]
+
+
+def _read_settlement(fields: list[Any]) -> Settlement:
+    cost, (source, *tokens), ending = fields
+    return Settlement(Amounts(*cost), Usage(UsageSource(source), *tokens), Ending(ending))
+
+
+def _amounts(amounts: Amounts) -> list[int]:
+    return [amounts.usd, amounts.tokens, amounts.calls]
+
+
+def _decision(decision: Decision) -> dict[str, Any]:
+    """All but the input's texts, and the rules for runs, which no longer matter."""
+    call, [plan] = decision.call, decision.ladder
+    caller = call.caller
+    return {
+        "id": decision.id,
+        "at_ms": decision.at_ms,
+        "prices": decision.price_table_version,
+        "caller": [
+            *(caller.tenant, caller.key, caller.run, caller.run_scope, caller.run_issued),
+            *(caller.dimensions, caller.parent, caller.ancestry),
+        ],
+        "call": [call.dialect, call.model, call.stream, call.choices, call.client_cap, call.service_tier, call.fingerprint],
+        "directives": [call.directives.run_limit, call.directives.wrap_up, call.directives.downgrade],
+        "plan": [plan.model, plan.provider, plan.output_cap, plan.input_tokens, _amounts(plan.cost_max)],
+        "charges": [_charge(charge) for charge in plan.charges],
+    }
+
+
+def _read_decision(fields: dict[str, Any]) -> Decision:
+    tenant, key, run, run_scope, issued, dimensions, parent, ancestry = fields["caller"]
+    caller = Caller(
+        *(tenant, key, run, run_scope, issued),
+        dimensions=tuple((name, value) for name, value in dimensions),
+        parent=parent,
+        ancestry=tuple(ancestry),
+    )
+    dialect, asked, stream, choices, client_cap, service_tier, fingerprint = fields["call"]
+    run_limit, wrap_up, downgrade = fields["directives"]
+    directives = Directives(None if run_limit is None else Microcents(run_limit), wrap_up, downgrade)
+    call = Call(
+        *(caller, dialect, asked, stream, choices, client_cap),
+        parts=(),
+        service_tier=service_tier,
+        directives=directives,
+        fingerprint=fingerprint,
+    )
+    model, provider, cap, input_tokens, cost = fields["plan"]
+    charges = tuple(_read_charge(tenant, charge) for charge in fields["charges"])
+    plan = Plan(model, provider, cap, input_tokens, Amounts(*cost), charges)
+    return Decision(fields["id"], call, (plan,), fields["at_ms"], fields["prices"])
+
+
+def _charge(charge: Charge) -> list[Any]:
+    ceiling = charge.ceiling
+    account, window = ceiling.account, ceiling.account.window
+    return [
+        [account.budget, account.scope, account.unit, account.shown],
+        [window.kind, window.timezone, window.start_ms, window.end_ms, window.span_ms],
+        [ceiling.limit, ceiling.mode, ceiling.basis, ceiling.margin, ceiling.own, ceiling.alerts],
+        [ceiling.pinned_ppm, ceiling.pinned_to, ceiling.pause, ceiling.wait_for_raise_ms, ceiling.outage_allow],
+        charge.share_ppm,
+    ]
+
+
+def _read_charge(tenant: str, fields: list[Any]) -> Charge:
+    (budget, scope, unit, shown), (kind, timezone, start_ms, end_ms, span_ms), rule, rest, share_ppm = fields
+    window = Window(WindowKind(kind), timezone, start_ms, end_ms, span_ms)
+    account = Account(tenant, budget, tuple((name, value) for name, value in scope), window, Unit(unit), shown)
+    limit, mode, basis, margin, own, alerts = rule
+    ceiling = Ceiling(account, limit, Mode(mode), Basis(basis), margin, own, tuple(alerts), *rest)
+    return Charge(ceiling, share_ppm)
