@@ -94,7 +94,7 @@ def reserve(books: Books, decision: Decision, lease_ms: int) -> Reserved:
         return _same_again(books, decision, call)
     judged = _judge(books, decision, Debiting.ASK)
     if isinstance(judged, _Judged) and judged.fits is not None:
-        return _hold(books, decision, judged, books.now_ms, lease_ms)[0]
+        return _hold(books, decision, judged, lease_ms)[0]
     call = books.call(tenant, tail)
     if call is not None:
         return _same_again(books, decision, call)
@@ -109,8 +109,7 @@ def debit(books: Books, decision: Decision, settlement: Settlement, how: Debitin
         return _as_it_stands(books, tenant, call)
     judged = _judge(books, decision, how)
     if isinstance(judged, _Judged) and judged.fits is not None:
-        at_ms = decision.at_ms if how is Debiting.REPLAY else books.now_ms
-        _, call = _hold(books, decision, judged, at_ms, 0)
+        _, call = _hold(books, decision, judged, 0)
         return _end(books, tenant, call, COMMITTED, _closing(books, settlement))
     call = books.call(tenant, tail)
     if call is not None:
@@ -336,7 +335,7 @@ def _claim(books: Books, decision: Decision, judged: _Judged) -> RunRow:
     return row
 
 
-def _hold(books: Books, decision: Decision, judged: _Judged, at_ms: int, lease_ms: int) -> tuple[Hold, CallRow]:
+def _hold(books: Books, decision: Decision, judged: _Judged, lease_ms: int) -> tuple[Hold, CallRow]:
     run = _claim(books, decision, judged)
     assert judged.fits is not None
     call = decision.call
@@ -361,7 +360,7 @@ def _hold(books: Books, decision: Decision, judged: _Judged, at_ms: int, lease_m
     record = Record(
         caller.run,
         caller.key,
-        at_ms,
+        books.now_ms,
         hold.outcome,
         call.model,
         plan.model,
@@ -458,7 +457,7 @@ def release(books: Books, tenant: str, hold_id: str, ending: Ending) -> Settled:
     call = books.call(tenant, tail)
     closing = Closing(NOTHING, None, ending, books.now_ms)
     if call is None:
-        books.new_call(tenant, CallRow(tail, RELEASED, 0, None, closing, None, False))
+        books.new_call(tenant, CallRow(tail, RELEASED, books.now_ms, None, closing, None, False))
         books.changes += 1
         return Settled(HoldState.RELEASED, True, NOTHING)
     if call.state > EXPIRED:
