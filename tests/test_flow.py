@@ -443,12 +443,12 @@ async def test_the_watch_goes_on_after_a_failure(
     failures: list[Exception] = [LedgerUnavailable("away"), ZeroDivisionError()]
 
     def faulty(real: SqliteLedger) -> Any:
-        async def stopped(tenant: str, runs: Any) -> frozenset[str]:
+        async def halted(tenant: str, callers: Any) -> Any:
             if failures:
                 raise failures.pop(0)
-            return await real.stopped(tenant, runs)
+            return await real.halted(tenant, callers)
 
-        return Broken(real, {"stopped": stopped})
+        return Broken(real, {"halted": halted})
 
     async with world(tmp_path, provider.base_url, ledger=faulty) as here:
         provider.next(Behaviour(stall_after_events=4))

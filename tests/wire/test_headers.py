@@ -125,7 +125,6 @@ def test_directives_are_read() -> None:
         ("X-Budget-Wrap-Up", ["yes"]),
         ("X-Budget-Wrap-Up", ["true", "true"]),
         ("X-Budget-Downgrade", ["always"]),
-        ("X-Parent-Run-Id", ["r0"]),
     ],
 )
 def test_a_directive_that_cannot_be_obeyed_is_refused_not_ignored(name: str, values: list[str]) -> None:
