@@ -25,6 +25,7 @@ from gateway.core.decide import Rulebook, Unservable
 from gateway.core.policy import Policy
 from gateway.core.scopes import Caller
 from gateway.core.tokens import TokenCounter
+from gateway.core.values import Decision
 from gateway.events import Events, open_sink
 from gateway.flow import Flow
 from gateway.identity import ANONYMOUS, DEFAULT_TENANT, Identity, Principal
@@ -312,21 +313,24 @@ async def _explain(config: Settings, policy: Policy, body: bytes, header_lines: 
     request = chat.read(body)
     caller = identity.caller(principal, inbound, request.text_field, policy, clock_ms())
     rulebook = Rulebook(policy, config.catalog, TokenCounter(bundled.load_encoding))
-    # As if the caller had a key for every provider: whether it has one is not what is asked here.
-    decision = rulebook.decide(request.call(caller, directives(headers)), frozenset(config.providers), clock_ms(), "bdg_explain")
-    if isinstance(decision, Unservable):
-        raise Refused(problem(decision.code, decision.message, decision.param))
-    accounts = [charge.ceiling.account for plan in decision.ladder for charge in plan.charges]
+
+    def decided(caller: Caller) -> Decision:
+        # As if the caller had a key for every provider: whether it has one is not what is asked here.
+        served, at_ms = frozenset(config.providers), clock_ms()
+        decision = rulebook.decide(request.call(caller, directives(headers)), served, at_ms, "bdg_explain")
+        if isinstance(decision, Unservable):
+            raise Refused(problem(decision.code, decision.message, decision.param))
+        return decision
+
     if opening.never_used(config.ledger):
-        return explaining.Explanation(decision, rulebook, {}, None)
+        return explaining.Explanation(decided(caller), rulebook, explaining.Known())
     ledger = opening.ledger_of(config.ledger, config.state_dir, clock_ms)
     await ledger.start()
     try:
-        balances = await ledger.balances(caller.tenant, accounts)
-        run = await ledger.run(caller.tenant, caller.run)
+        decision = decided(await explaining.placed(ledger, caller))
+        return explaining.Explanation(decision, rulebook, await explaining.known(ledger, decision))
     finally:
         await ledger.close()
-    return explaining.Explanation(decision, rulebook, {balance.account.key: balance for balance in balances}, run)
 
 
 def adopt(config: Settings) -> str:

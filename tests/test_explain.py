@@ -5,10 +5,12 @@ from typing import Any
 
 import pytest
 
-from gateway.core.policy import ModelPolicy
+from gateway.core.policy import Limit, ModelPolicy, Share, Terms
+from gateway.core.scopes import Unit
 from gateway.core.values import Balance, Directives, Mode
-from gateway.explain import Explanation
-from gateway.ledger.contract import RunState, RunView
+from gateway.core.windows import WindowKind
+from gateway.explain import Explanation, Known
+from gateway.ledger.contract import Frozen, RunState, RunView
 from tests.support.records import USD, caller
 from tests.support.rulebooks import BIG, SMALL, budget, call, decide, model, policy, rulebook
 
@@ -18,22 +20,30 @@ ASKED = call(who=caller(agent="a1"), client_cap=1000)  # big: $0.030009, medium:
 
 
 def explained(
-    spent: int = 0, *, rules: Any = None, asked: Any = ASKED, run: RunView | None = None, budget_name: str = "run-ceiling"
+    spent: int = 0,
+    *,
+    rules: Any = None,
+    asked: Any = ASKED,
+    run: RunView | None = None,
+    budget_name: str = "run-ceiling",
+    stored: int | None = None,
+    **known: Any,
 ) -> str:
-    """The explanation's text, with `spent` committed in the accounts of a budget."""
+    """The explanation's text, with `spent` committed in the accounts of a budget; `stored` is a limit that is kept with them."""
     rules = rules or rulebook(policy(SAVING, models=LADDER))
     decision = decide(rules, asked)
     balances = {
-        charge.ceiling.account.key: Balance(charge.ceiling.account, None, spent, 0)
+        charge.ceiling.account.key: Balance(charge.ceiling.account, stored, spent, 0)
         for plan in decision.ladder
         for charge in plan.charges
-        if charge.ceiling.account.budget == budget_name
+        if charge.ceiling.account.name == budget_name
     }
-    return "\n".join(Explanation(decision, rules, balances, run).lines())
+    runs = {} if run is None else {run.run: run}
+    return "\n".join(Explanation(decision, rules, Known(balances, runs, **known)).lines())
 
 
-def view(limit: int | None, raised: bool = False, state: RunState = RunState.ACTIVE) -> RunView:
-    return RunView("default", "r1", "key_a", state, limit, raised, 0, 0, 0, 1, 0, 0)
+def view(limit: int | None, raised: bool = False, state: RunState = RunState.ACTIVE, run: str = "r1") -> RunView:
+    return RunView("default", run, "key_a", state, limit, raised, 0, 0, 0, 1, 0, 0)
 
 
 def test_it_names_the_caller_the_budgets_the_ladder_and_the_decision() -> None:
@@ -70,6 +80,20 @@ def test_the_decision_is_that_of_the_balances(spent: float, decision: str) -> No
 def test_a_plan_that_does_not_fit_says_what_it_does_not_fit_and_why() -> None:
     assert "does not fit run-ceiling (this plan may use 75% of it: the rest is for cheaper ones)" in explained(USD * 3 // 4)
     assert "does not fit run-ceiling\n" in explained(USD)
+
+
+@pytest.mark.parametrize("scope", ["run", "model"])
+def test_what_is_kept_for_wrapping_up_is_told_from_what_is_kept_for_cheaper_plans(scope: str) -> None:
+    keeping = budget("b", scope, limit=USD, downgrade_below_ppm=250_000, keep_for_wrap_up_ppm=50_000)
+    lines = explained(USD, rules=rulebook(policy(keeping, models=LADDER)), budget_name="b").splitlines()
+    assert [line.strip() for line in lines if "does not fit" in line] == [
+        "does not fit b (this plan may use 75% of it: the rest is for cheaper ones)",
+        "does not fit b (this plan may use 75% of it: the rest is for cheaper ones)",
+        "does not fit b (this plan may use 95% of it: the rest is kept for calls that wrap up)",
+    ]
+    wrapping = replace(ASKED, directives=Directives(wrap_up=True))
+    text = explained(USD * 96 // 100, rules=rulebook(policy(keeping, models=LADDER)), budget_name="b", asked=wrapping)
+    assert text.endswith("downgrade: small would be called")
 
 
 def test_a_model_that_is_passed_over_says_why() -> None:
@@ -113,13 +137,58 @@ def test_the_runs_own_limit_is_reckoned_with(run: RunView | None, asked_limit: i
     assert f"· lifetime · {shown} · hard_gate" in explained(run=run, asked=asked)
 
 
-def test_a_stopped_run_takes_no_call() -> None:
-    assert explained(run=view(None, state=RunState.STOPPED)).endswith("decision  block: the run r1 was stopped")
+def test_a_limit_that_is_kept_with_an_account_counts_instead_of_the_policys() -> None:
+    assert "· lifetime · $3.00 · hard_gate" in explained(stored=3 * USD)
+    assert "· lifetime · $0.50 · hard_gate" in explained(stored=3 * USD, run=view(USD // 2))
+
+
+PART = replace(budget("part", "run", limit=0), terms=Terms(Share(Unit.USD, 250_000, "month"), Mode.HARD_GATE))
+SHARING = policy(PART, replace(budget("month", limit=100 * USD), renamed_from="old"))
+
+
+def test_a_share_is_shown_as_what_its_first_call_would_pin_and_then_as_what_it_pinned() -> None:
+    text = explained(90 * USD, rules=rulebook(SHARING), budget_name="month")
+    assert "part               run r1 · lifetime · $2.50 (25% of month) · hard_gate" in text
+    assert "· lifetime · $7.00 (25% of month) · hard_gate" in explained(
+        0, rules=rulebook(SHARING), budget_name="part", stored=7 * USD
+    )
+    assert explained(100 * USD, rules=rulebook(SHARING), budget_name="month").endswith("block: no plan fits")
+
+
+@pytest.mark.parametrize("run", ["r1", "mother"])
+@pytest.mark.parametrize(("state", "words"), [(RunState.STOPPED, "was stopped"), (RunState.PAUSED, "is paused")])
+def test_a_run_that_is_halted_or_an_ancestor_that_is_takes_no_call(run: str, state: RunState, words: str) -> None:
+    asked = replace(ASKED, caller=replace(ASKED.caller, ancestry=("mother",)))
+    assert explained(asked=asked, run=view(None, state=state, run=run)).endswith(f"decision  block: the run {run} {words}")
+
+
+def test_an_ancestors_budgets_and_its_own_limit_are_shown() -> None:
+    asked = replace(ASKED, caller=replace(ASKED.caller, ancestry=("mother",)), directives=Directives(run_limit=USD // 4))
+    text = explained(asked=asked, run=view(USD // 2, run="mother"))
+    assert "run r1 · lifetime · $0.25 " in text
+    assert "run mother · lifetime · $0.50 " in text
+
+
+@pytest.mark.parametrize(
+    ("scope", "decision"),
+    [
+        ((), "block: tenant is frozen"),
+        ((("agent", "a1"),), "block: agent=a1 is frozen"),
+        ((("agent", "a2"),), "allow: big would be called"),
+    ],
+)
+def test_a_frozen_scope_takes_no_call(scope: Any, decision: str) -> None:
+    assert explained(frozen=(Frozen(scope, 0, "me", "why"),)).endswith(f"decision  {decision}")
+
+
+def test_a_rolling_window_reads_as_the_policy_writes_it() -> None:
+    rate = replace(
+        budget("rate", "run", window=WindowKind.ROLLING, span_ms=600_000), terms=Terms(Limit(Unit.CALLS, 9), Mode.HARD_GATE)
+    )
+    assert "rate               run r1 · rolling 10m · 9 calls" in explained(rules=rulebook(policy(rate)))
 
 
 def test_a_budget_for_everyone_and_one_in_calls_read_as_such() -> None:
-    from gateway.core.scopes import Unit
-
     text = explained(rules=rulebook(policy(budget("everything"), budget("steps", "run", unit=Unit.CALLS, limit=1_200))))
     assert "everything         tenant · lifetime · $5.00" in text
     assert "steps              run r1 · lifetime · 1,200 calls" in text
