@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from tests.support.provider import FaultProvider
 
 # Code that handles connections runs on uvloop in production, which closes, aborts and buffers in its own way; whoever embeds it may not.
-_ON_BOTH_LOOPS: Final = frozenset({"test_edge.py", "test_upstream.py", "test_resp.py"})
+_ON_BOTH_LOOPS: Final = frozenset({"test_edge.py", "test_upstream.py", "test_resp.py", "test_servers.py"})
 
 
 def pytest_asyncio_loop_factories(
