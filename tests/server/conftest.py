@@ -2,12 +2,25 @@
 
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from gateway.core.catalog import Catalog
+from gateway.core.policy import Budget
+from gateway.identity import Identity
+from gateway.ledger.contract import Alert
 from gateway.ledger.sqlite import SqliteLedger
 from gateway.ledger.witness import Witness
+from gateway.server.budget_api import BudgetApi
+from gateway.server.events_api import EventsApi
+from gateway.server.external import External
+from gateway.server.reservations_api import ReservationsApi
+from gateway.settings import Settings, SqliteSettings
 from tests.support.clock import Clock
+from tests.support.pages import Asking
+from tests.support.records import USD
+from tests.support.rulebooks import budget, policy, rulebook
 
 
 @pytest.fixture
@@ -21,3 +34,36 @@ async def ledger(tmp_path: Path, clock: Clock) -> AsyncIterator[SqliteLedger]:
     await opened.start()
     yield opened
     await opened.close()
+
+
+ADMIN_TOKEN = "admin-token-0123456789"
+
+
+class Spending:
+    """The pages for what is spent beside the proxy, and the policy they go by, which a test replaces."""
+
+    def __init__(self, ledger: SqliteLedger, identity: Identity, clock: Clock) -> None:
+        self.ledger = ledger
+        self.rulebook = rulebook(policy(budget("run-ceiling", "run", limit=USD)))
+        self.alerts: list[Alert] = []
+        external = External(ledger, identity, lambda: self.rulebook, self.alerts.append, clock)
+        budget_api = BudgetApi(ledger, identity.principal, lambda *_: None, lambda *_: None, clock)
+        pages = (EventsApi(external), ReservationsApi(external, 600_000), budget_api)
+        self.ask = Asking([route for page in pages for route in page.routes()])
+
+    def under(self, *budgets: Budget, **sections: Any) -> None:
+        self.rulebook = rulebook(policy(*budgets, **sections))
+
+    async def balance(self, run: str = "r1") -> tuple[int, int]:
+        """(committed, reserved)."""
+        view = await self.ledger.run("default", run)
+        return (0, 0) if view is None else (view.committed, view.reserved)
+
+
+@pytest.fixture
+def spending(ledger: SqliteLedger, clock: Clock, tmp_path: Path) -> Spending:
+    here = SqliteSettings(tmp_path / "ledger.db")
+    settings = Settings(
+        "127.0.0.1", 0, tmp_path / "policy.yaml", here, tmp_path, {}, Catalog("prices-1", {}), admin_token=ADMIN_TOKEN
+    )
+    return Spending(ledger, Identity(settings, b"secret", iter(f"run_{n}" for n in range(1_000)).__next__), clock)

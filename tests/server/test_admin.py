@@ -1,8 +1,12 @@
-"""What only the operator does: see open holds, and say what an unconfirmed one really cost."""
+"""What only the operator does: settle holds, freeze scopes, correct accounts; and what is kept of it."""
+
+from typing import Any
+from urllib.parse import quote
 
 import pytest
 
 from gateway.core.values import Hold
+from gateway.ledger.contract import Barred, Barrier, Refusal
 from gateway.ledger.sqlite import SqliteLedger
 from gateway.server.admin import Admin
 from tests.support.clock import Clock
@@ -12,9 +16,25 @@ from tests.support.records import USD, caller, decision
 LEASE_MS = 600_000
 
 
+ACCOUNT = "/admin/accounts/" + quote("run-ceiling|run=r1|lifetime|usd", safe="")
+
+
 @pytest.fixture
-def ask(ledger: SqliteLedger) -> Asking:
-    return Asking(Admin(ledger, principal_of, unset_token_env=None).routes())
+def ended() -> list[tuple[str, Any]]:
+    """The flow's part: whose live calls it was told to end."""
+    return []
+
+
+@pytest.fixture
+def ask(ledger: SqliteLedger, ended: list[tuple[str, Any]]) -> Asking:
+    def on_frozen(tenant: str, scope: Any) -> None:
+        ended.append((tenant, scope))
+
+    return Asking(Admin(ledger, principal_of, None, lambda: {"team", "agent"}, on_frozen).routes())
+
+
+def nothing(tenant: str, scope: object) -> None:
+    """Where nothing is frozen."""
 
 
 async def expired(ledger: SqliteLedger, clock: Clock) -> None:
@@ -93,7 +113,21 @@ async def test_a_settlement_that_cannot_be_read_changes_nothing(
     assert await committed(ledger) == (USD // 10, USD // 10)
 
 
-@pytest.mark.parametrize(("method", "path"), [("GET", "/admin/holds"), ("POST", "/admin/holds/rsv_1/settle")])
+@pytest.mark.parametrize(
+    ("method", "path"),
+    [
+        ("GET", "/admin/holds"),
+        ("POST", "/admin/holds/rsv_1/settle"),
+        ("GET", "/admin/frozen"),
+        ("POST", "/admin/freeze"),
+        ("POST", "/admin/thaw"),
+        ("GET", ACCOUNT),
+        ("POST", f"{ACCOUNT}/limit"),
+        ("POST", f"{ACCOUNT}/adjust"),
+        ("POST", f"{ACCOUNT}/reset"),
+        ("GET", "/admin/acts"),
+    ],
+)
 async def test_nobody_but_the_admin_gets_in(ask: Asking, ledger: SqliteLedger, clock: Clock, method: str, path: str) -> None:
     await expired(ledger, clock)
     status, shown = await ask(method, path, {"release": True} if method == "POST" else None)
@@ -103,7 +137,188 @@ async def test_nobody_but_the_admin_gets_in(ask: Asking, ledger: SqliteLedger, c
 
 
 async def test_without_an_admin_token_the_refusal_says_how_to_set_one(ledger: SqliteLedger) -> None:
-    ask = Asking(Admin(ledger, principal_of, unset_token_env="HOUSE_TOKEN").routes())
+    ask = Asking(Admin(ledger, principal_of, "HOUSE_TOKEN", frozenset, nothing).routes())
     status, shown = await ask("GET", "/admin/holds")
     assert (status, shown["code"]) == (403, "admin_required")
     assert "set HOUSE_TOKEN" in shown["error"]["message"]
+
+
+# -- freezing -------------------------------------------------------------------------------------------------------------------
+
+
+async def reserved(ledger: SqliteLedger, clock: Clock, number: int, run: str = "r1", **dimensions: str) -> object:
+    """$0.10, under $5."""
+    return await ledger.reserve(decision(f"bdg_{number}", caller(run, **dimensions), at_ms=clock.now_ms), LEASE_MS)
+
+
+async def test_a_frozen_scope_takes_no_calls_until_it_is_thawed_and_its_live_ones_end(
+    ask: Asking, ledger: SqliteLedger, clock: Clock, ended: list[tuple[str, Any]]
+) -> None:
+    status, shown = await ask(
+        "POST", "/admin/freeze", {"scope": {"team": "research", "agent": "a1"}, "reason": "loops"}, as_="admin"
+    )
+    assert (status, shown) == (200, {"scope": {"agent": "a1", "team": "research"}, "frozen": True, "changed": True})
+    assert ended == [("default", (("agent", "a1"), ("team", "research")))]
+    refused = await reserved(ledger, clock, 1, team="research", agent="a1")
+    assert isinstance(refused, Barred)
+    assert (refused.barrier, refused.what) == (Barrier.FROZEN, "agent=a1,team=research")
+    assert isinstance(await reserved(ledger, clock, 2, team="research", agent="a2"), Hold)
+    _, shown = await ask("GET", "/admin/frozen", as_="admin")
+    (frozen,) = shown["frozen"]
+    assert (frozen["scope"], frozen["who"], frozen["reason"]) == ({"agent": "a1", "team": "research"}, "admin", "loops")
+    again = await ask("POST", "/admin/freeze", {"scope": {"agent": "a1", "team": "research"}}, as_="admin")
+    assert again[1]["changed"] is False
+    status, shown = await ask("POST", "/admin/thaw", {"scope": {"team": "research", "agent": "a1"}}, as_="admin")
+    assert (status, shown["frozen"], shown["changed"]) == (200, False, True)
+    assert isinstance(await reserved(ledger, clock, 3, team="research", agent="a1"), Hold)
+    assert (await ask("GET", "/admin/frozen", as_="admin"))[1] == {"frozen": []}
+
+
+async def test_the_whole_tenant_can_be_frozen(ask: Asking, ledger: SqliteLedger, clock: Clock) -> None:
+    assert (await ask("POST", "/admin/freeze", {"scope": {}}, as_="admin"))[0] == 200
+    assert isinstance(await reserved(ledger, clock, 1), Barred)
+    assert (await ask("POST", "/admin/thaw", {"scope": {}}, as_="admin"))[1]["changed"] is True
+    assert isinstance(await reserved(ledger, clock, 2), Hold)
+
+
+@pytest.mark.parametrize(
+    ("body", "words"),
+    [
+        ({}, "{} is the whole tenant"),
+        ({"scope": None}, "{} is the whole tenant"),
+        ({"scope": "team"}, "{} is the whole tenant"),
+        ({"scope": {"model": "gpt-5"}}, "models.allow"),
+        ({"scope": {"provider": "openai"}}, "not a provider"),
+        ({"scope": {"taem": "research"}}, "agent, key, run, team, tenant"),  # it would freeze nobody, and seem to
+        ({"scope": {"team": 5}}, "scope.team"),
+        ({"scope": {"team": ""}}, "scope.team"),
+        ({"scope": {"team": "a\nb"}}, "scope.team"),
+        ({"scope": {"team": "x"}, "why": "y"}, "why"),
+    ],
+)
+async def test_a_scope_that_cannot_be_is_refused_and_nobody_is_frozen(
+    ask: Asking, ended: list[tuple[str, Any]], body: object, words: str
+) -> None:
+    status, shown = await ask("POST", "/admin/freeze", body, as_="admin")
+    assert (status, shown["code"]) == (400, "bad_request")
+    assert words in shown["detail"]
+    assert ended == []
+    assert (await ask("GET", "/admin/frozen", as_="admin"))[1] == {"frozen": []}
+
+
+# -- accounts -------------------------------------------------------------------------------------------------------------------
+
+
+async def test_an_account_is_shown_by_its_key(ask: Asking, ledger: SqliteLedger, clock: Clock) -> None:
+    assert isinstance(await reserved(ledger, clock, 1), Hold)
+    assert await ask("GET", ACCOUNT, as_="admin") == (
+        200,
+        {
+            "account": "run-ceiling|run=r1|lifetime|usd",
+            "name": "run-ceiling",
+            "scope": "run",
+            "scope_values": {"run": "r1"},
+            "window": "lifetime",
+            "timezone": None,
+            "window_starts": None,
+            "window_ends": None,
+            "unit": "usd",
+            "limit": None,
+            "committed": "0.00",
+            "reserved": "0.10",
+            "remaining": None,
+            "unconfirmed": "0.00",
+            "carried": "0.00",
+            "adjusted": "0.00",
+        },
+    )
+    assert (await ask("GET", "/admin/accounts/nonsense", as_="admin"))[1]["code"] == "not_found"
+
+
+async def test_a_limit_that_is_stored_with_an_account_counts_until_it_is_taken_away(
+    ask: Asking, ledger: SqliteLedger, clock: Clock
+) -> None:
+    assert isinstance(await reserved(ledger, clock, 1), Hold)
+    status, shown = await ask("POST", f"{ACCOUNT}/limit", {"limit": "$0.15", "reason": "less"}, as_="admin")
+    assert (status, shown["limit"], shown["remaining"]) == (200, "0.15", "0.05")
+    assert isinstance(await reserved(ledger, clock, 2), Refusal)
+    status, shown = await ask("POST", f"{ACCOUNT}/limit", {"limit": None}, as_="admin")
+    assert (status, shown["limit"]) == (200, None)
+    assert isinstance(await reserved(ledger, clock, 3), Hold)
+
+
+@pytest.mark.parametrize(
+    "body", [{}, {"limit": "60 calls"}, {"limit": 5}, {"limit": "-1"}, {"limit": "$5", "x": 1}, {"limit": ""}]
+)
+async def test_a_limit_in_another_unit_is_refused(ask: Asking, ledger: SqliteLedger, clock: Clock, body: object) -> None:
+    assert isinstance(await reserved(ledger, clock, 1), Hold)
+    status, shown = await ask("POST", f"{ACCOUNT}/limit", body, as_="admin")
+    assert (status, shown["code"]) == (400, "bad_request")
+    assert (await ask("GET", ACCOUNT, as_="admin"))[1]["limit"] is None
+
+
+async def test_an_adjustment_counts_once_for_its_id(ask: Asking, ledger: SqliteLedger, clock: Clock) -> None:
+    assert isinstance(await reserved(ledger, clock, 1), Hold)
+    added = {"amount": "1.50", "reason": "a bill from elsewhere", "id": "bill-7"}
+    status, shown = await ask("POST", f"{ACCOUNT}/adjust", added, as_="admin")
+    assert (status, shown["committed"], shown["adjusted"], shown["id"]) == (200, "1.50", "1.50", "bill-7")
+    assert shown["replayed"] is False
+    again = await ask("POST", f"{ACCOUNT}/adjust", added, as_="admin")
+    assert (again[1]["committed"], again[1]["replayed"]) == ("1.50", True)
+    taken = await ask("POST", f"{ACCOUNT}/adjust", {"amount": "-0.50", "reason": "half of it"}, as_="admin")
+    assert (taken[1]["committed"], taken[1]["adjusted"]) == ("1.00", "1.00")
+
+
+@pytest.mark.parametrize(
+    ("body", "words"),
+    [
+        ({"amount": "1"}, "reason"),
+        ({"reason": "x"}, "amount"),
+        ({"amount": 1, "reason": "x"}, "amount"),
+        ({"amount": "0", "reason": "x"}, "amount"),
+        ({"amount": "--1", "reason": "x"}, "amount"),
+        ({"amount": "much", "reason": "x"}, "amount"),
+        ({"amount": "-0.01", "reason": "x"}, "no more taken away"),  # nothing is committed
+        ({"amount": "1", "reason": "x", "id": "a b"}, "id"),
+    ],
+)
+async def test_an_adjustment_that_cannot_be_made_changes_nothing(
+    ask: Asking, ledger: SqliteLedger, clock: Clock, body: object, words: str
+) -> None:
+    assert isinstance(await reserved(ledger, clock, 1), Hold)
+    status, shown = await ask("POST", f"{ACCOUNT}/adjust", body, as_="admin")
+    assert (status, shown["code"]) == (400, "bad_request")
+    assert words in shown["detail"]
+    assert (await ask("GET", ACCOUNT, as_="admin"))[1]["committed"] == "0.00"
+
+
+async def test_a_reset_forgets_what_was_committed_and_keeps_what_is_held(ask: Asking, ledger: SqliteLedger, clock: Clock) -> None:
+    assert isinstance(await reserved(ledger, clock, 1), Hold)
+    await ask("POST", f"{ACCOUNT}/adjust", {"amount": "2", "reason": "x"}, as_="admin")
+    status, shown = await ask("POST", f"{ACCOUNT}/reset", {"reason": "a new month"}, as_="admin")
+    assert (status, shown["committed"], shown["reserved"]) == (200, "0.00", "0.10")
+    assert (await ask("POST", "/admin/accounts/nonsense/reset", as_="admin"))[0] == 404
+
+
+# -- acts -----------------------------------------------------------------------------------------------------------------------
+
+
+async def test_every_act_says_who_when_and_why_newest_first_page_by_page(ask: Asking, ledger: SqliteLedger, clock: Clock) -> None:
+    assert isinstance(await reserved(ledger, clock, 1), Hold)
+    await ask("POST", "/admin/freeze", {"scope": {"team": "a b"}, "reason": "one"}, as_="admin")
+    clock.now_ms += 1_000
+    await ask("POST", f"{ACCOUNT}/limit", {"limit": "$7", "reason": "two"}, as_="admin")
+    await ask("POST", f"{ACCOUNT}/adjust", {"amount": "1.25", "reason": "three"}, as_="admin")
+    await ask("POST", f"{ACCOUNT}/limit", {"limit": None, "reason": "four"}, as_="admin")
+    status, first = await ask("GET", "/admin/acts?limit=3", as_="admin")
+    assert status == 200
+    key = "run-ceiling|run=r1|lifetime|usd"
+    assert [(act["act"], act["what"], act["amount"], act["reason"]) for act in first["acts"]] == [
+        ("set_account_limit", key, None, "four"),
+        ("adjust", key, "1.25", "three"),
+        ("set_account_limit", key, "7.00", "two"),
+    ]
+    _, second = await ask("GET", f"/admin/acts?limit=3&before={first['next']}", as_="admin")
+    (frozen,) = second["acts"]
+    assert (frozen["act"], frozen["what"], frozen["who"]) == ("freeze", "team=a%20b", "admin")
+    assert (frozen["at"], frozen["reason"], second["next"]) == ("2026-11-30T12:00:00.000Z", "one", None)

@@ -1,5 +1,6 @@
 """What a caller sees of its own calls, runs and spend; what it may change; and that another key's are as if they were not."""
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -7,7 +8,7 @@ import pytest
 from gateway.core.scopes import Amounts
 from gateway.core.values import Ending, Hold, Usage, UsageSource
 from gateway.identity import Principal
-from gateway.ledger.contract import LedgerLost, Refusal, RunRefusal, Settlement
+from gateway.ledger.contract import Barred, Barrier, LedgerLost, Refusal, Settlement
 from gateway.ledger.sqlite import SqliteLedger
 from gateway.server.budget_api import BudgetApi
 from tests.support.clock import Clock
@@ -93,6 +94,7 @@ async def test_a_decision_is_found_by_its_own_id_and_by_its_holds(
             "output_tokens": 40,
         },
         "ending": "completed",
+        "expires_at": None,
         "dimensions": {"team": "research"},
         "lines": [{"account": "run-ceiling|run=r1|lifetime|usd", "unit": "usd", "held": "0.10"}],
     }
@@ -147,6 +149,9 @@ async def test_a_run_shows_its_balance_in_decimal_strings_and_every_account(
         "run_id": "r1",
         "key": "key_a",
         "state": "active",
+        "paused_by": None,
+        "parent": None,
+        "ancestry": [],
         "limit_usd": "5.00",
         "committed_usd": "0.25",
         "reserved_usd": "0.10",
@@ -157,6 +162,7 @@ async def test_a_run_shows_its_balance_in_decimal_strings_and_every_account(
         "last_at": "2026-11-30T12:00:00.000Z",
         "accounts": [
             {
+                "account": "run-ceiling|run=r1|lifetime|usd",
                 "name": "run-ceiling",
                 "scope": "run",
                 "scope_values": {"run": "r1"},
@@ -354,7 +360,7 @@ async def test_a_stopped_run_takes_no_calls_and_the_flow_is_told(
     status, shown = await ask("POST", "/budget/runs/r1/stop", body)
     assert (status, shown["state"]) == (200, "stopped")
     assert stopped.runs == [("default", "r1")]
-    assert isinstance(await ledger.reserve(decision("bdg_2", at_ms=clock.now_ms), LEASE_MS), RunRefusal)
+    assert await barrier(ledger, clock) is Barrier.STOPPED
 
 
 async def test_the_admin_stops_anyones_run(ask: Asking, ledger: SqliteLedger, clock: Clock, stopped: Stopped) -> None:
@@ -376,9 +382,92 @@ async def test_a_run_that_never_was_cannot_be_stopped(ask: Asking) -> None:
     assert (await ask("POST", "/budget/runs/ghost/stop", as_="admin"))[0] == 404
 
 
+# -- pause ----------------------------------------------------------------------------------------------------------------------
+
+
+async def barrier(ledger: SqliteLedger, clock: Clock, number: int = 2) -> Barrier | None:
+    """What keeps r1 from a call; None: it was let through."""
+    answer = await ledger.reserve(decision(f"bdg_{number}", limit=CEILING, at_ms=clock.now_ms), LEASE_MS)
+    assert isinstance(answer, Barred | Hold)
+    return answer.barrier if isinstance(answer, Barred) else None
+
+
+async def test_a_paused_run_takes_no_calls_until_it_is_resumed_and_its_live_ones_go_on(
+    ask: Asking, ledger: SqliteLedger, clock: Clock, stopped: Stopped
+) -> None:
+    held = await call(ledger, clock, 1)
+    status, shown = await ask("POST", "/budget/runs/r1/pause", {"reason": "a look"})
+    assert (status, shown["state"], shown["paused_by"]) == (200, "paused", "key_a")
+    assert await barrier(ledger, clock) is Barrier.PAUSED
+    await settle(ledger, held, USD // 20)
+    assert stopped.runs == []
+    status, shown = await ask("POST", "/budget/runs/r1/resume")
+    assert (status, shown["state"], shown["paused_by"]) == (200, "active", None)
+    assert await barrier(ledger, clock, 3) is None
+
+
+async def test_an_owner_cannot_end_the_admins_pause_nor_make_it_its_own(ask: Asking, ledger: SqliteLedger, clock: Clock) -> None:
+    await call(ledger, clock, 1)
+    assert (await ask("POST", "/budget/runs/r1/pause", as_="admin"))[1]["paused_by"] == "admin"
+    status, shown = await ask("POST", "/budget/runs/r1/pause")
+    assert (status, shown["paused_by"]) == (200, "admin")
+    status, shown = await ask("POST", "/budget/runs/r1/resume")
+    assert (status, shown["code"]) == (403, "admin_required")
+    assert await barrier(ledger, clock) is Barrier.PAUSED
+    assert (await ask("POST", "/budget/runs/r1/resume", as_="admin"))[1]["state"] == "active"
+
+
+async def test_the_admin_takes_over_an_owners_pause(ask: Asking, ledger: SqliteLedger, clock: Clock) -> None:
+    await call(ledger, clock, 1)
+    await ask("POST", "/budget/runs/r1/pause")
+    assert (await ask("POST", "/budget/runs/r1/pause", as_="admin"))[1]["paused_by"] == "admin"
+    assert (await ask("POST", "/budget/runs/r1/resume"))[0] == 403
+
+
+async def test_a_run_that_a_budget_paused_waits_for_the_admin_or_for_a_raise(
+    ask: Asking, ledger: SqliteLedger, clock: Clock
+) -> None:
+    async def exhausted(number: int) -> None:
+        asked = decision(f"bdg_{number}", usd=6 * USD, limit=CEILING, at_ms=clock.now_ms)
+        (plan,) = asked.ladder
+        charges = tuple(replace(charge, ceiling=replace(charge.ceiling, pause=True)) for charge in plan.charges)
+        refused = await ledger.reserve(replace(asked, ladder=(replace(plan, charges=charges),)), LEASE_MS)
+        assert isinstance(refused, Refusal)
+        assert refused.paused
+
+    await exhausted(1)
+    shown = (await ask("GET", "/budget/runs/r1"))[1]
+    assert (shown["state"], shown["paused_by"]) == ("paused", "budget")
+    assert (await ask("POST", "/budget/runs/r1/resume"))[0] == 403
+    assert (await ask("POST", "/budget/runs/r1/resume", as_="admin"))[1]["state"] == "active"
+    await exhausted(2)
+    assert (await ask("PUT", "/budget/runs/r1", {"limit": "$10"}, as_="admin"))[1]["state"] == "active"
+
+
+async def test_a_stopped_run_cannot_be_resumed(ask: Asking, ledger: SqliteLedger, clock: Clock) -> None:
+    await call(ledger, clock, 1)
+    await ask("POST", "/budget/runs/r1/stop")
+    for verb in ("pause", "resume"):
+        assert (await ask("POST", f"/budget/runs/r1/{verb}", as_="admin"))[1]["state"] == "stopped"
+
+
 @pytest.mark.parametrize("verb", ["pause", "resume"])
-async def test_what_is_not_served_yet_is_not_found(ask: Asking, verb: str) -> None:
-    assert (await ask("POST", f"/budget/runs/r1/{verb}"))[0] == 404
+async def test_another_keys_run_and_one_that_never_was_can_be_neither_paused_nor_resumed(
+    ask: Asking, ledger: SqliteLedger, clock: Clock, verb: str
+) -> None:
+    await call(ledger, clock, 1)
+    assert (await ask("POST", f"/budget/runs/r1/{verb}", as_="b"))[0] == 404
+    assert (await ask("POST", f"/budget/runs/ghost/{verb}", as_="admin"))[0] == 404
+    assert (await ask("POST", f"/budget/runs/r1/{verb}", {"why": "x"}))[0] == 400
+    assert await barrier(ledger, clock) is None
+
+
+async def test_a_child_shows_where_it_comes_from(ask: Asking, ledger: SqliteLedger, clock: Clock) -> None:
+    child = decision("bdg_1", replace(caller("r2"), parent="r1", ancestry=("r1",)), at_ms=clock.now_ms)
+    assert isinstance(await ledger.reserve(child, LEASE_MS), Hold)
+    shown = (await ask("GET", "/budget/runs/r2"))[1]
+    assert (shown["parent"], shown["ancestry"]) == ("r1", ["r1"])
+    assert (await ask("GET", "/budget/runs/r1"))[1]["parent"] is None
 
 
 # -- spend ----------------------------------------------------------------------------------------------------------------------

@@ -5,9 +5,9 @@ from zoneinfo import ZoneInfo
 
 from gateway.core.scopes import Account, Unit
 from gateway.core.values import Balance, Mode
-from gateway.core.windows import WindowKind, window_at
+from gateway.core.windows import LIFETIME, WindowKind, rolling, window_at
 from gateway.ledger.contract import RunState, RunView
-from gateway.server.views import account_json, ceiling_of, inputs_json, run_json
+from gateway.server.views import account_json, ceiling_of, inputs_json, run_json, tightest_usd
 from tests.support.clock import NOW_MS
 from tests.support.records import USD, run_account
 
@@ -18,6 +18,7 @@ def test_an_account_of_a_day_says_when_its_day_starts_and_ends() -> None:
     day = window_at(WindowKind.DAY, ZoneInfo("Europe/Berlin"), NOW_MS)
     account = Account("default", "agent-day", (("team", "research"), ("agent", "a1")), day, Unit.TOKENS)
     assert account_json(Balance(account, 200_000, 1_500, 500, mode=Mode.SOFT_GATE)) == {
+        "account": "agent-day|team=research,agent=a1|day@Europe/Berlin:1795993200000|tokens",
         "name": "agent-day",
         "scope": "team+agent",
         "scope_values": {"team": "research", "agent": "a1"},
@@ -33,6 +34,19 @@ def test_an_account_of_a_day_says_when_its_day_starts_and_ends() -> None:
         "unconfirmed": 0,
         "mode": "soft_gate",
     }
+
+
+def test_a_rolling_window_is_named_as_in_the_policy_and_has_no_beginning() -> None:
+    account = Account("default", "burn-rate", (("run", "r1"),), rolling(600_000), Unit.USD)
+    shown = account_json(Balance(account, USD, 0, 0))
+    assert (shown["window"], shown["window_starts"], shown["window_ends"]) == ("rolling 10m", None, None)
+
+
+def test_the_tightest_account_is_the_one_with_the_least_left_in_usd() -> None:
+    calls = Balance(Account("default", "steps", (), LIFETIME, Unit.CALLS), 1, 1, 0)
+    wide, tight = Balance(run_account(), 5 * USD, USD, 0), Balance(run_account(budget="b"), 3 * USD, USD, USD // 2)
+    assert tightest_usd((calls, wide, tight, Balance(run_account(budget="c"), None, USD, 0))) == "1.50"
+    assert tightest_usd((calls,)) is None
 
 
 def test_of_several_enforced_ceilings_the_tightest_is_the_runs() -> None:

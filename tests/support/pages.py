@@ -26,13 +26,17 @@ class Asking:
     def __init__(self, routes: Sequence[Route]) -> None:
         self._routes = Routes({}, routes)
 
-    async def __call__(self, method: str, target: str, body: object = None, as_: str | None = "a") -> tuple[int, dict[str, Any]]:
-        reply = await self.reply(method, target, body, as_)
+    async def __call__(
+        self, method: str, target: str, body: object = None, as_: str | None = "a", **headers: str
+    ) -> tuple[int, dict[str, Any]]:
+        reply = await self.reply(method, target, body, as_, **headers)
         return reply.status, orjson.loads(reply.body)
 
-    async def reply(self, method: str, target: str, body: object = None, as_: str | None = "a") -> Reply:
+    async def reply(self, method: str, target: str, body: object = None, as_: str | None = "a", **more: str) -> Reply:
+        """`more` headers, `_` for `-`: `X_Run_Id="r1"`."""
         path, _, query = target.partition("?")
-        headers = CIMultiDictProxy(CIMultiDict({"Authorization": as_} if as_ is not None else {}))
+        given = {name.replace("_", "-"): value for name, value in more.items()}
+        headers = CIMultiDictProxy(CIMultiDict(given if as_ is None else {"Authorization": as_, **given}))
         raw = body if isinstance(body, bytes) else b"" if body is None else orjson.dumps(body)
         inbound = Inbound(method, path, query, None, headers, raw, "req_1")
         found = self._routes.find(method, path)
@@ -42,4 +46,4 @@ class Asking:
         try:
             return await found.page(inbound, found.parameters)
         except Refused as refused:
-            return Reply(refused.problem.status, refused.problem.body(), refused.problem.headers())
+            return Reply(refused.problem.status, refused.problem.body(), [*refused.problem.headers(), *refused.headers])
