@@ -311,7 +311,8 @@ def _way_out(facts: BudgetFacts, charge: Charge, alternatives: Sequence[Alternat
         ways = [f"raise the limit (PUT /budget/runs/{charge.ceiling.own_run} with the admin token)"]
     else:
         ways = [f"raise the limit of the budget {facts.name} in the policy"]
-    if facts.unit is not Unit.CALLS and charge.ceiling.basis is Basis.RESERVED_AND_COMMITTED:
+    has_cap = facts.effective_max_output_tokens > 0  # what is spent beside the proxy has none
+    if has_cap and facts.unit is not Unit.CALLS and charge.ceiling.basis is Basis.RESERVED_AND_COMMITTED:
         ways.append(f"lower max_tokens (now {facts.effective_max_output_tokens:,})")
     fitting = min((each for each in alternatives if each.fits_budget), key=lambda each: each.estimate, default=None)
     if fitting is not None:
