@@ -85,10 +85,10 @@ class _Call:
     ending: str | None = None
     retired: bool = False
     forgotten: set[Account] = field(default_factory=set)  # swept, or a rolling one reset: what was charged there is gone
+    accounts: dict[Account, None] = field(init=False)
 
-    @property
-    def accounts(self) -> list[Account]:
-        return list(dict.fromkeys(charge.ceiling.account for charge in self.plan.charges))
+    def __post_init__(self) -> None:
+        self.accounts = dict.fromkeys(charge.ceiling.account for charge in self.plan.charges)
 
     @property
     def caller(self) -> Caller:
@@ -391,7 +391,7 @@ class Model:
         warnings = self.warnings(plan, plan.cost_max, caller, already=False)
         pins = {
             charge.ceiling.account: self.pinned(charge.ceiling, plan, caller)
-            for charge in plan.charges
+            for charge in reversed(plan.charges)  # the first charge of an account says what is pinned
             if charge.ceiling.pinned_ppm and charge.ceiling.account not in self.stored
         }
         self.use(run, caller)

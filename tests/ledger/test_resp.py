@@ -2,18 +2,18 @@
 
 import asyncio
 import gc
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 from urllib.parse import urlsplit
 
-import hiredis
 import pytest
 
 from gateway.ledger.contract import LedgerUnavailable, OutcomeUnknown
 from gateway.ledger.resp import Asked, Link, ServerError, Unfit
 from gateway.store_url import parse
 from tests.support.between import Between
+from tests.support.scripted import scripted, until
 from tests.support.valkey import Server
 
 TIMEOUT_S = 20.0  # no test waits for it: machines may be slow
@@ -40,39 +40,12 @@ async def linked(url: str, timeout_s: float = TIMEOUT_S) -> AsyncIterator[Link]:
         await link.close()
 
 
-async def until(condition: Callable[[], object]) -> None:
-    async with asyncio.timeout(60):
-        while not condition():  # noqa: ASYNC110 - what is waited for tells nobody
-            await asyncio.sleep(0.005)
-
-
 def asked(link: Link, *args: str | int, within_s: float) -> "asyncio.Future[object]":
     """A command with a deadline of its own."""
     loop = asyncio.get_running_loop()
     future: asyncio.Future[object] = loop.create_future()
     assert link.send(Asked(args, future, loop.time() + within_s))
     return future
-
-
-@asynccontextmanager
-async def scripted(answer: Callable[[list[bytes]], bytes], arrived: list[int] | None = None) -> AsyncIterator[str]:
-    """A server that answers each command as it is told; its URL. `arrived` collects the sizes of what came in one piece."""
-
-    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        requests = hiredis.Reader()
-        while received := await reader.read(65_536):
-            requests.feed(received)
-            if arrived is not None:
-                arrived.append(len(received))
-            while (command := requests.gets()) is not False:
-                writer.write(answer(command))
-        writer.close()
-
-    server = await asyncio.start_server(serve, "127.0.0.1", 0)
-    try:
-        yield f"redis://127.0.0.1:{server.sockets[0].getsockname()[1]}"
-    finally:
-        server.close()
 
 
 async def test_each_of_a_thousand_concurrent_calls_gets_its_own_reply(valkey_url: str) -> None:

@@ -294,7 +294,11 @@ async def test_operators_acts_are_recorded_once_with_who_and_why(ledger: SqliteL
     for _ in range(2):
         await ledger.settle(TENANT, held.id, 3, "ann", "the bill says so")
         await ledger.stop(TENANT, "r1", "bob", "looping")
-    acts = apsw.Connection(str(tmp_path / "ledger.db")).execute("SELECT tenant, at_ms, who, act, what, why FROM acts ORDER BY number").fetchall()
+    acts = (
+        apsw.Connection(str(tmp_path / "ledger.db"))
+        .execute("SELECT tenant, at_ms, who, act, what, why FROM acts ORDER BY number")
+        .fetchall()
+    )
     assert acts == [
         (TENANT, START_MS, "ann", "settle", f"{held.id} 3", "the bill says so"),
         (TENANT, START_MS, "bob", "stop", "r1", "looping"),

@@ -44,6 +44,7 @@ from tests.ledger.builders import (
     settlement,
     share_of,
 )
+from tests.ledger.compare import agree
 from tests.ledger.model import DAY_MS, Model
 from tests.support.clock import Clock
 from tests.support.stores import STORES, new_store
@@ -196,7 +197,7 @@ class Machine(RuleBasedStateMachine):
 
         if self.waiting:
             for answer, (_, expected) in zip(self.runner.run(send()), self.waiting, strict=True):
-                assert answer == expected
+                agree(answer, expected)
             self.waiting = []
 
     def read(self, ask: Callable[[Ledger], Awaitable[Any]]) -> Any:
@@ -349,7 +350,7 @@ class Machine(RuleBasedStateMachine):
         expired = self.read(lambda ledger: ledger.expire(at_most))
         assert len(expired) == min(at_most, len(due))
         assert {each.hold_id for each in expired} <= set(due)
-        assert list(expired) == [self.model.expire(each.hold_id) for each in expired]
+        agree(list(expired), [self.model.expire(each.hold_id) for each in expired])
 
     # -- operators ------------------------------------------------------------------------------------------------------------
 
@@ -439,13 +440,13 @@ class Machine(RuleBasedStateMachine):
     def read_a_record(self, decided: Decision) -> None:
         tenant = decided.call.caller.tenant
         found = self.read(lambda ledger: ledger.record(tenant, decided.id))
-        assert (replace(found, inputs={}) if found else None) == self.model.record(tenant, decided.id)
+        agree(replace(found, inputs={}) if found else None, self.model.record(tenant, decided.id))
         if found is not None:
             assert found.inputs.get("fingerprint", "") == self.model.fingerprint(tenant, decided.id)
 
     def read_lists(self, tenant: str, owner: str | None, run: str | None) -> None:
         views = self.read(lambda ledger: ledger.runs(tenant, owner, 100))
-        assert list(views) == self.model.runs(tenant, owner)
+        agree(list(views), self.model.runs(tenant, owner))
         assert self.in_pages(tenant, owner) == [view.run for view in views]
         found = self.read(lambda ledger: ledger.holds(tenant, run, 100))
         assert [record.decision_id for record in found] == self.model.holds(tenant, run)
@@ -466,10 +467,10 @@ class Machine(RuleBasedStateMachine):
         for each in self.model.ever():
             if each.tenant == tenant:
                 key = each.key
-                assert self.read(lambda ledger, key=key: ledger.account(tenant, key)) == self.model.account(tenant, key)
+                agree(self.read(lambda ledger, key=key: ledger.account(tenant, key)), self.model.account(tenant, key))
         acts = self.read(lambda ledger: ledger.acts(tenant, 1_000))
         expected = self.model.acts_of(tenant)
-        assert [replace(act, id="") for act in acts] == [replace(act, id="") for act in expected]
+        agree([replace(act, id="") for act in acts], [replace(act, id="") for act in expected])
         assert all(act.id == known.id for act, known in zip(acts, expected, strict=True) if known.id)
         assert len({act.id for act in acts}) == len(acts)
         if len(acts) > 1:
@@ -478,7 +479,7 @@ class Machine(RuleBasedStateMachine):
     def read_spend(self, tenant: str, by: tuple[str, ...], days: tuple[int, int], owner: str | None) -> None:
         from_ms, to_ms = START_MS + min(days) * DAY_MS, START_MS + (max(days) + 1) * DAY_MS
         found = self.read(lambda ledger: ledger.spend(tenant, by, from_ms, to_ms, owner))
-        assert list(found) == self.model.spend(tenant, by, from_ms, to_ms, owner)
+        agree(list(found), self.model.spend(tenant, by, from_ms, to_ms, owner))
 
     # -- keeping --------------------------------------------------------------------------------------------------------------
 
@@ -490,7 +491,7 @@ class Machine(RuleBasedStateMachine):
         found = [(record.tenant, record.decision_id) for record in aged]
         assert len(found) == min(at_most, len(may_go))
         assert set(found) <= set(may_go)
-        assert [replace(record, inputs={}) for record in aged] == [self.model.record(*where) for where in found]
+        agree([replace(record, inputs={}) for record in aged], [self.model.record(*where) for where in found])
         for tenant in TENANTS:
             kept = [call.decision.id for (where, _), call in self.model.calls.items() if where == tenant][:2]
             ids = [decision_id for where, decision_id in found if where == tenant] + kept
@@ -534,9 +535,9 @@ class Machine(RuleBasedStateMachine):
             for tenant in TENANTS:
                 known = [each for each in self.model.ever() if each.tenant == tenant]
                 found = await ledger.balances(tenant, known)
-                assert list(found) == [self.model.plain_balance(each) for each in known]
+                agree(list(found), [self.model.plain_balance(each) for each in known])
             for tenant, run in self.model.runs_by_id:
-                assert await ledger.run(tenant, run) == self.model.run(tenant, run)
+                agree(await ledger.run(tenant, run), self.model.run(tenant, run))
 
         self.read(read)
 
