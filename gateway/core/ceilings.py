@@ -52,12 +52,13 @@ class _Met:
 
     def account(self, tenant: str, model: str = "", provider: str = "") -> Account:
         """Without model and provider: where no value is None."""
-        plan = {"model": model, "provider": provider}
-        scope = tuple(
-            [(name, plan[name] if value is None else value) for name, value in zip(self.budget.scope, self.values, strict=True)]
-        )
-        shown = "" if self.budget.renamed_from is None else self.budget.name
-        return Account(tenant, self.budget.identity, scope, self.window, self.terms.limit.unit, shown)
+        budget, values = self.budget, self.values
+        if None in values:
+            plan = {"model": model, "provider": provider}
+            values = tuple([plan.get(name) if value is None else value for name, value in zip(budget.scope, values, strict=True)])
+        scope = tuple([(name, value or NO_VALUE) for name, value in zip(budget.scope, values, strict=True)])
+        shown = "" if budget.renamed_from is None else budget.name
+        return Account(tenant, budget.identity, scope, self.window, self.terms.limit.unit, shown)
 
     def charges(self, account: Account) -> tuple[Charge, Charge]:
         """As plans meet it that have no cheaper model after them, and as the others do."""
