@@ -29,8 +29,11 @@ from gateway.core.values import Decision
 from gateway.events import Events, open_sink
 from gateway.flow import Flow
 from gateway.identity import ANONYMOUS, DEFAULT_TENANT, Identity, Principal
+from gateway.keeper import Keeper
 from gateway.ledger import opening
-from gateway.ledger.contract import Expired, Ledger, LedgerUnavailable
+from gateway.ledger.archive import KEEP_MS as ARCHIVE_KEEP_MS
+from gateway.ledger.archive import Archive
+from gateway.ledger.contract import Expired, Keep, Ledger, LedgerUnavailable
 from gateway.ledger.journal import Journal
 from gateway.ledger.resilient import ResilientLedger
 from gateway.metrics import Metrics
@@ -62,6 +65,7 @@ _TELL_AGAIN_MS: Final = 60_000
 _FLUSH_EVERY_S: Final = 1.0
 _LOOK_EVERY_S: Final = 1.0
 _JOURNAL: Final = "journal"
+_ARCHIVE: Final = "records.db"
 _KEY_FILE: Final = "secret"  # its name in the state folder
 
 
@@ -80,7 +84,7 @@ class Gateway:
         self.metrics.journal_entries = lambda: journal.waiting
         self._counter = TokenCounter(bundled.load_encoding)
         self._policy_error: str | None = None
-        self._reaping_failure_told_ms = 0
+        self._told_ms: dict[str, int] = {}  # of troubles that last: when each was last told
         self._tasks: set[asyncio.Task[None]] = set()
         self._identity = Identity(config, install_secret(config.state_dir), lambda: "run_" + secrets.token_hex(12))
         self._upstreams = {name: AiohttpUpstream(_endpoint(provider)) for name, provider in config.providers.items()}
@@ -95,6 +99,9 @@ class Gateway:
         )
         self.flow = Flow(shared, self._identity, Rulebook(policy, config.catalog, self._counter), self.observer, Ids())
         self._reaper = Reaper(self.ledger, _REAP_EVERY_MS, self._expired, self._reaping_failed)
+        # A ledger that keeps its records as long as an archive would needs none.
+        self._archive = Archive(config.state_dir / _ARCHIVE) if config.ledger.keep_ms < ARCHIVE_KEEP_MS else None
+        self._keeper = Keeper(self.ledger, self._keep, self._archive, clock_ms, self._keeping_failed)
         self._edge = Edge(self._routes(), Limits(config.max_request), self._guards(), events.problem)
 
     # -- life -----------------------------------------------------------------------------------------------------------------
@@ -107,6 +114,7 @@ class Gateway:
             await asyncio.to_thread(bundled.load_encoding, encoding)  # half a second that no call should wait for
         self.background(self.flow.watch())
         self.background(self._reaper.run())
+        self.background(self._keeper.run())
         self.background(self._flush_metrics())
         self.events.policy(self.flow.rulebook.policy.version)
         if listening is not None:
@@ -121,6 +129,8 @@ class Gateway:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         await self.ledger.close()
+        if self._archive is not None:
+            await self._archive.close()
         for upstream in self._upstreams.values():
             await upstream.close()
         self.metrics.flush()
@@ -170,7 +180,8 @@ class Gateway:
 
     def _routes(self) -> Routes:
         principal_of = self._identity.principal
-        budget_api = BudgetApi(self.ledger, principal_of, self._run_ceiling, self.flow.run_stopped, clock_ms)
+        archived = None if self._archive is None else self._archive.find
+        budget_api = BudgetApi(self.ledger, principal_of, self._run_ceiling, self.flow.run_stopped, clock_ms, archived)
         unset_token_env = self.config.admin_token_env if self.config.admin_token is None else None
         admin = Admin(self.ledger, principal_of, unset_token_env, self._dimensions, self.flow.scope_frozen)
         external = External(self.ledger, self._identity, lambda: self.flow.rulebook, self.observer.alert, clock_ms)
@@ -198,6 +209,9 @@ class Gateway:
         bound = {name for key in self.config.keys for name, _ in key.dimensions}
         return bound | {name for name, _ in self.flow.rulebook.policy.identity}
 
+    def _keep(self) -> Keep:
+        return Keep(self.config.ledger.keep_ms, self.flow.rulebook.policy.runs.forget_after_ms)
+
     def _expired(self, expired: Expired) -> None:
         self.events.expired(expired)
         self.metrics.expired(expired)
@@ -205,11 +219,20 @@ class Gateway:
             self.observer.alert(alert)
 
     def _reaping_failed(self, failure: Exception) -> None:
+        if self._may_tell("reaping"):
+            self.events.log.warning("holds_wait_for_the_ledger", why=str(failure))
+
+    def _keeping_failed(self, failure: Exception) -> None:
+        if self._may_tell("keeping"):
+            self.events.log.warning("old_records_wait_for_the_ledger", why=str(failure))
+
+    def _may_tell(self, trouble: str) -> bool:
         """No surprise, and it may last: the calls that it refuses tell of it too."""
         now_ms = clock_ms()
-        if now_ms - self._reaping_failure_told_ms >= _TELL_AGAIN_MS:
-            self._reaping_failure_told_ms = now_ms
-            self.events.log.warning("holds_wait_for_the_ledger", why=str(failure))
+        told = now_ms - self._told_ms.get(trouble, 0) < _TELL_AGAIN_MS
+        if not told:
+            self._told_ms[trouble] = now_ms
+        return not told
 
     async def _flush_metrics(self) -> None:
         while True:

@@ -6,14 +6,14 @@ alone may raise a limit.
 
 import asyncio
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, timedelta
 from typing import Final
 
 from gateway.core.money import format_usd
 from gateway.identity import ANONYMOUS, Principal
-from gateway.ledger.contract import Ledger, RunState, RunView, SetLimit, SpendRow
+from gateway.ledger.contract import CallRecord, Ledger, RunState, RunView, SetLimit, SpendRow
 from gateway.server.pages import (
     PrincipalOf,
     bad_member,
@@ -44,13 +44,14 @@ _COLUMNS: Final = ("usd", "tokens", "calls")  # of a spend row, beside its group
 @dataclass(frozen=True, slots=True)
 class BudgetApi:
     """`run_ceiling`: the policy's own ceiling for a run of this principal, in microcents, or None. `on_stopped`: ends the live calls
-    of (tenant, run) in this process."""
+    of (tenant, run) in this process. `archived`: finds, by tenant and decision id, what the ledger has retired."""
 
     ledger: Ledger
     principal_of: PrincipalOf
     run_ceiling: Callable[[Principal, str], int | None]
     on_stopped: Callable[[str, str], None]
     now_ms: Callable[[], int]
+    archived: Callable[[str, str], Awaitable[CallRecord | None]] | None = None
 
     def routes(self) -> Sequence[Route]:
         return (
@@ -70,10 +71,16 @@ class BudgetApi:
         """By decision id (`bdg_…`) or by the id of its hold (`rsv_…`)."""
         principal = self.principal_of(inbound.headers)
         match = _DECISION.fullmatch(params["id"])
-        record = await self.ledger.record(principal.tenant, f"bdg_{match.group(1)}") if match else None
+        record = await self._record(principal.tenant, f"bdg_{match.group(1)}") if match else None
         if record is None or not _may_see(principal, record.owner):
             raise not_found("decision")
         return json_reply(record_json(record))
+
+    async def _record(self, tenant: str, decision_id: str) -> CallRecord | None:
+        record = await self.ledger.record(tenant, decision_id)
+        if record is None and self.archived is not None:
+            return await self.archived(tenant, decision_id)
+        return record
 
     async def runs(self, inbound: Inbound, params: Mapping[str, str]) -> Reply:
         """Newest activity first. `next` is the `before` of the next page, null on the last one."""
