@@ -114,6 +114,60 @@ def test_only_a_run_that_is_there_can_be_stopped(gateway: GatewayProcess, run: s
     assert (answer.status_code, answer.json()["code"]) == (404, "not_found")
 
 
+# -- pausing and freezing ---------------------------------------------------------------------------------------------------------
+
+
+def act(gateway: GatewayProcess, run: str, verb: str) -> httpx.Response:
+    headers = {"Authorization": f"Bearer {CALLER_KEY}"}
+    return httpx.post(f"{gateway.url}/budget/runs/{run}/{verb}", headers=headers, trust_env=False)
+
+
+async def test_a_pause_lets_live_calls_finish_and_keeps_new_ones_out_of_every_process_until_it_is_resumed(
+    gateway: GatewayProcess, provider: FaultProvider, run: str
+) -> None:
+    provider.default = Behaviour(script=Script(tokens=50), pace_s=0.02)
+    async with caller(gateway.url) as send:
+        live = asyncio.ensure_future(send(chat(max_tokens=50, stream=True), run))
+        await until(lambda: len(provider.calls) == 1, 10)
+        told = await asyncio.to_thread(act, gateway, run, "pause")
+        assert (told.status_code, told.json()["state"]) == (200, "paused")
+        seen = await asyncio.gather(*(send(chat(max_tokens=5), run) for _ in range(STREAMS)))
+        assert {(each.status, each.code) for each in seen} == {(402, "run_paused")}
+        assert (await live).finished
+        assert (await asyncio.to_thread(act, gateway, run, "resume")).json()["state"] == "active"
+        provider.default = Behaviour()
+        assert (await send(chat(max_tokens=5), run)).status == 200
+
+
+async def test_a_freeze_ends_the_scopes_live_calls_in_every_process_and_nobody_elses(
+    gateway: GatewayProcess, provider: FaultProvider, run: str
+) -> None:
+    provider.default = Behaviour(script=Script(tokens=3_000), pace_s=0.02)
+    team = {"X-Team-Id": run}
+    async with caller(gateway.url) as send:
+        bystander = asyncio.ensure_future(send(chat("another team", max_tokens=60, stream=True), f"{run}.other"))
+        live = [
+            asyncio.ensure_future(send(chat(str(number), max_tokens=3_000, stream=True), f"{run}.{number}", **team))
+            for number in range(STREAMS)
+        ]
+        await until(lambda: len(provider.calls) == STREAMS + 1, 10)
+        await asyncio.sleep(0.3)
+        frozen = await asyncio.to_thread(gateway.admin, "POST", "/admin/freeze", {"scope": {"team": run}, "reason": "a leak"})
+        assert frozen.json() == {"scope": {"team": run}, "frozen": True, "changed": True}
+        began = time.monotonic()
+        seen = await asyncio.gather(*live)
+        assert time.monotonic() - began < 2
+        assert all(b"[DONE]" not in each.body for each in seen)
+        assert (await bystander).finished
+        provider.default = Behaviour()
+        again = await asyncio.gather(*(send(chat(max_tokens=5), f"{run}.new{number}", **team) for number in range(STREAMS)))
+        assert {(each.status, each.code) for each in again} == {(402, "scope_frozen")}
+        assert (await asyncio.to_thread(gateway.admin, "POST", "/admin/thaw", {"scope": {"team": run}})).json()["changed"]
+        assert (await send(chat(max_tokens=5), f"{run}.0", **team)).status == 200
+    acts = gateway.admin("GET", "/admin/acts?limit=2").json()["acts"]
+    assert [(each["act"], each["who"], each["reason"]) for each in acts] == [("thaw", "admin", ""), ("freeze", "admin", "a leak")]
+
+
 # -- limits -----------------------------------------------------------------------------------------------------------------------
 
 
