@@ -1,18 +1,22 @@
 """`penstock explain`: which budgets apply, the estimate line by line, the ladder, and what would be decided with these balances."""
 
+from collections.abc import AsyncIterator
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from gateway.core.policy import Limit, ModelPolicy, Share, Terms
 from gateway.core.scopes import Unit
-from gateway.core.values import Balance, Directives, Mode
+from gateway.core.values import Balance, Directives, Ending, Hold, Mode, Usage, UsageSource
 from gateway.core.windows import WindowKind
-from gateway.explain import Explanation, Known
-from gateway.ledger.contract import Frozen, RunState, RunView
+from gateway.explain import Explanation, Known, known, placed
+from gateway.ledger.contract import Barred, Frozen, Ledger, Refusal, RunState, RunView, Settlement
+from tests.support.clock import NOW_MS, Clock
 from tests.support.records import USD, caller
 from tests.support.rulebooks import BIG, SMALL, budget, call, decide, model, policy, rulebook
+from tests.support.stores import SqliteStore, opened
 
 LADDER = ModelPolicy(downgrade=(("big", ("medium", "small")),))
 SAVING = budget("run-ceiling", "run", limit=USD, downgrade_below_ppm=250_000)
@@ -193,3 +197,64 @@ def test_a_budget_for_everyone_and_one_in_calls_read_as_such() -> None:
     assert "everything         tenant · lifetime · $5.00" in text
     assert "steps              run r1 · lifetime · 1,200 calls" in text
     assert "run-limit          run r1 · lifetime · no limit" in text
+
+
+# -- what is said is what the ledger then does ------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+async def ledger(tmp_path: Path) -> AsyncIterator[Ledger]:
+    async with opened(SqliteStore(tmp_path), Clock()) as ledger:
+        yield ledger
+
+
+CHILD = replace(caller("child"), parent="r1")
+WRAP_UP = Directives(wrap_up=True)
+CENT = USD // 100
+# Who asks, for calls of some 3 cents, and how many of them pass before one is refused.
+IN_FORCE = {
+    "a ceiling": ([budget("b", "run", limit=10 * CENT)], [(caller(), Directives(), 3)]),
+    "a share": ([replace(PART, name="a"), budget("month", limit=40 * CENT)], [(caller(), Directives(), 3), (caller("r2"), Directives(), 2)]),
+    "a share that came second": ([budget("month", limit=40 * CENT), PART], [(caller(), Directives(), 3), (caller("r2"), Directives(), 2)]),
+    "wrapping up": ([budget("b", "run", limit=10 * CENT, keep_for_wrap_up_ppm=500_000)], [(caller(), Directives(), 1), (caller(), WRAP_UP, 2)]),
+    "a rolling window": ([budget("b", "run", limit=10 * CENT, window=WindowKind.ROLLING, span_ms=60_000)], [(caller(), Directives(), 3)]),
+    "the run's own limit": ([budget("b", "agent", limit=10 * CENT)], [(caller(), Directives(run_limit=7 * CENT), 2), (caller("r2"), Directives(), 1)]),
+    "a child": ([budget("b", "run", limit=10 * CENT)], [(CHILD, Directives(), 3), (caller(), Directives(), 0), (caller("r2"), Directives(), 3)]),
+    "a child of a limited run": ([], [(caller(), Directives(run_limit=7 * CENT), 2), (CHILD, Directives(), 0)]),
+    "a pause": ([replace(budget("b", "run"), terms=Terms(Limit(Unit.USD, 4 * CENT), Mode.HARD_GATE, pause=True))], [(caller(), Directives(), 1)]),
+    "steps": ([budget("b", "run", limit=2, unit=Unit.CALLS)], [(caller(), Directives(), 2)]),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", IN_FORCE)
+async def test_what_explain_says_is_what_the_ledger_then_does(ledger: Ledger, case: str) -> None:
+    budgets, turns = IN_FORCE[case]
+    rules = rulebook(policy(*budgets) if budgets else replace(policy(), budgets=()))
+    number = 0
+    for who, directives, expected in turns:
+        passed = -1
+        told = "allow"
+        while told.startswith("allow"):
+            number, passed = number + 1, passed + 1
+            asked = call(who=await placed(ledger, who), client_cap=1000, directives=directives)
+            decision = replace(decide(rules, asked), id=f"bdg_{number}")
+            told = "\n".join(Explanation(decision, rules, await known(ledger, decision)).lines()).rpartition("decision  ")[2]
+            answer = await ledger.reserve(decision, 60_000)
+            if isinstance(answer, Hold):
+                assert told == f"allow: {answer.plan.model} would be called"
+                usage = Usage(UsageSource.PROVIDER, 3, output_tokens=1000)
+                await ledger.commit("default", answer.id, Settlement(answer.plan.cost_max, usage, Ending.COMPLETED))
+            else:
+                assert isinstance(answer, Refusal | Barred), answer
+                assert told.startswith("block"), told
+        assert passed == expected
+
+
+async def test_a_run_that_waits_for_a_raise_is_said_to_be_paused(ledger: Ledger) -> None:
+    budgets, _ = IN_FORCE["a pause"]
+    rules = rulebook(policy(*budgets))
+    for number in range(2):
+        await ledger.reserve(replace(decide(rules, call(client_cap=1000), at_ms=NOW_MS), id=f"bdg_{number}"), 60_000)
+    decision = decide(rules)
+    lines = list(Explanation(decision, rules, await known(ledger, decision)).lines())
+    assert lines[-1] == "decision  block: the run r1 is paused"
