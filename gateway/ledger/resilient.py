@@ -13,6 +13,7 @@ the ledger's own.
 import asyncio
 from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Generator, Mapping, Sequence
+from contextlib import suppress
 from functools import partial
 from typing import Any, Final, Protocol, TypeAlias
 
@@ -153,7 +154,8 @@ class ResilientLedger:
     async def _open(self) -> None:
         old, self._inner = self._inner, None
         if old is not None:
-            await old.close()
+            with suppress(LedgerUnavailable, LedgerLost):  # it is lost: there may be nothing left to close
+                await old.close()
         fresh = self._make()
         try:
             await fresh.start()

@@ -155,9 +155,9 @@ class SqliteLedger:
         if self._reader is not None:
             self._reader.close()
         try:
-            if self._lost is None:
-                with mapped_errors(str(self._witness.path)):
-                    self._witness.merge(self._store.seen)
+            # Of a lost one, too: whoever opens it again must not be content with less than was seen here.
+            with mapped_errors(str(self._witness.path)):
+                self._witness.merge(self._store.seen)
         finally:
             self._store.close()
 
