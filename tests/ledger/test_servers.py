@@ -97,13 +97,13 @@ async def test_a_step_whose_answer_was_lost_is_asked_again_if_that_cannot_double
 async def test_many_steps_under_way_are_each_carried_out_once_though_the_connection_keeps_breaking(between: Between) -> None:
     async with serving(between.url) as store:
         once = store.script(ONCE)
-        for _ in range(10):
+        for _ in range(4):
             between.cut_before(lambda args: args[0] == b"EVALSHA" and args[3].endswith(b"7"))
             between.cut_after(lambda args: args[0] == b"EVALSHA" and args[3].endswith(b"3"))
         calls = [store.call("n", "EVALSHA", once, 2, f"id-{number}", "n", idempotent=True) for number in range(200)]
         await asyncio.gather(*calls)
         assert await store.call("n", "GET", "n") == b"200"
-        assert between.connections > 5
+        assert between.connections > 4
 
 
 async def test_while_the_server_is_away_a_call_fails_at_once_or_waits_if_it_may(between: Between) -> None:
@@ -157,8 +157,7 @@ async def test_a_server_that_became_a_replica_is_asked_when_it_is_the_master_aga
     async with serving(server.url) as store:
         server.command("REPLICAOF", "127.0.0.1", "1")
         call = store.call("k", "SET", "k", "1", idempotent=True)
-        await until(lambda: not store.health()["ok"])
-        assert "is a replica" in str(store.trouble)
+        await until(lambda: "is a replica" in str(store.trouble))
         server.command("REPLICAOF", "NO", "ONE")
         assert await call == b"OK"
 
@@ -240,10 +239,10 @@ async def test_a_server_that_is_not_fit_is_refused(instead: tuple[bytes, bytes],
 
 
 async def test_a_user_who_may_not_ask_what_the_server_is_is_refused(tmp_path: Path) -> None:
-    with Server(tmp_path, users={"blind": "on >s3cret ~* +get"}) as server:
-        with pytest.raises(Unfit, match="must be allowed INFO"):
-            async with serving(f"redis://blind:s3cret@127.0.0.1:{server.port}"):
-                pass
+    users = {"blind": "on >s3cret ~* +get"}
+    with Server(tmp_path, users=users) as server, pytest.raises(Unfit, match="must be allowed INFO"):
+        async with serving(f"redis://blind:s3cret@127.0.0.1:{server.port}"):
+            pass
 
 
 async def test_a_server_that_is_away_at_the_start_is_told_after_the_time_out(tmp_path: Path) -> None:
@@ -253,10 +252,9 @@ async def test_a_server_that_is_away_at_the_start_is_told_after_the_time_out(tmp
 
 
 async def test_a_server_that_needs_a_password_is_not_asked_without(tmp_path: Path) -> None:
-    with Server(tmp_path, password="s3cret") as server:
-        with pytest.raises(Unfit, match="NOAUTH"):
-            async with serving(f"redis://127.0.0.1:{server.port}"):
-                pass
+    with Server(tmp_path, password="s3cret") as server, pytest.raises(Unfit, match="NOAUTH"):
+        async with serving(f"redis://127.0.0.1:{server.port}"):
+            pass
 
 
 # -- life -------------------------------------------------------------------------------------------------------------------------
@@ -378,17 +376,23 @@ async def test_a_cluster_goes_on_when_a_replica_takes_over(tmp_path: Path) -> No
 
 @pytest.mark.deep
 async def test_a_cluster_is_no_single_server_and_the_other_way_round(tmp_path: Path) -> None:
-    with cluster(tmp_path) as nodes:
-        with pytest.raises(Unfit, match=r"write redis\+cluster://"):
-            async with serving(nodes[0].url):
-                pass
-    with Server(tmp_path / "single") as single:
-        with pytest.raises(LedgerUnavailable, match="cluster support disabled"):
-            async with serving(f"redis+cluster://127.0.0.1:{single.port}", timeout_ms=500):
-                pass
+    with cluster(tmp_path) as nodes, pytest.raises(Unfit, match=r"write redis\+cluster://"):
+        async with serving(nodes[0].url):
+            pass
+    with Server(tmp_path / "single") as single, pytest.raises(LedgerUnavailable, match="cluster support disabled"):
+        async with serving(f"redis+cluster://127.0.0.1:{single.port}", timeout_ms=500):
+            pass
 
 
 # -- sentinels --------------------------------------------------------------------------------------------------------------------
+
+
+def is_replica(server: Server) -> bool:
+    """A server that is just being made one ends its connections."""
+    try:
+        return bool(server.command("ROLE")[0] == b"slave")
+    except ConnectionError:
+        return False
 
 
 @pytest.mark.deep
@@ -402,7 +406,7 @@ async def test_the_master_that_sentinels_name_is_asked_also_after_a_failover(tmp
             assert await store.call("n", "EVALSHA", once, 2, "id-2", "n", idempotent=True) == b"2"
             assert group.replica.command("GET", "n") == b"2"
             group.master.start()  # it comes back as what it was, until the sentinels see it
-            await until(lambda: group.master.command("ROLE")[0] == b"slave")
+            await until(lambda: is_replica(group.master))
             assert await store.call("n", "EVALSHA", once, 2, "id-3", "n", idempotent=True) == b"3"
         with pytest.raises(LedgerUnavailable, match="knows no service other"):
             async with serving(group.url.replace(group.service, "other"), timeout_ms=500):
@@ -423,7 +427,7 @@ async def test_redis_6_2_is_old_enough(tmp_path: Path) -> None:
             assert (store.facts.engine, store.facts.version[:4]) == ("redis", "6.2.")
             write = store.script("return redis.call('SET', KEYS[1], ARGV[1])")
             assert await store.call("k", "EVALSHA", write, 1, "k", "x") == b"OK"
-            server.command("CONFIG", "SET", "maxmemory", "1mb")
+            server.command("CONFIG", "SET", "maxmemory", "1")
             with pytest.raises(ServerError) as refused:
                 await store.call("k", "EVALSHA", write, 1, "k", "y")
             assert refused.value.code == "OOM"
