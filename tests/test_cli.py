@@ -14,9 +14,12 @@ from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import apsw
 import pytest
 
-from gateway import __version__, cli
+from gateway import __version__, app, cli
+from gateway.ledger.contract import Ledger
+from tests.ledger.builders import LEASE_MS, charge, decision, plan
 from tests.support.config import Setup, ladder, policy, run_ceiling
 
 if TYPE_CHECKING:
@@ -214,6 +217,88 @@ def test_keys_hash_prints_what_the_config_wants(penstock: Callable[..., Done]) -
     assert penstock("keys", "hash", "pk-house").out == f"{digest}\n"
     assert penstock("keys", "hash", stdin="pk-house\n").out == f"{digest}\n"
     assert "found no key" in penstock("keys", "hash").complaint
+
+
+# -- the ledger -------------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def spent(config: Path) -> Path:
+    """The config of a ledger with a live hold in it."""
+
+    async def hold(ledger: Ledger) -> None:
+        await ledger.reserve(decision(plan(charge())), LEASE_MS)
+
+    app.on_ledger(app.load(config)[0], hold)
+    return config
+
+
+@pytest.fixture
+def other(tmp_path: Path) -> Path:
+    """The config of a ledger that has never been used."""
+    folder = tmp_path / "other"
+    folder.mkdir()
+    return Setup(folder, "http://127.0.0.1:1/v1").write()
+
+
+def test_a_ledger_is_verified_exported_imported_and_verified_again(
+    penstock: Callable[..., Done], spent: Path, other: Path, tmp_path: Path
+) -> None:
+    counts = "1 tenants, 1 accounts, 1 runs, 1 calls, 1 live holds; every balance is what its records say\n"
+    file = tmp_path / "ledger.jsonl"
+    assert penstock("ledger", "verify", "-c", spent) == Done(0, f"OK: {counts}", "")
+    assert penstock("ledger", "export", file, "-c", spent) == Done(0, f"exported: {counts}", "")
+    assert not file.with_name("ledger.jsonl.part").exists()
+    assert penstock("ledger", "import", file, "-c", other) == Done(0, f"imported: {counts}", "")
+    assert penstock("ledger", "verify", "-c", other) == Done(0, f"OK: {counts}", "")
+    assert "is not empty (tenant 'acme')" in penstock("ledger", "import", file, "-c", other).complaint
+
+
+def test_a_ledger_moves_through_a_pipe(spent: Path, other: Path) -> None:
+    command = [sys.executable, "-m", "gateway", "ledger"]
+    exported = subprocess.run([*command, "export", "-", "-c", spent], capture_output=True, check=True)
+    assert json.loads(exported.stdout.splitlines()[-1])["kind"] == "end"
+    assert exported.stderr.startswith(b"exported: 1 tenants")
+    imported = subprocess.run([*command, "import", "-", "-c", other], input=exported.stdout, capture_output=True, check=True)
+    assert imported.stdout.startswith(b"imported: 1 tenants")
+
+
+def test_every_balance_that_is_not_what_its_records_say_is_a_line(penstock: Callable[..., Done], spent: Path) -> None:
+    with apsw.Connection(str(spent.parent / "ledger.db")) as database:
+        database.execute("UPDATE accounts SET reserved = 7")
+    done = penstock("ledger", "verify", "-c", spent)
+    assert done.out == "acme: all||lifetime|usd: reserved = live holds: expected 10, found 7\n"
+    assert "1 balances are not what the records say" in done.complaint
+
+
+def test_an_export_that_was_damaged_is_not_imported(
+    penstock: Callable[..., Done], spent: Path, other: Path, tmp_path: Path
+) -> None:
+    file = tmp_path / "ledger.jsonl"
+    penstock("ledger", "export", file, "-c", spent)
+    whole = file.read_text()
+    file.write_text(whole.replace('"reserved":10', '"reserved":"10"', 1))
+    assert (
+        "line 3: account.reserved: found '10', expected an integer; nothing was"
+        in penstock("ledger", "import", file, "-c", other).complaint
+    )
+    file.write_text(whole.replace('"reserved":10', '"reserved":11', 1))
+    done = penstock("ledger", "import", file, "-c", other)
+    assert done.code == 1
+    assert done.err.startswith("acme: all||lifetime|usd: reserved = live holds: expected 10, found 11\n")
+    assert done.err.endswith("nothing was loaded\n")
+    assert "0 tenants" in penstock("ledger", "verify", "-c", other).out
+
+
+def test_a_file_that_is_not_there_is_one_line(penstock: Callable[..., Done], config: Path, tmp_path: Path) -> None:
+    assert "No such file" in penstock("ledger", "import", tmp_path / "none", "-c", config).complaint
+    assert "No such file" in penstock("ledger", "export", tmp_path / "none" / "x", "-c", config).complaint
+
+
+def test_a_ledger_that_was_lost_is_neither_verified_nor_exported(penstock: Callable[..., Done], spent: Path) -> None:
+    (spent.parent / "ledger.db").unlink()
+    for verb in (["verify"], ["export", "-"]):
+        assert "the ledger: the ledger file" in penstock("ledger", *verb, "-c", spent).complaint
 
 
 # -- a running gateway ------------------------------------------------------------------------------------------------------------
