@@ -31,15 +31,7 @@ def words(cell: str) -> list[str]:
 def test_every_code_is_in_the_table_with_its_status() -> None:
     table = {code: int(status) for status, codes, _ in rows(API, "<!-- codes") for code in words(codes)}
     assert table.pop("<scope>_ceiling_reached") == kind_of("run_ceiling_reached").status
-    reserved = set(words(API[API.index("Reserved for what comes later") :].split("\n\n")[0]))
-    assert table == {code: kind.status for code, kind in KINDS.items() if code not in reserved}
-    assert reserved <= KINDS.keys()
-
-
-def test_what_is_called_reserved_is_never_sent() -> None:
-    elsewhere = SOURCE.replace((ROOT / "gateway/wire/problem.py").read_text(), "")
-    for code in words(API[API.index("Reserved for what comes later") :].split("\n\n")[0]):
-        assert f'"{code}"' not in elsewhere, code
+    assert table == {code: kind.status for code, kind in KINDS.items()}
 
 
 def test_every_metric_is_in_the_table_with_its_labels() -> None:
