@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 from gateway.core.policy import Limit, Margin, ModelPolicy, OutputPolicy, Override, Terms
 from gateway.core.scopes import Unit
 from gateway.core.values import Mode
+from gateway.core.windows import WindowKind
 from tests.support.records import USD, caller
 from tests.support.rulebooks import budget
 
@@ -36,6 +37,12 @@ def test_without_a_matching_override_the_budgets_own_terms_apply():
     other = Override((("team", "x"),), TERMS)
     assert budget("b", overrides=(other,)).terms_for(caller()).limit.amount == 5 * USD
     assert budget("b", overrides=(other,)).terms_for(caller(team="x")) is TERMS
+
+
+def test_a_budgets_accounts_go_by_its_former_name_and_its_window_by_its_length():
+    renamed = budget("new", renamed_from="old", window=WindowKind.ROLLING, span_ms=5_400_000)
+    assert (renamed.name, renamed.identity, renamed.window_name) == ("new", "old", "rolling 90m")
+    assert (budget("b").identity, budget("b", window=WindowKind.DAY).window_name) == ("b", "day")
 
 
 @pytest.mark.parametrize(("margin", "above"), [(Margin(), 0), (Margin(ppm=100_000), 99), (Margin(amount=7), 7)])
