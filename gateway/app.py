@@ -358,8 +358,7 @@ async def _explain(config: Settings, policy: Policy, body: bytes, header_lines: 
 
 def adopt(config: Settings) -> str:
     """`penstock ledger adopt`: what the store says from now on is taken for the truth."""
-    seen = asyncio.run(opening.adopt(config.ledger, config.state_dir))
-    return f"adopted {config.ledger} as it is, at epoch {seen.epoch}, step {seen.sequence}"
+    return f"adopted {config.ledger} as it is, {asyncio.run(opening.adopt(config.ledger, config.state_dir))}"
 
 
 def on_ledger(config: Settings, work: Callable[[Ledger], Awaitable[T]]) -> T:

@@ -4,9 +4,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
-from gateway.ledger import sqlite
-from gateway.ledger.contract import Ledger, LedgerUnavailable
-from gateway.ledger.witness import Seen, Witness
+from gateway.ledger import redis, sqlite
+from gateway.ledger.contract import Ledger
+from gateway.ledger.servers import servers
+from gateway.ledger.witness import Witness
 from gateway.settings import LedgerSettings, SqliteSettings
 
 _WITNESS: Final = "witness.json"  # in the state folder
@@ -17,7 +18,7 @@ def ledger_of(config: LedgerSettings, state_dir: Path, clock_ms: Callable[[], in
     witness = Witness(state_dir / _WITNESS)
     if isinstance(config, SqliteSettings):
         return sqlite.SqliteLedger(str(config.path), witness, clock_ms, config.synchronous, config.timeout_ms)
-    raise LedgerUnavailable(f"{config}: not built yet")
+    return redis.RedisLedger(servers(config.url, config.timeout_ms, config.wait_replicas), witness)
 
 
 def never_used(config: LedgerSettings) -> bool:
@@ -25,9 +26,17 @@ def never_used(config: LedgerSettings) -> bool:
     return isinstance(config, SqliteSettings) and not config.path.exists()
 
 
-async def adopt(config: LedgerSettings, state_dir: Path) -> Seen:
-    """What the store says from now on is taken for the truth. LedgerUnavailable."""
+async def adopt(config: LedgerSettings, state_dir: Path) -> str:
+    """What the store says from now on is taken for the truth; returns what that is. LedgerUnavailable."""
     witness = Witness(state_dir / _WITNESS)
     if isinstance(config, SqliteSettings):
-        return sqlite.adopt(str(config.path), witness)
-    raise LedgerUnavailable(f"{config}: not built yet")
+        seen = sqlite.adopt(str(config.path), witness)
+        return f"at epoch {seen.epoch}, step {seen.sequence}"
+    store = servers(config.url, config.timeout_ms, config.wait_replicas)
+    await store.start()
+    try:
+        adopted = await redis.adopt(store, witness)
+    finally:
+        await store.close()
+    each = ", ".join(f"{tenant} at epoch {seen.epoch}, step {seen.sequence}" for tenant, seen in adopted.items())
+    return f"with {len(adopted)} tenants{f': {each}' if each else ''}"

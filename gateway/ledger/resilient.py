@@ -47,6 +47,7 @@ from gateway.ledger.contract import (
 )
 from gateway.ledger.entries import Commit, Debit, Entry, Release
 from gateway.ledger.journal import Damage, Journal, JournalFull, Ticket
+from gateway.ledger.resp import Unfit
 
 _TEND_S: Final = 0.5
 _TAKE_OVER_EVERY: Final = 10  # rounds: a neighbour's journal waits for five seconds at most
@@ -132,10 +133,13 @@ class ResilientLedger:
     # -- life -----------------------------------------------------------------------------------------------------------------
 
     async def start(self) -> None:
-        """Serves what can be served: a store that is away or lost is tried again later. LedgerUnavailable without a journal."""
+        """Serves what can be served: a store that is away or lost is tried again later. LedgerUnavailable without a journal; Unfit where
+        the store must not be used until somebody has mended it."""
         self._loop = asyncio.get_running_loop()
         await self._journal.open()
         await self._open()
+        if isinstance(self._down, Unfit):
+            raise self._down
         self._tasks = [self._loop.create_task(self._tend()), self._loop.create_task(self._replay())]
 
     async def close(self) -> None:
@@ -160,6 +164,8 @@ class ResilientLedger:
         try:
             await fresh.start()
         except (LedgerUnavailable, LedgerLost) as failure:
+            with suppress(LedgerUnavailable, LedgerLost):
+                await fresh.close()  # it may have connected before it found out
             self._set_down(failure)
         else:
             told = self._down is not None and self._tasks
