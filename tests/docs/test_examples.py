@@ -106,7 +106,9 @@ def test_every_command_works(example: Example, on: Stage, answers: Answers, monk
 
 def _filled_in(line: str, answers: Answers) -> str:
     hold = answers.bodies["settled"]["reservation_id"]
-    return line.replace("ADMIN_TOKEN", ADMIN_TOKEN).replace("HOLD_ID", hold).replace("show quickstart", "show r1")
+    reservation = answers.bodies["reservation"]["reservation_id"]
+    line = line.replace("ADMIN_TOKEN", ADMIN_TOKEN).replace("HOLD_ID", hold).replace("RESERVATION_ID", reservation)
+    return line.replace("show quickstart", "show r1")
 
 
 def _try_out(line: str) -> None:

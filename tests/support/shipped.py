@@ -11,6 +11,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import httpx
 import yaml
@@ -88,8 +89,10 @@ class Stage:
         given = {"X-Run-Id": run, "Authorization": f"Bearer {key}", **(headers or {})}
         return httpx.post(f"{self.gateway.url}/v1/chat/completions", json=request, headers=given, trust_env=False, timeout=30)
 
-    def page(self, path: str, *, method: str = "GET", key: str = KEY, body: Any = None) -> httpx.Response:
-        given = {"Authorization": f"Bearer {key}"}
+    def page(
+        self, path: str, *, method: str = "GET", key: str = KEY, body: Any = None, idempotency_key: str | None = None
+    ) -> httpx.Response:
+        given = {"Authorization": f"Bearer {key}", **({} if idempotency_key is None else {"Idempotency-Key": idempotency_key})}
         return httpx.request(method, self.gateway.url + path, json=body, headers=given, trust_env=False, timeout=30)
 
 
@@ -133,6 +136,23 @@ def play(on: Stage) -> Answers:
     said["holds"] = on.page("/admin/holds?run=r4", key=ADMIN_TOKEN)
     hold = said["holds"].json()["holds"][0]["reservation_id"]
     said["settled"] = on.page(f"/admin/holds/{hold}/settle", method="POST", key=ADMIN_TOKEN, body={"cost_usd": "0.001"})
+    spent = {"run_id": "r5", "cost_usd": "0.12", "name": "web_search"}
+    said["event"] = on.page("/budget/events", method="POST", body=spent, idempotency_key="search-17")
+    wanted = {"run_id": "r5", "estimate_usd": "0.50", "name": "render", "ttl": "5m"}
+    said["reservation"] = on.page("/budget/reservations", method="POST", body=wanted, idempotency_key="render-3")
+    reservation = f"/budget/reservations/{said['reservation'].json()['reservation_id']}"
+    said["committed"] = on.page(f"{reservation}/commit", method="POST", body={"cost_usd": "0.31"})
+    said["paused"] = on.page("/budget/runs/r5/pause", method="POST", body={"reason": "a look first"})
+    on.page("/budget/runs/r5/resume", method="POST")
+    team = {"scope": {"team": "research"}, "reason": "a leaked key"}
+    said["frozen"] = on.page("/admin/freeze", method="POST", key=ADMIN_TOKEN, body=team)
+    said["all-frozen"] = on.page("/admin/frozen", key=ADMIN_TOKEN)
+    on.page("/admin/thaw", method="POST", key=ADMIN_TOKEN, body=team)
+    account = "/admin/accounts/" + quote("run-ceiling|run=r5|lifetime|usd", safe="")
+    credit = {"amount": "-0.05", "reason": "the provider's credit", "id": "credit-9"}
+    said["adjusted"] = on.page(f"{account}/adjust", method="POST", key=ADMIN_TOKEN, body=credit)
+    said["account"] = on.page(account, key=ADMIN_TOKEN)
+    said["acts"] = on.page("/admin/acts?limit=1", key=ADMIN_TOKEN)
     bodies = {name: answer.json() for name, answer in said.items()}
     heads: dict[str, Mapping[str, str]] = {name: dict(answer.headers) for name, answer in said.items()}
     return Answers(bodies | logged(on), heads)
