@@ -296,13 +296,14 @@ def _balances(met: Sequence[_Met]) -> tuple[Balance, ...]:
     return tuple([_balance(charge.ceiling, row, limit) for (charge, _, twin), row, limit in met if not twin])
 
 
-def standing(books: Books, record: Record, run: RunRow) -> tuple[Balance, ...]:
+def standing(books: Books, record: Record, run: RunRow | None) -> tuple[Balance, ...]:
     """The accounts of a hold as they stand now, under the limits it was made with."""
     return _balances(_meet(books, record.lines, _own_of(record, run)))
 
 
-def _own_of(record: Record, run: RunRow) -> _Own:
-    return _Own(run.limit, run.raised, ancestry_in(record))
+def _own_of(record: Record, run: RunRow | None) -> _Own:
+    limit, raised = (None, 0) if run is None else (run.limit, run.raised)
+    return _Own(limit, raised, ancestry_in(record))
 
 
 # -- what becomes of it -------------------------------------------------------------------------------------------------------
@@ -347,8 +348,9 @@ def _hold(books: Books, decision: Decision, judged: _Judged, lease_ms: int) -> t
         if not line.twin:
             row.hold(line.held)
     for row, pin in judged.pins:
-        row.limit = pin
-        row.wide = True
+        if row.limit is None:  # two charges may pin it: the first does
+            row.limit = pin
+            row.wide = True
     run.hold(plan.cost_max.usd)
     run.calls += 1
     run.latest = tail
@@ -480,8 +482,7 @@ def _as_it_stands(books: Books, tenant: str, call: CallRow) -> Settled:
     charged = NOTHING if call.closing is None else call.closing.charged
     if call.record is None:
         return Settled(STATES[call.state], False, charged)
-    run = books.run(tenant, call.record.run)
-    assert run is not None
+    run = books.run(tenant, call.record.run)  # None: forgotten, before the record of this call
     return Settled(STATES[call.state], False, charged, standing(books, call.record, run))
 
 
