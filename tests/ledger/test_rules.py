@@ -3,8 +3,9 @@
 import pytest
 
 from gateway.core.scopes import Amounts, Unit
-from gateway.core.values import Decision, Hold, Outcome
-from gateway.ledger.contract import Barred, Barrier, Ledger, Refusal, RunState, SetLimit, Stale
+from gateway.core.values import Hold, Outcome
+from gateway.ledger.contract import Barred, Barrier, Ledger, RunState, SetLimit, Stale
+from tests.ledger.asking import hold, of_run, refuse, spend
 from tests.ledger.builders import (
     ACTUALS,
     ADVISORY,
@@ -22,28 +23,6 @@ from tests.ledger.builders import (
     settlement,
 )
 from tests.support.clock import Clock
-
-
-async def hold(ledger: Ledger, decided: Decision) -> Hold:
-    answer = await ledger.reserve(decided, LEASE_MS)
-    assert isinstance(answer, Hold), answer
-    return answer
-
-
-async def refuse(ledger: Ledger, decided: Decision) -> Refusal:
-    answer = await ledger.reserve(decided, LEASE_MS)
-    assert isinstance(answer, Refusal), answer
-    return answer
-
-
-async def spend(ledger: Ledger, decided: Decision, usd: int) -> None:
-    held = await hold(ledger, decided)
-    await ledger.commit(decided.call.caller.tenant, held.id, settlement(usd))
-
-
-def of_run(usd: int = 10, limit: int | None = 100, run: str = "r1", key: str = "k1", run_limit: int | None = None) -> Decision:
-    return decision(plan(own_run_charge(run, limit), usd=usd), of=caller(run, key), run_limit=run_limit)
-
 
 # -- the ladder ---------------------------------------------------------------------------------------------------------------
 
