@@ -347,6 +347,54 @@ def test_runs_and_spend_of_a_running_gateway(
     assert "PENSTOCK_ADMIN_TOKEN" in penstock("runs", "settle", "rsv_1", "--release").complaint
 
 
+def test_an_operators_acts_on_a_running_gateway(
+    penstock: Callable[..., Done], start_gateway: "Callable[..., GatewayProcess]", monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from tests.support.gateway import ADMIN_TOKEN
+
+    gateway = start_gateway(policy=policy(run_ceiling("$1.00"), {"name": "steps", "scope": "run", "limit": "60 calls"}))
+    for name, more in (("r41", {}), ("r42", {"X-Parent-Run-Id": "r41"})):
+        client = gateway.client(name, **more)
+        client.chat.completions.create(model="big-model", messages=[{"role": "user", "content": "Hi"}], max_tokens=20)
+    monkeypatch.setenv("PENSTOCK_GATEWAY", gateway.url)
+    monkeypatch.setenv("PENSTOCK_ADMIN_TOKEN", ADMIN_TOKEN)
+    usd, steps = "run-ceiling|run=r42|lifetime|usd", "steps|run=r42|lifetime|calls"
+
+    shown = penstock("runs", "show", "r42").out
+    assert "ancestry         r41" in shown
+    assert usd in shown
+    paused = penstock("runs", "pause", "r42", "--reason", "a look").out
+    assert "state            paused" in paused
+    assert "paused_by        admin" in paused
+    assert "state            active" in penstock("runs", "resume", "r42").out
+
+    assert json.loads(penstock("runs", "freeze", "team=research", "agent=a=1").out)["scope"] == {
+        "agent": "a=1",
+        "team": "research",
+    }
+    assert json.loads(penstock("runs", "freeze", "tenant", "--reason", "a leak").out)["scope"] == {}
+    frozen = penstock("runs", "frozen").out
+    assert "agent=a=1 team=research" in frozen
+    assert "a leak" in frozen
+    assert json.loads(penstock("runs", "thaw", "tenant").out)["changed"] is True
+    assert "expected a dimension and its value" in penstock("runs", "freeze", "research").complaint
+
+    assert "limit            8.00" in penstock("runs", "account", "limit", usd, "$8.00").out
+    assert "limit            None" in penstock("runs", "account", "limit", usd, "none").out
+    assert "adjusted         1.50" in penstock("runs", "account", "adjust", usd, "1.50", "--reason", "a bill", "--id", "b1").out
+    assert "adjusted         1.50" in penstock("runs", "account", "adjust", usd, "1.50", "--reason", "a bill", "--id", "b1").out
+    assert "adjusted         1.00" in penstock("runs", "account", "adjust", usd, "-0.50", "--reason", "a credit").out
+    assert "committed        6" in penstock("runs", "account", "adjust", steps, "5", "--reason", "by hand").out
+    assert "whole number" in penstock("runs", "account", "adjust", steps, "1.5", "--reason", "x").complaint
+    assert "committed        0.00" in penstock("runs", "account", "reset", usd, "--reason", "anew").out
+    assert json.loads(penstock("runs", "account", "show", steps, "--json").out)["committed"] == 6
+    assert "no such account" in penstock("runs", "account", "show", "nonsense").complaint
+
+    acts = penstock("runs", "acts", "--limit", "3").out
+    assert [line.split()[2] for line in acts.splitlines()[1:]] == ["reset", "adjust", "adjust"]
+    assert "anew" in acts
+
+
 def test_a_gateway_that_is_not_there_is_one_line_with_the_way_out(penstock: Callable[..., Done]) -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
