@@ -1,0 +1,197 @@
+-- What a plan's charges and their accounts are to the scripts that move money. Stands after common.lua where it is needed.
+--
+-- A line is an array (see gateway/ledger/scripts.py, which writes it); what is left off at its end has the default:
+local ORDINAL, UNIT, LIMIT, BASIS, KEY, END = 1, 2, 3, 4, 5, 6 -- LIMIT -1: none. BASIS 0: reserved+committed, 1: committed, 2: none
+local MODE, SHARE, MARGIN, OWN, ALERTS, TWIN = 7, 8, 9, 10, 11, 12 -- OWN: the run whose own limit replaces this one, or false
+local PAUSE, BUCKET, PINNED, PINNED_TO = 13, 14, 15, 16 -- BUCKET: the length of a rolling window's. PINNED_TO: the place of a line
+local BUCKETS, END_OF_TIME = 60, 9007199254740992
+
+-- An account: c(ommitted) r(eserved) u(nconfirmed) a(lerted) l(imit) f(orwarded: carried) j (adjusted) e(nd), as its hash has them. Of a
+-- rolling window also o, the oldest bucket that c and u count, and a field b<index> = "committed unconfirmed carried" per bucket.
+local accounts = {}
+
+local function bucket_of(account, index)
+  local bucket = account.buckets[index]
+  if not bucket then
+    bucket = {0, 0, 0}
+    local text = call('HGET', account.key, 'b' .. int(index))
+    if text then
+      bucket[1], bucket[2], bucket[3] = three(text)
+    end
+    account.buckets[index] = bucket
+  end
+  return bucket
+end
+
+-- What has fallen out of the window no longer counts; its fields go with the next write.
+local function age(account)
+  local oldest = account.at - BUCKETS + 1
+  local first, last = account.o, math.min(oldest, account.o + BUCKETS) - 1
+  account.stale = {}
+  if first <= last then
+    for index = first, last do
+      account.stale[#account.stale + 1] = 'b' .. int(index)
+    end
+    for _, text in ipairs(call('HMGET', account.key, unpack(account.stale))) do
+      if text then
+        local committed, unconfirmed = three(text)
+        account.c, account.u = account.c - committed, account.u - unconfirmed
+      end
+    end
+  end
+  account.o = math.max(account.o, oldest)
+end
+
+local function account_at(key, bucket_ms)
+  local account = accounts[key]
+  if account then
+    return account
+  end
+  local found = call('HMGET', key, 'c', 'r', 'u', 'a', 'l', 'e', 'o')
+  account = {
+    key = key, c = tonumber(found[1]) or 0, r = tonumber(found[2]) or 0, u = tonumber(found[3]) or 0, a = tonumber(found[4]) or 0,
+    l = tonumber(found[5]), e = tonumber(found[6]),
+  }
+  if bucket_ms then
+    account.at = math.floor(now / bucket_ms)
+    account.o = tonumber(found[7]) or account.at - BUCKETS + 1
+    account.buckets = {}
+    age(account)
+  end
+  accounts[key] = account
+  return account
+end
+
+-- Adds; to committed and unconfirmed in the bucket `index`, by default the present one.
+local function move(account, reserved, committed, unconfirmed, index)
+  account.r = account.r + reserved
+  account.c = account.c + committed
+  account.u = account.u + unconfirmed
+  if account.at and (committed ~= 0 or unconfirmed ~= 0) then
+    local bucket = bucket_of(account, index or account.at)
+    bucket[1], bucket[2] = bucket[1] + committed, bucket[2] + unconfirmed
+  end
+  if account.r < 0 or account.u < 0 or account.u > account.c then
+    error('below zero: ' .. account.key)
+  end
+end
+
+local function store(account)
+  if not account.at then
+    call('HSET', account.key, 'c', int(account.c), 'r', int(account.r), 'u', int(account.u), 'a', int(account.a))
+    return
+  end
+  local fields = {'c', int(account.c), 'r', int(account.r), 'u', int(account.u), 'a', int(account.a), 'o', int(account.o)}
+  for index, bucket in pairs(account.buckets) do
+    fields[#fields + 1] = 'b' .. int(index)
+    fields[#fields + 1] = of_three(bucket[1], bucket[2], bucket[3])
+  end
+  call('HSET', account.key, unpack(fields))
+  if #account.stale > 0 then
+    call('HDEL', account.key, unpack(account.stale))
+  end
+end
+
+-- amount * ppm / 1,000,000, rounded down (or up), exact although the product would not be.
+local function part(amount, ppm, up)
+  local low = amount % 1000000
+  return (amount - low) / 1000000 * ppm + (up and math.ceil or math.floor)(low * ppm / 1000000)
+end
+
+-- Lines where they meet their accounts. `first`: the place in KEYS before the first account's. `own`, and `above` by name: the call's run
+-- and its ancestors {l = its own limit, x = '1' where the admin set it}. `anew`: shares that are not pinned yet stand at what their pin
+-- would be.
+local function meet(lines, first, own, above, anew)
+  for _, line in ipairs(lines) do
+    line.account = account_at(KEYS[first + line[ORDINAL]], line[BUCKET])
+  end
+  local function limit_of(line)
+    if line.limit == nil then
+      local limit = line.account.l
+      if not limit and (line[PINNED] or 0) > 0 then
+        local whole = anew and lines[line[PINNED_TO]]
+        local top = whole and limit_of(whole)
+        limit = top and part(math.max(0, top - whole.account.c - whole.account.r), line[PINNED])
+        line.pins = limit
+      elseif not limit and line[LIMIT] >= 0 then
+        limit = line[LIMIT]
+      end
+      local run = line[OWN] and (above[line[OWN]] or own)
+      if run and run.l then
+        limit = (run.x == '1' or not limit) and run.l or math.min(limit, run.l)
+      end
+      line.limit = limit or false
+    end
+    return line.limit
+  end
+  for _, line in ipairs(lines) do
+    limit_of(line)
+  end
+  return lines
+end
+
+-- How many accounts they have.
+local function accounts_of(lines)
+  local count = 0
+  for _, line in ipairs(lines) do
+    count = math.max(count, line[ORDINAL])
+  end
+  return count
+end
+
+local function room(line)
+  return part(line.limit, line[SHARE] or 1000000) + (line[MARGIN] or 0)
+end
+
+-- The rule of core.values.Ceiling.
+local function fits(line, amount)
+  if not line.limit or amount == 0 or line[BASIS] == 2 then
+    return true
+  end
+  if line[BASIS] == 1 then
+    return line.account.c < room(line)
+  end
+  return line.account.r + line.account.c + amount <= room(line)
+end
+
+-- {limit or false, committed, reserved, unconfirmed} per account, one after the other.
+local function balances(lines)
+  local told, at = {}, 0
+  for _, line in ipairs(lines) do
+    if not line[TWIN] then
+      local account = line.account
+      told[at + 1], told[at + 2], told[at + 3], told[at + 4] = line.limit, account.c, account.r, account.u
+      at = at + 4
+    end
+  end
+  return told
+end
+
+-- Adds {place of the line, threshold, limit, committed} per threshold that committed has reached and that had not fired before.
+local function fire(alerts, place, line)
+  local account, limit = line.account, line.limit
+  if not limit or account.c == 0 then
+    return
+  end
+  for _, threshold in ipairs(line[ALERTS] or {}) do
+    if threshold > account.a and account.c >= part(limit, threshold, true) then
+      account.a = threshold
+      alerts[#alerts + 1] = {place, threshold, limit, account.c}
+    end
+  end
+end
+
+-- Adds to the spend of a day. `group`: the field that the sums stand in.
+local function add_spend(key, days, day, group, usd, tokens, calls)
+  if usd == 0 and tokens == 0 and calls == 0 then
+    return
+  end
+  local text = call('HGET', key, group)
+  if text then
+    local before_usd, before_tokens, before_calls = three(text)
+    usd, tokens, calls = before_usd + usd, before_tokens + tokens, before_calls + calls
+  else
+    call('SADD', days, int(day))
+  end
+  call('HSET', key, group, of_three(usd, tokens, calls))
+end

@@ -1,0 +1,102 @@
+-- Removes what needs no record, if it still needs none.
+--
+-- ARGV   1 epoch  2 sequence  3 what, and then:
+--        tombstone  KEYS 2 tombstones  3 the call                                          ARGV 4 tail
+--        refusal    KEYS 2 refused  3 refused by time  4 the ring                          ARGV 4 tail
+--        account    KEYS 2 accounts by end  3 accounts by run  4 the account               ARGV 4 run or ''  5 key  6 bucket_ms or ''
+--        run        KEYS 2 accounts by end  3 accounts by run  4 runs  5 the owner's  6 the owner's active  7 the run  8 recent; then
+--                   its accounts                                                           ARGV 4 run  5 last use  6 owner  7 the run as text;
+--                                                                                               then a key and bucket_ms each
+--        shared     KEYS 2 accounts by end  3 accounts by run  4 shared scopes by end; then its accounts   ARGV 4 its text, as above
+--        spend      KEYS 2 days  3 the day's spend                                         ARGV 4 day
+-- Reply  {DONE, sequence, how many things}
+local what = ARGV[3]
+
+-- Whether nothing on record counts there any more.
+local function is_settled(key, bucket_ms)
+  local account = account_at(key, bucket_ms)
+  if account.r ~= 0 then
+    return false
+  end
+  if not bucket_ms then
+    local found = call('HMGET', key, 'f', 'j')
+    return account.c == (tonumber(found[1]) or 0) + (tonumber(found[2]) or 0)
+  end
+  for index = account.o, account.at do
+    local bucket = bucket_of(account, index)
+    if bucket[1] ~= bucket[3] then
+      return false
+    end
+  end
+  return true
+end
+
+local function forget(key, run, name)
+  call('DEL', key)
+  call('ZREM', KEYS[2], name)
+  if run ~= '' then
+    call('ZREM', KEYS[3], run .. ' ' .. name)
+  end
+end
+
+-- The accounts from KEYS[before + 1] and ARGV[given] on, all or none. nil: some is still of use.
+local function forget_all(before, given, run)
+  local names = {}
+  for at = before + 1, #KEYS do
+    local place = given + 2 * (at - before - 1)
+    if not is_settled(KEYS[at], tonumber(ARGV[place + 1])) then
+      return nil
+    end
+    names[at] = ARGV[place]
+  end
+  advance()
+  for at, name in pairs(names) do
+    forget(KEYS[at], run, name)
+  end
+  return #KEYS - before
+end
+
+local gone = 0
+if what == 'tombstone' then
+  if not call('HGET', KEYS[3], 'n') then
+    advance()
+    call('DEL', KEYS[3])
+    gone = 1
+  end
+  call('ZREM', KEYS[2], ARGV[4])
+elseif what == 'refusal' then
+  advance()
+  gone = call('HDEL', KEYS[2], ARGV[4])
+  call('ZREM', KEYS[3], ARGV[4])
+  call('LREM', KEYS[4], 0, ARGV[4])
+elseif what == 'account' then
+  if is_settled(KEYS[4], tonumber(ARGV[6])) then
+    advance()
+    forget(KEYS[4], ARGV[4], ARGV[5])
+    gone = 1
+  end
+elseif what == 'run' then
+  local run = call('HMGET', KEYS[7], 't', 'o', 'h')
+  if run[1] == ARGV[5] and run[2] == ARGV[6] and tonumber(run[3] or 0) == 0 then
+    local accounts_gone = forget_all(8, 8, ARGV[7])
+    if accounts_gone then
+      call('DEL', KEYS[7], KEYS[8])
+      for at = 4, 6 do
+        call('ZREM', KEYS[at], ARGV[4])
+      end
+      gone = accounts_gone + 1
+    end
+  end
+elseif what == 'shared' then
+  gone = forget_all(4, 5, ARGV[4])
+  if gone then
+    call('ZREM', KEYS[4], ARGV[4])
+  end
+  gone = gone or 0
+elseif what == 'spend' then
+  gone = call('HLEN', KEYS[3])
+  advance()
+  call('DEL', KEYS[3])
+  call('SREM', KEYS[2], ARGV[4])
+end
+return {DONE, sequence, gone}

@@ -1,0 +1,597 @@
+"""The ledger on Redis or Valkey, shared by any number of gateways: every step is one Lua script, one round trip.
+
+Scripts are asked for again after a lost connection: each finds what it has done by the id it was done with. What a script needs to name its
+keys (which accounts a hold counts in, whose a run is) is remembered here or read first; the script checks it, and where it is no longer so
+changes nothing and says so.
+"""
+
+import asyncio
+import contextlib
+import secrets
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Generator, Mapping, Sequence
+from typing import Any, Final, Generic, NamedTuple, TypeVar
+
+import orjson
+
+from gateway.core.scopes import Account, Amounts, Caller
+from gateway.core.values import Balance, Decision, Ending, Usage, UsageSource
+from gateway.ledger import redis_copying, redis_keeping, redis_reading
+from gateway.ledger.contract import (
+    AccountView,
+    Act,
+    Adjusting,
+    Barred,
+    Barrier,
+    CallRecord,
+    Debiting,
+    Expired,
+    Frozen,
+    HoldState,
+    Keep,
+    LedgerLost,
+    LedgerUnavailable,
+    Refusal,
+    Reserved,
+    RunView,
+    SetLimit,
+    Settled,
+    Settlement,
+    SpendRow,
+    Stale,
+    scope_text,
+)
+from gateway.ledger.lines import NUMBERS, Lines, closing_text, read_lines
+from gateway.ledger.resp import Argument
+from gateway.ledger.servers import Servers
+from gateway.ledger.shapes import AGAIN, DONE, ENDED, HELD, UNKNOWN, arguments, refused, reserved, settled
+from gateway.ledger.slots import Slots, Tenant, adopt
+from gateway.ledger.witness import Witness
+
+__all__ = ["RedisLedger", "adopt"]
+
+T = TypeVar("T")
+
+_TIDY_EVERY_S: Final = 1.0
+_HELD_AT_MOST: Final = 65_536
+_TRIES: Final = 8  # of a step whose keys had changed
+_DAY_MS: Final = 86_400_000
+_LOOK: Final = 0  # at a hold, instead of ending it
+_HOW: Final = {Debiting.ASK: 1, Debiting.ALWAYS: 2, Debiting.REPLAY: 3}
+_AS_HELD: Final = ("", "", "")
+
+
+class _Known(NamedTuple):
+    """What names the keys of a hold. All of it stays as it is for as long as the hold is on record."""
+
+    lines: Lines
+    day: int  # of its reserve
+    runs: int
+    around: tuple[str, ...]  # its keys behind the day's spend
+    accounts: tuple[str, ...]
+
+
+class _Answer(Generic[T]):
+    """Waits for a step that is under way, and reads its reply."""
+
+    __slots__ = ("_future", "_read")
+
+    def __init__(self, future: "asyncio.Future[Any]", read: Callable[[Any], T]) -> None:
+        self._future = future
+        self._read = read
+
+    def __await__(self) -> Generator[Any, None, T]:
+        return self._read((yield from self._future))
+
+
+class _Reserving:
+    """Waits for a reserve. If the waiter goes, what may be held is given back: by its id, whatever has become of it."""
+
+    __slots__ = ("_answer", "_give_back")
+
+    def __init__(self, answer: Awaitable[Reserved], give_back: Callable[[], None]) -> None:
+        self._answer = answer
+        self._give_back = give_back
+
+    def __await__(self) -> Generator[Any, None, Reserved]:
+        try:
+            return (yield from self._answer.__await__())
+        except asyncio.CancelledError:
+            self._give_back()
+            raise
+
+
+class RedisLedger:
+    """`Ledger` on Redis or Valkey. `now`: Lua that replaces the server's clock, in tests. Belongs to the event loop that starts it."""
+
+    def __init__(self, servers: Servers, witness: Witness, now: str | None = None) -> None:
+        self._servers = servers
+        self._slots = Slots(servers, witness, now)
+        self._held: dict[tuple[str, str], _Known] = {}  # by tenant and tail, the oldest first
+        self._tasks: set[asyncio.Task[Any]] = set()
+        self._tidying: asyncio.Task[None] | None = None
+        self._connected = False
+        self._trouble: str | None = None
+        self._swept = redis_keeping.Progress()
+
+    # -- life -----------------------------------------------------------------------------------------------------------------
+
+    async def start(self) -> None:
+        """Again after LedgerLost: goes on if the store was adopted meanwhile."""
+        if not self._connected:
+            await self._servers.start()
+            self._connected = True
+        await self._slots.verify()
+        self._held.clear()
+        if self._tidying is None:
+            self._tidying = asyncio.get_running_loop().create_task(self._tidy_now_and_then())
+
+    async def close(self) -> None:
+        """Idempotent. Steps that are asked for from now on are refused; those under way are answered first."""
+        if not self._connected:
+            return
+        self._connected = False
+        if self._tidying is not None:
+            self._tidying.cancel()
+            await asyncio.gather(self._tidying, return_exceptions=True)
+            self._tidying = None
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self._servers.close()
+        await self._slots.witness()
+
+    async def _tidy_now_and_then(self) -> None:
+        while True:
+            await asyncio.sleep(_TIDY_EVERY_S)
+            try:
+                await self._slots.witness()
+            except (LedgerUnavailable, LedgerLost) as error:  # the witness is behind, not the ledger: /readyz tells
+                self._trouble = str(error)
+            else:
+                self._trouble = None
+
+    def health(self) -> Mapping[str, object]:
+        facts: dict[str, object] = dict(self._servers.health())
+        known = self._slots.known.values()
+        facts["epochs"] = len({each.epoch for each in known})
+        facts["sequence"] = sum(each.sequence for each in known)
+        if self._slots.lost is not None:
+            facts |= {"ok": False, "why": f"ledger_lost: {self._slots.lost}"}
+        elif not self._connected:
+            facts |= {"ok": False, "why": facts.get("why", "the ledger is not open")}
+        if self._trouble is not None:
+            facts["trouble"] = self._trouble
+        return facts
+
+    # -- asking ---------------------------------------------------------------------------------------------------------------
+
+    def _known_tenant(self, name: str) -> Tenant | None:
+        """None: one that is new to this gateway."""
+        if not self._connected:
+            raise LedgerUnavailable("the ledger is not open")
+        if self._slots.lost is not None:
+            raise LedgerLost(self._slots.lost)
+        return self._slots.known.get(name)
+
+    async def _get(self, name: str) -> Tenant:
+        return self._known_tenant(name) or await self._slots.get(name)
+
+    async def _find(self, name: str) -> Tenant | None:
+        return self._known_tenant(name) or await self._slots.find(name)
+
+    def _under_way(self, work: Coroutine[Any, Any, T]) -> Awaitable[T]:
+        """More than one round trip: goes on though whoever waits is gone."""
+        task = asyncio.get_running_loop().create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._ended)
+        return asyncio.shield(task)
+
+    def _ended(self, task: "asyncio.Task[Any]") -> None:
+        self._tasks.discard(task)
+        if not task.cancelled():
+            task.exception()  # whoever waits has heard it; nobody else needs to
+
+    # -- the path of a call ---------------------------------------------------------------------------------------------------
+
+    def reserve(self, decision: Decision, lease_ms: int) -> Awaitable[Reserved]:
+        name = decision.call.caller.tenant
+        tenant = self._known_tenant(name)
+        if tenant is None:
+            answer: Awaitable[Reserved] = self._under_way(self._reserve_first(name, decision, lease_ms))
+        else:
+            answer = self._reserve(tenant, decision, lease_ms)
+        return _Reserving(answer, lambda: self._give_back(name, decision.hold_id))
+
+    async def _reserve_first(self, name: str, decision: Decision, lease_ms: int) -> Reserved:
+        return await self._reserve(await self._slots.get(name), decision, lease_ms)
+
+    def _reserve(self, tenant: Tenant, decision: Decision, lease_ms: int) -> Awaitable[Reserved]:
+        keys = tenant.keys
+        owner, tail = decision.call.caller.key, decision.id.removeprefix("bdg_")
+        shape = tenant.shapes.of(decision)
+        named = [keys.call(tail), keys.leases, keys.open, keys.runs, keys.owner(owner), keys.active(owner)]
+        named += shape.after
+        named.append(keys.days)  # a debit's spend
+        named += shape.runs
+        for each in shape.accounts:
+            named += each
+        future = self._slots.evaluate(tenant, self._slots.scripts.reserve, named, arguments(shape, decision, tail, lease_ms))
+
+        def read(reply: Any) -> Reserved:
+            self._slots.checked(tenant, reply)
+            if reply[0] == HELD:
+                number = shape.texts[id(decision.ladder[reply[4] - 1].charges)] - 1
+                known = _Known(
+                    *(shape.lines[number], reply[2] // _DAY_MS, 1 + len(decision.call.caller.ancestry)),
+                    *(shape.settled, shape.accounts[number]),
+                )
+                self._remember(tenant.name, tail, known)
+            return reserved(shape, decision, reply)
+
+        return _Answer(future, read)
+
+    def _remember(self, tenant: str, tail: str, known: _Known) -> None:
+        held = self._held
+        if len(held) >= _HELD_AT_MOST:
+            del held[next(iter(held))]
+        held[tenant, tail] = known
+
+    def _give_back(self, tenant: str, hold_id: str) -> None:
+        """Sent after the reserve, on the same connection; if that is asked for again later, it finds a tombstone."""
+        with contextlib.suppress(LedgerUnavailable, LedgerLost):  # then its lease ends it
+            self._under_way(self._settle(tenant, hold_id, HoldState.RELEASED, closing_text(None, Ending.NOT_SENT)))
+
+    def commit(self, tenant: str, hold_id: str, settlement: Settlement) -> Awaitable[Settled | None]:
+        cost = settlement.cost
+        assert min(cost.usd, cost.tokens, cost.calls) >= 0, cost
+        closing = closing_text(settlement.usage, settlement.ending)
+        return self._end(tenant, hold_id, HoldState.COMMITTED, closing, (cost.usd, cost.tokens, cost.calls))
+
+    def release(self, tenant: str, hold_id: str, ending: Ending) -> Awaitable[Settled]:
+        answer: Awaitable[Any] = self._end(tenant, hold_id, HoldState.RELEASED, closing_text(None, ending), (0, 0, 0))
+        return answer
+
+    def _end(
+        self, tenant_name: str, hold_id: str, state: HoldState, closing: bytes, charged: tuple[Argument, ...]
+    ) -> Awaitable[Settled | None]:
+        tenant = self._known_tenant(tenant_name)
+        tail = hold_id.removeprefix("rsv_")
+        known = self._held.pop((tenant_name, tail), None)
+        if tenant is None or known is None:
+            return self._under_way(self._settle(tenant_name, hold_id, state, closing, charged))
+        future = self._send_end(tenant, tail, known, NUMBERS[state], closing, charged)
+
+        def read(reply: Any) -> Settled | None:
+            self._slots.checked(tenant, reply)
+            return settled(known.lines, reply) if reply[0] == DONE else None
+
+        return _Answer(future, read)
+
+    def _send_end(
+        self,
+        tenant: Tenant,
+        tail: str,
+        known: _Known | None,
+        state: int,
+        closing: bytes,
+        charged: tuple[Argument, ...],
+        act: tuple[Argument, ...] = ("", ""),
+    ) -> "asyncio.Future[Any]":
+        keys = tenant.keys
+        named: tuple[str, ...] = (keys.call(tail), keys.leases, keys.open, keys.ended, keys.tombstones, keys.days)
+        if known is None:
+            named = (*named, keys.days, keys.days, keys.acts, keys.acts_order)
+        else:
+            named = (*named, keys.spend(known.day), *known.around, *known.accounts)
+        args = (tail, state, *charged, closing, 0 if known is None else known.runs, *act)
+        return self._slots.evaluate(tenant, self._slots.scripts.settle, named, args)
+
+    async def _settle(
+        self,
+        tenant_name: str,
+        hold_id: str,
+        state: HoldState,
+        closing: bytes,
+        charged: tuple[Argument, ...] = (0, 0, 0),
+        act: tuple[Argument, ...] = ("", ""),
+    ) -> Settled | None:
+        """As `_end`, of a hold whose keys are not known here."""
+        creates = state is HoldState.RELEASED and not act[0]
+        tenant = await self._get(tenant_name) if creates else await self._find(tenant_name)
+        if tenant is None:
+            return None
+        return await self._settle_in(tenant, hold_id.removeprefix("rsv_"), NUMBERS[state], closing, charged, act)
+
+    async def _settle_in(
+        self,
+        tenant: Tenant,
+        tail: str,
+        state: int,
+        closing: bytes = b"",
+        charged: tuple[Argument, ...] = _AS_HELD,
+        act: tuple[Argument, ...] = ("", ""),
+    ) -> Settled | None:
+        for _ in range(_TRIES):
+            known = await self._look_up(tenant, tail)
+            reply = self._slots.checked(tenant, await self._send_end(tenant, tail, known, state, closing, charged, act))
+            if reply[0] == UNKNOWN:
+                return None
+            if reply[0] == DONE:
+                return settled(None if known is None else known.lines, reply)
+        raise LedgerUnavailable(f"rsv_{tail} changed all the time")  # it was reserved while it was looked up: that happens once
+
+    async def _look_up(self, tenant: Tenant, tail: str) -> _Known | None:
+        """What names the keys of a hold. None: there is none, or a tombstone."""
+        known = self._held.get((tenant.name, tail))
+        if known is not None:
+            return known
+        keys = tenant.keys
+        at_ms, run, ancestry, text = await self._slots.command(tenant, "HMGET", keys.call(tail), "t", "r", "a", "n")
+        if text is None:
+            return None
+        lines = read_lines(tenant.name, text)
+        name = run.decode()
+        runs = [keys.run(each) for each in (name, *(each for each in ancestry.decode().split("/") if each))]
+        around = (keys.recent(name), keys.acts, keys.acts_order, *runs)
+        return _Known(lines, int(at_ms) // _DAY_MS, len(runs), around, tuple([keys.account(key) for key in lines.keys]))
+
+    def extend(self, tenant: str, hold_id: str, lease_ms: int, more: Amounts | None = None) -> Awaitable[bool]:
+        assert more is None or min(more.usd, more.tokens, more.calls) >= 0, more
+        return self._under_way(self._extend(tenant, hold_id.removeprefix("rsv_"), lease_ms, more))
+
+    async def _extend(self, tenant_name: str, tail: str, lease_ms: int, more: Amounts | None) -> bool:
+        tenant = await self._find(tenant_name)
+        if tenant is None:
+            return False
+        keys = tenant.keys
+        named: tuple[str, ...] = (keys.call(tail), keys.leases)
+        if more is None:
+            reply = await self._slots.run(tenant, self._slots.scripts.extend, named, tail, lease_ms, "", "", 0)
+            return bool(reply[0] == DONE)
+        for _ in range(_TRIES):
+            # What is held before and after makes it certain, however often the script is asked.
+            known = await self._look_up(tenant, tail)
+            before = await self._slots.command(tenant, "HGET", keys.call(tail), "h")
+            if known is None or before is None:
+                return False
+            usd, tokens, calls = map(int, before.split())
+            after = f"{usd + more.usd} {tokens + more.tokens} {calls + more.calls}"
+            with_accounts = (*named, *known.around[3:], *known.accounts)
+            args = (tail, lease_ms, before, after, known.runs)
+            reply = await self._slots.run(tenant, self._slots.scripts.extend, with_accounts, *args)
+            if reply[0] in (DONE, UNKNOWN):
+                return bool(reply[0] == DONE)
+        raise LedgerUnavailable(f"rsv_{tail} is extended by somebody else all the time")
+
+    def debit(self, decision: Decision, settlement: Settlement, how: Debiting) -> Awaitable[Settled | Refusal | Barred | Stale]:
+        assert len(decision.ladder) == 1, decision
+        cost = settlement.cost
+        assert min(cost.usd, cost.tokens, cost.calls) >= 0, cost
+        return self._under_way(self._debit(decision, settlement, how))
+
+    async def _debit(self, decision: Decision, settlement: Settlement, how: Debiting) -> Settled | Refusal | Barred | Stale:
+        caller, cost = decision.call.caller, settlement.cost
+        tenant = await self._get(caller.tenant)
+        keys, tail = tenant.keys, decision.id.removeprefix("bdg_")
+        shape = tenant.shapes.of(decision)
+        closing = closing_text(settlement.usage, settlement.ending).decode()
+        at_ms = decision.at_ms if how is Debiting.REPLAY else -1
+        now_ms, owner = max(self._slots.now_ms, 0), caller.key
+        for _ in range(_TRIES):
+            day = (now_ms if at_ms < 0 else at_ms) // _DAY_MS
+            debit = orjson.dumps((_HOW[how], (cost.usd, cost.tokens, cost.calls), closing, day, at_ms, owner))
+            named = (
+                *(keys.call(tail), keys.leases, keys.open, keys.runs, keys.owner(owner), keys.active(owner), *shape.after),
+                *(keys.spend(day), *shape.runs, *shape.accounts[0]),
+            )
+            args = arguments(shape, decision, tail, 0, debit)
+            reply = await self._slots.run(tenant, self._slots.scripts.reserve, named, *args)
+            if reply[0] == DONE:
+                return settled(shape.lines[0], reply)
+            if reply[0] == ENDED:
+                known = await self._settle_in(tenant, tail, _LOOK)
+                assert known is not None
+                return known
+            if reply[0] != AGAIN:
+                return refused(shape, decision, reply)
+            now_ms, owner = reply[2], reply[3].decode() or caller.key
+            self._slots.now_ms = now_ms
+        raise LedgerUnavailable(f"{decision.id} can't be debited: its run changes hands all the time")
+
+    # -- beside the path ------------------------------------------------------------------------------------------------------
+
+    async def expire(self, at_most: int = 100) -> Sequence[Expired]:
+        self._known_tenant("")
+        tenants = await self._slots.all()
+        found = await asyncio.gather(*[redis_keeping.due(self._slots, each, each.keys.leases, at_most) for each in tenants])
+        due = [(lease, each.name, tail, each) for each, (_, pairs) in zip(tenants, found, strict=True) for lease, tail in pairs]
+        due.sort(key=lambda each: each[:3])
+        ended = await asyncio.gather(*[self._expire(tenant, tail) for _, _, tail, tenant in due[:at_most]])
+        return [each for each in ended if each is not None]
+
+    async def _expire(self, tenant: Tenant, tail: str) -> Expired | None:
+        """None: it ended or was extended meanwhile."""
+        self._held.pop((tenant.name, tail), None)
+        run = await self._slots.command(tenant, "HGET", tenant.keys.call(tail), "r")
+        closing = closing_text(Usage(UsageSource.HELD), Ending.UNKNOWN)
+        ended = await self._settle_in(tenant, tail, NUMBERS[HoldState.EXPIRED], closing)
+        if ended is None or not ended.changed:
+            return None
+        return Expired(f"rsv_{tail}", run.decode(), ended.charged, ended.alerts)
+
+    async def halted(self, tenant: str, callers: Sequence[Caller]) -> Sequence[Barrier | None]:
+        found = await self._find(tenant)
+        return [None] * len(callers) if found is None else await redis_reading.halted(self._slots, found, callers)
+
+    async def set_limit(self, tenant: str, run: str, owner: str, change: SetLimit) -> RunView | None:
+        assert change.limit >= 0, change
+        found = await self._get(tenant)
+        asked = (change.limit, "1" if change.by_admin else "0", owner)
+        done = await self._act_on_run(found, "set_limit", run, f"{run} {change.limit}", change.who, "", asked, owner)
+        return await redis_reading.run(self._slots, found, run, self._standing) if done else None
+
+    async def stop(self, tenant: str, run: str, who: str, why: str) -> RunView | None:
+        return await self._change(tenant, "stop", run, who, why)
+
+    async def pause(self, tenant: str, run: str, who: str, why: str) -> RunView | None:
+        return await self._change(tenant, "pause", run, who, why)
+
+    async def resume(self, tenant: str, run: str, who: str, why: str) -> RunView | None:
+        return await self._change(tenant, "resume", run, who, why)
+
+    async def _change(self, tenant: str, what: str, run: str, who: str, why: str) -> RunView | None:
+        found = await self._find(tenant)
+        if found is None or not await self._act_on_run(found, what, run, run, who, why):
+            return None
+        return await redis_reading.run(self._slots, found, run, self._standing)
+
+    async def _act_on_run(
+        self,
+        tenant: Tenant,
+        act: str,
+        run: str,
+        what: str,
+        who: str,
+        why: str,
+        more: tuple[Argument, ...] = (),
+        gets: str | None = None,
+    ) -> bool:
+        keys = tenant.keys
+        kept = _act(act, what, who, why)
+        for _ in range(_TRIES):
+            owner = await self._slots.command(tenant, "HGET", keys.run(run), "o")
+            has = "" if owner is None else owner.decode()
+            named = (
+                *(keys.run(run), keys.runs, keys.owner(has), keys.owner(has if gets is None else gets), keys.active(has)),
+                *(keys.acts, keys.acts_order),
+            )
+            reply = await self._slots.run(tenant, self._slots.scripts.run, named, act, run, has, *kept, who, *more)
+            if reply[0] != AGAIN:
+                return bool(reply[0] == DONE)
+        raise LedgerUnavailable(f"run {run} changes hands all the time")
+
+    async def freeze(self, tenant: str, scope: Sequence[tuple[str, str]], who: str, why: str) -> bool:
+        return await self._freeze(await self._get(tenant), "freeze", scope, who, why)
+
+    async def thaw(self, tenant: str, scope: Sequence[tuple[str, str]], who: str, why: str) -> bool:
+        found = await self._find(tenant)
+        return found is not None and await self._freeze(found, "thaw", scope, who, why)
+
+    async def _freeze(self, tenant: Tenant, act: str, scope: Sequence[tuple[str, str]], who: str, why: str) -> bool:
+        keys, text = tenant.keys, scope_text(scope)
+        named = (keys.frozen, keys.freezes, keys.acts, keys.acts_order)
+        args = (act, text, *_act(act, text, who, why), orjson.dumps((sorted(scope), who, why)))
+        reply = await self._slots.run(tenant, self._slots.scripts.freeze, named, *args)
+        return bool(reply[2])
+
+    async def set_account_limit(self, tenant: str, key: str, limit: int | None, who: str, why: str) -> AccountView | None:
+        assert limit is None or limit >= 0, limit
+        what = f"{key} {'none' if limit is None else limit}"
+        acted = await self._act_on_account(tenant, key, "set_account_limit", "" if limit is None else limit, what, who, why)
+        return None if acted is None else acted[1]
+
+    async def adjust(
+        self, tenant: str, key: str, amount: int, act_id: str, who: str, why: str
+    ) -> tuple[Adjusting, AccountView] | None:
+        acted = await self._act_on_account(tenant, key, "adjust", amount, f"{key} {amount}", who, why, act_id)
+        return None if acted is None else (Adjusting(acted[0]), acted[1])
+
+    async def reset(self, tenant: str, key: str, who: str, why: str) -> AccountView | None:
+        acted = await self._act_on_account(tenant, key, "reset", "", key, who, why)
+        return None if acted is None else acted[1]
+
+    async def _act_on_account(
+        self, tenant: str, key: str, act: str, amount: Argument, what: str, who: str, why: str, act_id: str | None = None
+    ) -> tuple[str, AccountView] | None:
+        """How it went, and the account after it. None: no such account."""
+        found = await self._find(tenant)
+        known = None if found is None else await redis_reading.account(self._slots, found, key)
+        if found is None or known is None:
+            return None
+        account = known.balance.account
+        keys = found.keys
+        named = (keys.account(key), keys.acts, keys.acts_order)
+        args = (act, amount, *_act(act, what, who, why, act_id), account.window.bucket_ms if account.window.span_ms else "")
+        reply = await self._slots.run(found, self._slots.scripts.account, named, *args)
+        if reply[0] == UNKNOWN:
+            return None
+        _, _, word, limit, committed, reserved_, unconfirmed, carried, adjusted = reply
+        return word.decode(), AccountView(Balance(account, limit, committed, reserved_, unconfirmed), carried, adjusted)
+
+    async def settle(self, tenant: str, hold_id: str, cost_usd: int | None, who: str, why: str) -> Settled | None:
+        act = _act("settle", f"{hold_id} {'none' if cost_usd is None else cost_usd}", who, why)
+        if cost_usd is None:
+            state, closing = HoldState.RELEASED, closing_text(None, Ending.UNKNOWN)
+            return await self._settle(tenant, hold_id, state, closing, (0, 0, 0), act)
+        state, closing = HoldState.COMMITTED, closing_text(Usage(UsageSource.HELD), Ending.UNKNOWN)
+        return await self._settle(tenant, hold_id, state, closing, (cost_usd, "", ""), act)
+
+    # -- reading --------------------------------------------------------------------------------------------------------------
+
+    async def _standing(self, tenant: Tenant, tail: str) -> tuple[Balance, ...]:
+        """The accounts of a call as they stand now, under the limits it was made with."""
+        found = await self._settle_in(tenant, tail, _LOOK)
+        return () if found is None else found.balances
+
+    async def run(self, tenant: str, run: str) -> RunView | None:
+        found = await self._find(tenant)
+        return None if found is None else await redis_reading.run(self._slots, found, run, self._standing)
+
+    async def runs(self, tenant: str, owner: str | None, limit: int, before: str | None = None) -> Sequence[RunView]:
+        found = await self._find(tenant)
+        return () if found is None else await redis_reading.runs(self._slots, found, owner, limit, before)
+
+    async def record(self, tenant: str, decision_id: str) -> CallRecord | None:
+        found = await self._find(tenant)
+        return None if found is None else await redis_reading.record(self._slots, found, decision_id)
+
+    async def balances(self, tenant: str, accounts: Sequence[Account]) -> Sequence[Balance]:
+        found = await self._find(tenant)
+        if found is None:
+            return [Balance(each, None, 0, 0) for each in accounts]
+        return await redis_reading.balances(self._slots, found, accounts)
+
+    async def account(self, tenant: str, key: str) -> AccountView | None:
+        found = await self._find(tenant)
+        return None if found is None else await redis_reading.account(self._slots, found, key)
+
+    async def frozen(self, tenant: str) -> Sequence[Frozen]:
+        found = await self._find(tenant)
+        return () if found is None else await redis_reading.frozen(self._slots, found)
+
+    async def acts(self, tenant: str, limit: int, before: str | None = None) -> Sequence[Act]:
+        found = await self._find(tenant)
+        return () if found is None else await redis_reading.acts(self._slots, found, limit, before)
+
+    async def holds(self, tenant: str, run: str | None, limit: int) -> Sequence[CallRecord]:
+        found = await self._find(tenant)
+        return () if found is None else await redis_reading.holds(self._slots, found, run, limit)
+
+    async def spend(self, tenant: str, by: Sequence[str], from_ms: int, to_ms: int, owner: str | None) -> Sequence[SpendRow]:
+        found = await self._find(tenant)
+        return () if found is None else await redis_reading.spend(self._slots, found, by, from_ms, to_ms, owner)
+
+    # -- keeping --------------------------------------------------------------------------------------------------------------
+
+    async def aged(self, keep: Keep, at_most: int) -> Sequence[CallRecord]:
+        self._known_tenant("")
+        return await redis_keeping.aged(self._slots, keep, at_most)
+
+    async def retire(self, tenant: str, decision_ids: Sequence[str], keep: Keep) -> int:
+        found = await self._find(tenant)
+        return 0 if found is None else await redis_keeping.retire(self._slots, found, decision_ids, keep)
+
+    async def sweep(self, keep: Keep, at_most: int) -> int:
+        self._known_tenant("")
+        return await redis_keeping.sweep(self._slots, self._swept, keep, at_most)
+
+    def dump(self) -> AsyncIterator[Mapping[str, object]]:
+        self._known_tenant("")
+        return redis_copying.dump(self._slots)
+
+    async def load(self, rows: AsyncIterator[Mapping[str, object]]) -> int:
+        self._known_tenant("")
+        return await redis_copying.load(self._slots, rows)
+
+
+def _act(act: str, what: str, who: str, why: str, act_id: str | None = None) -> tuple[str, bytes]:
+    """An act's id and its text, as the scripts keep it."""
+    return act_id or f"act_{secrets.token_hex(8)}", orjson.dumps((who, act, what, why))

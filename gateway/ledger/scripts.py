@@ -1,0 +1,59 @@
+"""The Lua scripts of the Redis ledger: their texts, put together, and what the gateway calls them by.
+
+Every script that looks at a tenant's books has `lua/common.lua` before it; those that move money also `lua/lines.lua`.
+"""
+
+from collections.abc import Callable
+from importlib.resources import files
+from typing import Final
+
+_NOW: Final = "local time = call('TIME')\n  return time[1] * 1000 + math.floor(time[2] / 1000)"
+_COMMON: Final = ("common.lua",)
+_MONEY: Final = ("common.lua", "lines.lua")
+_PARTS: Final = {
+    "account": _MONEY,
+    "balances": _MONEY,
+    "due": _COMMON,
+    "extend": _MONEY,
+    "freeze": _COMMON,
+    "meta": (),
+    "reserve": _MONEY,
+    "retire": _MONEY,
+    "run": _COMMON,
+    "runs": _COMMON,
+    "settle": _MONEY,
+    "sweep": _MONEY,
+}
+
+
+class Scripts:
+    """The SHA-1 of every script, as `load` gave it for the text. `now`: Lua for the body of the clock, in a test's hands."""
+
+    __slots__ = tuple(_PARTS)
+
+    account: str
+    balances: str
+    due: str
+    extend: str
+    freeze: str
+    meta: str
+    reserve: str
+    retire: str
+    run: str
+    runs: str
+    settle: str
+    sweep: str
+
+    def __init__(self, load: Callable[[str], str], now: str | None = None) -> None:
+        for name in _PARTS:
+            setattr(self, name, load(text_of(name, now)))
+
+
+def text_of(name: str, now: str | None = None) -> str:
+    """A script as it is sent to the server. `now` replaces the server's clock."""
+    folder = files("gateway.ledger") / "lua"
+    text = "".join((folder / part).read_text(encoding="utf-8") for part in (*_PARTS[name], f"{name}.lua"))
+    if now is None or not _PARTS[name]:
+        return text
+    assert text.count(_NOW) == 1, name
+    return text.replace(_NOW, now)

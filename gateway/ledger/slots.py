@@ -1,0 +1,221 @@
+"""The tenants of a Redis ledger, and whether their slots are what was seen before. Every script goes through here.
+
+Each tenant has an epoch and a sequence of its own. Once one slot is found to be another, or behind, nothing is asked any more until `start`
+has found all of them in order again: what else is missing nobody can know.
+"""
+
+import asyncio
+import random
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, Final
+
+from gateway.ledger.contract import LedgerLost, LedgerUnavailable
+from gateway.ledger.keys import TENANTS, TenantKeys
+from gateway.ledger.resp import Argument
+from gateway.ledger.schema import new_epoch
+from gateway.ledger.scripts import Scripts
+from gateway.ledger.servers import Servers
+from gateway.ledger.shapes import LOST, Shapes
+from gateway.ledger.witness import ADOPT_HINT, Seen, Witness
+
+_SAMPLE: Final = 256  # tenants that are looked at when a new one is made: a server that lost its data shows in one of them
+
+
+class Tenant:
+    """What is known here of a tenant: its keys, and the latest point seen in its history."""
+
+    __slots__ = ("epoch", "keys", "name", "sequence", "shapes")
+
+    def __init__(self, name: str, seen: Seen) -> None:
+        self.name = name
+        self.keys = TenantKeys(name)
+        self.shapes = Shapes(self.keys)
+        self.epoch = seen.epoch
+        self.sequence = seen.sequence
+
+    @property
+    def seen(self) -> Seen:
+        return Seen(self.epoch, self.sequence)
+
+
+class Slots:
+    """See the module. `known` are the tenants that this gateway or its witness has seen."""
+
+    def __init__(self, servers: Servers, witness: Witness, now: str | None) -> None:
+        self.known: dict[str, Tenant] = {}
+        self.lost: str | None = None  # why nothing is done any more
+        self.now_ms = 0  # the server's clock, when a tenant was looked at last
+        self.servers = servers
+        self.scripts = Scripts(servers.script, now)
+        self._witness = witness
+        self._witnessed: dict[str, Seen] = {}
+        self._making: dict[str, asyncio.Task[Tenant]] = {}
+
+    async def verify(self) -> None:
+        """Every tenant that was ever seen from here is where it was, or further. LedgerLost, LedgerUnavailable."""
+        witnessed = await asyncio.to_thread(self._witness.read_tenants)
+        known = dict(self.known)
+        for name, seen in witnessed.items():
+            tenant = known.get(name)
+            if tenant is None or tenant.epoch != seen.epoch:
+                known[name] = Tenant(name, seen)
+            else:
+                tenant.sequence = max(tenant.sequence, seen.sequence)
+        await self._verify(known.values())
+        self.known = known
+        self._witnessed = witnessed
+        self.lost = None
+
+    async def _verify(self, tenants: Iterable[Tenant]) -> None:
+        listed = list(tenants)
+        for start in range(0, len(listed), 1_000):
+            part = listed[start : start + 1_000]
+            for tenant, found in zip(part, await asyncio.gather(*[self.look(each.keys) for each in part]), strict=True):
+                if found is None or found.epoch != tenant.epoch or found.sequence < tenant.sequence:
+                    raise self.lose(tenant, found)
+
+    def lose(self, tenant: Tenant, found: Seen | None) -> LedgerLost:
+        """From now on everything is refused."""
+        where, what = self.servers.url, f"tenant {tenant.name!r}"
+        if found is None:
+            why = f"{where} no longer has {what}, which was seen there before: {ADOPT_HINT}"
+        elif found.epoch != tenant.epoch:
+            why = f"{where} has another ledger of {what} (epoch {found.epoch}) than before ({tenant.epoch}): {ADOPT_HINT}"
+        else:
+            why = (
+                f"{where} is older than what was seen there before (step {found.sequence} of {tenant.sequence} of {what}):"
+                f" spend after that is missing; {ADOPT_HINT}"
+            )
+        self.lost = why
+        return LedgerLost(why)
+
+    async def look(self, keys: TenantKeys, epoch: str = "") -> Seen | None:
+        """Where a tenant stands. `epoch`: what a tenant that there is not is made with."""
+        reply = await self.servers.call(
+            keys.meta, "EVALSHA", self.scripts.meta, 1, keys.meta, epoch, idempotent=True, replicated=True
+        )
+        self.now_ms = reply[2]
+        return Seen(reply[0].decode(), reply[1]) if reply[0] else None
+
+    async def witness(self) -> None:
+        """Writes down what was seen since it was written last. LedgerLost where the file can't be read, LedgerUnavailable where written."""
+        news = {name: tenant.seen for name, tenant in self.known.items() if self._witnessed.get(name) != tenant.seen}
+        if news and self.lost is None:
+            try:
+                await asyncio.to_thread(self._witness.merge_tenants, news)
+            except OSError as error:
+                raise LedgerUnavailable(f"{self._witness.path} can't be written: {error.strerror or error}") from None
+            self._witnessed.update(news)
+
+    # -- tenants --------------------------------------------------------------------------------------------------------------
+
+    async def find(self, name: str) -> Tenant | None:
+        """None: nobody has ever had anything there."""
+        tenant = self.known.get(name)
+        if tenant is None:
+            found = await self.look(TenantKeys(name))
+            if found is None:
+                return None
+            tenant = self.known.setdefault(name, Tenant(name, found))
+        return tenant
+
+    async def get(self, name: str) -> Tenant:
+        """Made, if it is new. Whoever waits meanwhile waits for the same."""
+        tenant = self.known.get(name)
+        if tenant is not None:
+            return tenant
+        making = self._making.get(name)
+        if making is None:
+            making = self._making[name] = asyncio.get_running_loop().create_task(self._make(name))
+            making.add_done_callback(lambda _: self._making.pop(name, None))
+        return await asyncio.shield(making)
+
+    async def _make(self, name: str) -> Tenant:
+        keys = TenantKeys(name)
+        witnessed = (await asyncio.to_thread(self._witness.read_tenants)).get(name)
+        found = await self.look(keys)
+        if found is None and witnessed is not None:
+            raise self.lose(Tenant(name, witnessed), None)
+        # Who looks after leases must find it, whatever happens next.
+        await self.servers.call(TENANTS, "SADD", TENANTS, name, idempotent=True)
+        if found is None:
+            # An emptied store must admit nobody, so those that are known are looked at first; and again once it is made: one that is
+            # emptied later is without this tenant too.
+            sample = random.sample(list(self.known.values()), min(_SAMPLE, len(self.known)))
+            await self._verify(sample)
+            found = await self.look(keys, new_epoch())
+            assert found is not None
+            await self._verify(sample)
+        tenant = Tenant(name, found)
+        if witnessed is not None:
+            tenant.sequence = max(tenant.sequence, witnessed.sequence)
+            if witnessed.epoch != tenant.epoch or tenant.sequence != found.sequence:
+                raise self.lose(Tenant(name, witnessed), found)
+        self.known[name] = tenant
+        await self.witness()
+        return tenant
+
+    async def all(self) -> Sequence[Tenant]:
+        """Those that any gateway has seen."""
+        for member in await self.servers.call(TENANTS, "SMEMBERS", TENANTS, idempotent=True):
+            await self.find(member.decode("utf-8", "surrogatepass"))
+        return tuple(self.known.values())
+
+    # -- scripts --------------------------------------------------------------------------------------------------------------
+
+    def evaluate(self, tenant: Tenant, sha: str, keys: Sequence[str], args: Sequence[Argument]) -> "asyncio.Future[Any]":
+        """`keys`: without meta, which is always the first. Under way when it returns. `checked` must see the reply."""
+        if self.lost is not None:
+            raise LedgerLost(self.lost)
+        meta = tenant.keys.meta
+        return self.servers.call(
+            *(meta, "EVALSHA", sha, len(keys) + 1, meta),
+            *keys,
+            *(tenant.epoch, tenant.sequence),
+            *args,
+            idempotent=True,
+            replicated=True,
+        )
+
+    def checked(self, tenant: Tenant, reply: Any) -> Any:
+        """The reply of a script. LedgerLost where the slot is not what it was."""
+        if reply[0] == LOST:
+            if self.lost is not None:
+                raise LedgerLost(self.lost)
+            raise self.lose(tenant, Seen(reply[1].decode(), reply[2]) if reply[1] else None)
+        if reply[1] > tenant.sequence:
+            tenant.sequence = reply[1]
+        return reply
+
+    async def run(self, tenant: Tenant, sha: str, keys: Sequence[str], *args: Argument) -> Any:
+        return self.checked(tenant, await self.evaluate(tenant, sha, keys, args))
+
+    async def command(self, tenant: Tenant, *args: Argument) -> Any:
+        """A plain command that reads. The keys that it names are the tenant's."""
+        if self.lost is not None:
+            raise LedgerLost(self.lost)
+        return await self.servers.call(tenant.keys.meta, *args, idempotent=True)
+
+
+async def adopt(servers: Servers, witness: Witness) -> Mapping[str, Seen]:
+    """Goes on with the store as it is. A tenant that is missing or behind gets a new epoch, which stops every gateway that remembers the old
+    one until that is adopted there too; one that has another epoch by now, because somebody adopted it elsewhere, is taken as it is.
+    `servers`: started."""
+    slots = Slots(servers, witness, None)
+    try:
+        witnessed = await asyncio.to_thread(witness.read_tenants)
+    except LedgerLost:
+        witnessed = {}  # what was seen is not readable: the store is taken as it is
+    names = {each.decode("utf-8", "surrogatepass") for each in await servers.call(TENANTS, "SMEMBERS", TENANTS, idempotent=True)}
+    adopted = {}
+    for name in sorted(names | witnessed.keys()):
+        keys, seen = TenantKeys(name), witnessed.get(name)
+        found = await slots.look(keys, new_epoch())
+        assert found is not None
+        if seen is not None and found.epoch == seen.epoch and found.sequence < seen.sequence:
+            found = Seen(new_epoch(), found.sequence)
+            await servers.call(keys.meta, "HSET", keys.meta, "epoch", found.epoch, idempotent=True, replicated=True)
+        await servers.call(TENANTS, "SADD", TENANTS, name, idempotent=True)
+        adopted[name] = found
+    await asyncio.to_thread(witness.replace_tenants, adopted)
+    return adopted
