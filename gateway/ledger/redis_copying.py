@@ -78,7 +78,7 @@ async def _dump_tenant(slots: Slots, tenant: Tenant, file: IO[bytes]) -> None:
         file.truncate()
         at_ms, _ = await due(slots, tenant, tenant.keys.leases, 0)
         before = await slots.look(tenant.keys)
-        async for row in _Dump(slots, tenant, at_ms).rows():
+        async for row in _Dump(slots, tenant, at_ms).all():
             file.write(rows.to_line(rows.to_mapping(row)))
         if await slots.look(tenant.keys) == before:
             return
@@ -95,7 +95,7 @@ class _Dump:
         self._keys = tenant.keys
         self._at_ms = at_ms
 
-    async def rows(self) -> AsyncIterator[rows.Row]:
+    async def all(self) -> AsyncIterator[rows.Row]:
         raises, _ = await run_hashes(self._slots, self._tenant, [])
         yield rows.Tenant(self._name, self._at_ms, raises)
         for part in (self._accounts, self._runs, self._calls, self._refusals, self._spend, self._acts, self._freezes):
