@@ -138,7 +138,8 @@ def decisions(draw: st.DrawFn, now_ms: int, model: Model, plans: int = 3) -> Dec
     day_at_ms = now_ms - DAY_MS * (draw(st.integers(0, 9)) == 9)
     ladder = []
     for place in range(draw(st.integers(1, plans))):
-        charged = tuple(one for some in draw(st.lists(charges(who, day_at_ms), min_size=1, max_size=4)) for one in some)
+        some = draw(st.lists(charges(who, day_at_ms), min_size=1, max_size=4))
+        charged = tuple(one for each in some for one in each)
         cost = Amounts(draw(amounts), draw(amounts), draw(st.sampled_from((1, 1, 1, 0))))
         ladder.append(Plan(MODELS[min(place, 1)], "lab", 256, 100, cost, charged))
     run_limit = draw(st.sampled_from((None, None, None, 30, 60, 120)))
@@ -188,17 +189,18 @@ class Machine(RuleBasedStateMachine):
     def flush(self) -> None:
         """Sends what waits, all at once and in order, and compares the answers."""
 
+        waiting, self.waiting = self.waiting, []
+
         async def send() -> list[Any]:
             tasks = []
-            for ask, _ in self.waiting:
+            for ask, _ in waiting:
                 tasks.append(asyncio.ensure_future(ask(self.ledgers[self.at])))
                 await asyncio.sleep(0)
             return await asyncio.gather(*tasks)
 
-        if self.waiting:
-            for answer, (_, expected) in zip(self.runner.run(send()), self.waiting, strict=True):
+        if waiting:
+            for answer, (_, expected) in zip(self.runner.run(send()), waiting, strict=True):
                 agree(answer, expected)
-            self.waiting = []
 
     def read(self, ask: Callable[[Ledger], Awaitable[Any]]) -> Any:
         async def send() -> Any:
