@@ -71,6 +71,13 @@ def test_every_endpoint_is_in_the_table() -> None:
     assert {words(endpoint)[0] for endpoint, _ in rows(API, "## Endpoints")} == there
 
 
+def test_every_test_that_a_page_names_is_there() -> None:
+    named = {(path, name) for page in PAGES for path, name in re.findall(r"`(tests/[\w/]+\.py)(?:::(\w+))?`", page.read_text())}
+    assert {path for path, _ in named} >= {"tests/ledger/test_state_machine.py"}
+    assert [path for path, _ in named if not (ROOT / path).is_file()] == []
+    assert [name for path, name in named if name and f"def {name}(" not in (ROOT / path).read_text()] == []
+
+
 def test_every_link_leads_somewhere() -> None:
     links = [(page, target) for page in LINKING for target in re.findall(r"\]\(([^)#\s]+)(?:#[^)]*)?\)", page.read_text())]
     assert [(page.name, target) for page, target in links if "://" not in target and not (page.parent / target).exists()] == []
