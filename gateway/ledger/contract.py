@@ -12,7 +12,8 @@ ceiling that says `own` is a run's own; with the limit of that run (`Ceiling.own
 An X-Run-Limit that says what the run's last one said is no new word: clients send it with every call, and it must not undo what
 the admin has raised since. A ceiling with `pinned_ppm` whose account stores no limit stands at that part of what is left in the
 account `pinned_to` (its effective limit - committed - reserved, at least 0, before this hold; no limit there: none here), rounded
-down; the first hold on the account stores it, as its first charge says. Where it was taken away since, it has none until the next hold (settling, views, extend).
+down; the first hold on the account stores it, as the account's first charge says. Where it was taken away since, it has none until the
+next hold (settling, views, extend).
 A ceiling whose `own_run` is the caller's `run_scope` is the caller's run's, also where its id was issued.
 
 Reserve, in this order; whatever it answers before `The ladder` changes nothing but the ring:
