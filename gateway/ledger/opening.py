@@ -38,5 +38,4 @@ async def adopt(config: LedgerSettings, state_dir: Path) -> str:
         adopted = await redis.adopt(store, witness)
     finally:
         await store.close()
-    each = ", ".join(f"{tenant} at epoch {seen.epoch}, step {seen.sequence}" for tenant, seen in adopted.items())
-    return f"with {len(adopted)} tenants{f': {each}' if each else ''}"
+    return "; ".join(f"tenant {name} at epoch {seen.epoch}, step {seen.sequence}" for name, seen in adopted.items()) or "empty"

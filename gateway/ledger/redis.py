@@ -529,7 +529,7 @@ class RedisLedger:
     async def _standing(self, tenant: Tenant, tail: str) -> tuple[Balance, ...]:
         """The accounts of a call as they stand now, under the limits it was made with."""
         found = await self._settle_in(tenant, tail, _LOOK)
-        return () if found is None else found.balances
+        return [] if found is None else found.balances
 
     async def run(self, tenant: str, run: str) -> RunView | None:
         found = await self._find(tenant)
@@ -537,7 +537,7 @@ class RedisLedger:
 
     async def runs(self, tenant: str, owner: str | None, limit: int, before: str | None = None) -> Sequence[RunView]:
         found = await self._find(tenant)
-        return () if found is None else await redis_reading.runs(self._slots, found, owner, limit, before)
+        return [] if found is None else await redis_reading.runs(self._slots, found, owner, limit, before)
 
     async def record(self, tenant: str, decision_id: str) -> CallRecord | None:
         found = await self._find(tenant)
@@ -555,19 +555,19 @@ class RedisLedger:
 
     async def frozen(self, tenant: str) -> Sequence[Frozen]:
         found = await self._find(tenant)
-        return () if found is None else await redis_reading.frozen(self._slots, found)
+        return [] if found is None else await redis_reading.frozen(self._slots, found)
 
     async def acts(self, tenant: str, limit: int, before: str | None = None) -> Sequence[Act]:
         found = await self._find(tenant)
-        return () if found is None else await redis_reading.acts(self._slots, found, limit, before)
+        return [] if found is None else await redis_reading.acts(self._slots, found, limit, before)
 
     async def holds(self, tenant: str, run: str | None, limit: int) -> Sequence[CallRecord]:
         found = await self._find(tenant)
-        return () if found is None else await redis_reading.holds(self._slots, found, run, limit)
+        return [] if found is None else await redis_reading.holds(self._slots, found, run, limit)
 
     async def spend(self, tenant: str, by: Sequence[str], from_ms: int, to_ms: int, owner: str | None) -> Sequence[SpendRow]:
         found = await self._find(tenant)
-        return () if found is None else await redis_reading.spend(self._slots, found, by, from_ms, to_ms, owner)
+        return [] if found is None else await redis_reading.spend(self._slots, found, by, from_ms, to_ms, owner)
 
     # -- keeping --------------------------------------------------------------------------------------------------------------
 

@@ -33,7 +33,8 @@ _packed: Final = cast("Callable[[tuple[Argument, ...]], bytes]", hiredis.pack_co
 
 
 class ServerError(LedgerUnavailable):
-    """The server refused the command; nothing of it was done. `code` is its word: NOSCRIPT, MOVED, OOM, READONLY …"""
+    """The server refused the command; nothing of it was done, but for a script that fails of itself. `code` is its word: NOSCRIPT, MOVED,
+    OOM, READONLY …"""
 
     def __init__(self, message: str) -> None:
         super().__init__(message)

@@ -438,7 +438,7 @@ class Cluster(_Found):
     def _redirected(self, call: _Call, error: ServerError, where: Address) -> None:
         _, slot, target = str(error).split(" ")[:3]
         host, _, port = target.rpartition(":")
-        node = self._node((host.strip("[]") or where[0], int(port)))  # no host: the one that said so
+        node = self._node((_host(host.strip("[]"), where), int(port)))
         call.redirections += 1
         if error.code == "MOVED":
             self._owners[int(slot)] = node
@@ -452,7 +452,7 @@ class Cluster(_Found):
         owners: list[Link | None] = [None] * SLOTS
         gone = dict(self._nodes)
         for first, last, master, *_ in ranges:
-            address = ((master[0] or b"").decode() or asked[0], master[1])
+            address = (_host((master[0] or b"").decode(), asked), master[1])
             gone.pop(address, None)
             owners[first : last + 1] = [self._node(address)] * (last + 1 - first)
         self._owners = owners
@@ -461,6 +461,11 @@ class Cluster(_Found):
         for address in gone:
             del self._nodes[address]
         await asyncio.gather(*(node.close() for node in gone.values()))
+
+
+def _host(named: str, by: Address) -> str:
+    """A node that does not know its own address means: the one under which you found me."""
+    return by[0] if named in ("", "?") else named
 
 
 def slot_of(key: str) -> int:

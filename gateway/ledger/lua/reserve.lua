@@ -48,7 +48,7 @@ local function owned_by_another(run)
 end
 
 local function is_paused(run)
-  return run.s == PAUSED and (not run.n or run.n == tonumber(meta[3]))
+  return run.s == PAUSED and (not run.n or run.n == (tonumber(meta[3]) or 0))
 end
 
 -- The run's place in the tree: its ancestors, nearest first, as text. Or the barrier that stands in the way.
