@@ -258,13 +258,13 @@ def shared_url() -> str:
 
 @contextlib.contextmanager
 def cluster(
-    folder: Path, replicas: int = 0, options: Mapping[str, str] | None = None, binary: Path | None = None
+    folder: Path, replicas: int = 0, users: Mapping[str, str] | None = None, binary: Path | None = None
 ) -> Iterator[list[Server]]:
     """Three masters that share the slots evenly, then `replicas` replicas of the first one."""
-    settings = {"cluster-enabled": "yes", "cluster-config-file": "nodes.conf", "cluster-node-timeout": "1000", **(options or {})}
+    settings = {"cluster-enabled": "yes", "cluster-config-file": "nodes.conf", "cluster-node-timeout": "1000"}
     with contextlib.ExitStack() as stack:
         nodes = [
-            stack.enter_context(Server(folder / f"node-{number}", settings, binary=binary or valkey()))
+            stack.enter_context(Server(folder / f"node-{number}", settings, users or {}, binary or valkey()))
             for number in range(3 + replicas)
         ]
         masters = nodes[:3]
