@@ -101,7 +101,7 @@ class Rulebook:
         if isinstance(standing, Unservable):
             return standing
         plan = Plan(call.model, NO_VALUE, 0, 0, cost, standing.whole)
-        return Decision(decision_id, call, (plan,), at_ms, self.catalog.version, terms=self._terms)
+        return Decision(decision_id, call, (plan,), at_ms, self.catalog.version, terms=self._terms, repeatable=True)
 
     def alternatives(
         self, decision: Decision, served: frozenset[str], fits: Callable[[Plan], bool] | None = None, at_most: int = 5

@@ -163,6 +163,7 @@ class Decision:
     price_table_version: str
     passed_over: tuple[Passed, ...] = ()
     terms: RunTerms = RunTerms()
+    repeatable: bool = False  # the caller chose its id and asks again where it heard no answer
 
     @property
     def hold_id(self) -> str:

@@ -6,8 +6,8 @@
     debit      the same, where it must be recorded whatever (REPLAY); else like reserve
     lost       refused, until the store that is there is accepted (`penstock ledger adopt`): tried again, without a restart
 
-A reserve of unknown outcome is released by the journal, so that nothing stays held for a call that was refused. Everything else is
-the ledger's own.
+A reserve of unknown outcome is released by the journal, so that nothing stays held for a call that was refused; unless its caller will
+ask again, by the same id. Everything else is the ledger's own.
 """
 
 import asyncio
@@ -409,7 +409,7 @@ class ResilientLedger:
     def _reserve_failed(self, decision: Decision, failure: Exception) -> None:
         tenant = decision.call.caller.tenant
         self._noticed(tenant, failure)
-        if isinstance(failure, OutcomeUnknown):
+        if isinstance(failure, OutcomeUnknown) and not decision.repeatable:
             ending = _Ending(Release(tenant, decision.hold_id, Ending.NOT_SENT), self._loop.create_future(), 0.0)
             ending.future.add_done_callback(_look_at)
             self._put(ending)

@@ -45,9 +45,9 @@ class Order:
     decision_id: str
     at_ms: int
 
-    @property
-    def hold_id(self) -> str:
-        return "rsv_" + self.decision_id.removeprefix("bdg_")
+    def again(self, attempt: int) -> "Order":
+        """The same under an id of its own, where what the ones before had reserved was given back before anybody heard of it."""
+        return replace(self, decision_id=f"{self.decision_id}_{attempt}") if attempt else self
 
 
 @dataclass(frozen=True, slots=True)

@@ -24,7 +24,8 @@ from gateway.wire.problem import BudgetFacts, Refused, amount_text, problem
 from gateway.yaml_fields import parse_duration
 
 _ONE_CALL: Final = Amounts(0, 0, 1)
-_ID: Final = re.compile(r"rsv_(ext_[0-9a-f]{32})", re.ASCII)
+_ID: Final = re.compile(r"rsv_(ext_[0-9a-f]{32}(?:_[1-9])?)", re.ASCII)
+_ATTEMPTS: Final = 10
 _SHORTEST_MS: Final = 1_000
 _LONGEST_MS: Final = 86_400_000
 
@@ -53,15 +54,20 @@ class ReservationsApi:
         body = body_of(inbound, (*COMMON, "estimate_usd", "tokens", "calls", "ttl"))
         cost, lease_ms = amounts_of(body, "estimate_usd", _ONE_CALL), self._ttl(body)
         order = external.order(inbound, body, "ext")
-        before = await external.recorded(order)
-        if before is not None:
-            return _reply(before, await external.left(before), replayed=True, status=201)
-        answer: Hold | Ended = await external.admitted(order, cost, lambda decision: external.ledger.reserve(decision, lease_ms))
-        # Where another process got there first, the ledger knows the id, and the record says whether it was for the same.
-        now = found(await external.recorded(order), "reservation")
-        if isinstance(answer, Ended):
+        for attempt in range(_ATTEMPTS):
+            this = order.again(attempt)
+            answer: Hold | Ended | None = None
+            now = await external.recorded(this)
+            if now is None:
+                answer = await external.admitted(this, cost, lambda decision: external.ledger.reserve(decision, lease_ms))
+                now = await external.recorded(this)
+            if now is None or _given_back(now):
+                continue
+            if isinstance(answer, Hold):
+                return _reply(now, tightest_usd(answer.balances), status=201)
+            # The id was known, also where another process got there first; the record says that it was for the same.
             return _reply(now, await external.left(now), replayed=True, status=201)
-        return _reply(now, tightest_usd(answer.balances), status=201)
+        raise Refused(problem("ledger_unavailable", "The ledger gave back what was reserved, time and again; try again later."))
 
     async def reservation(self, inbound: Inbound, params: Mapping[str, str]) -> Reply:
         query_of(inbound, ())
@@ -77,16 +83,16 @@ class ReservationsApi:
         settled = found(await self.external.ledger.commit(record.tenant, params["id"], settlement), "reservation")
         if not settled.changed and (settled.state, settled.charged) != (HoldState.COMMITTED, cost):
             raise _ended(params["id"], settled.state, settled.charged)
-        return await self._after(record, settled)
+        return self._after(record, settled)
 
     async def release(self, inbound: Inbound, params: Mapping[str, str]) -> Reply:
         """It cost nothing: what was held is given back."""
         record = await self._own(self.external.principal(inbound.headers), params["id"])
         body_of(inbound, ())
-        settled = await self.external.ledger.release(record.tenant, params["id"], Ending.NOT_SENT)
+        settled = await self.external.ledger.release(record.tenant, params["id"], Ending.COMPLETED)
         if settled.state is not HoldState.RELEASED:
             raise _ended(params["id"], settled.state, settled.charged)
-        return await self._after(record, settled)
+        return self._after(record, settled)
 
     async def extend(self, inbound: Inbound, params: Mapping[str, str]) -> Reply:
         """`{"ttl": "10m"}`: it lives that long from now. `estimate_usd` and `tokens` say what is to be held in all, where that is more than
@@ -113,9 +119,9 @@ class ReservationsApi:
             raise not_found("reservation")
         return record
 
-    async def _after(self, record: CallRecord, settled: Settled) -> Reply:
+    def _after(self, record: CallRecord, settled: Settled) -> Reply:
         self.external.settled(settled)
-        now = found(await self.external.ledger.record(record.tenant, record.decision_id), "reservation")
+        now = replace(record, state=settled.state, charged=settled.charged)  # the ledger may take it only later
         return _reply(now, tightest_usd(settled.balances), replayed=not settled.changed)
 
     def _ttl(self, body: Mapping[str, object]) -> int:
@@ -137,6 +143,11 @@ def _reply(of: CallRecord, left: str | None, *, replayed: bool = False, status: 
         "expires_at": expiry(of),
     }
     return spent(of, left, held, replayed, status)
+
+
+def _given_back(record: CallRecord) -> bool:
+    """By the gateway itself, which did not hear the ledger's answer in time: whoever asked was told that there is no hold."""
+    return record.state is HoldState.RELEASED and record.ending == Ending.NOT_SENT.value
 
 
 def _ended(hold_id: str, state: HoldState | None, charged: Amounts | None) -> Refused:

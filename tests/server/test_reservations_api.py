@@ -6,7 +6,8 @@ from typing import Any
 import pytest
 
 from gateway.core.scopes import Amounts, Unit
-from gateway.core.values import Hold
+from gateway.core.values import Decision, Ending, Hold
+from gateway.ledger.contract import LedgerUnavailable
 from tests.server.conftest import ADMIN_TOKEN, Spending
 from tests.support.clock import Clock
 from tests.support.records import USD, caller, decision
@@ -87,6 +88,34 @@ async def test_of_many_that_ask_at_once_with_one_key_there_is_one_hold(spending:
     run = await spending.ledger.run("default", "r1")
     assert run is not None
     assert run.calls == 1
+
+
+async def test_a_hold_that_was_given_back_unheard_of_is_taken_again_by_the_same_key(
+    spending: Spending, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reserve_there = spending.ledger.reserve
+
+    async def unheard(asked: Decision, lease_ms: int) -> Any:
+        taken = await reserve_there(asked, lease_ms)
+        assert isinstance(taken, Hold)
+        await spending.ledger.release("default", taken.id, Ending.NOT_SENT)  # as a ledger does for a caller that is gone
+        raise LedgerUnavailable("too late")
+
+    async def buried(asked: Decision, lease_ms: int) -> Any:
+        await spending.ledger.release("default", asked.hold_id, Ending.NOT_SENT)
+        raise LedgerUnavailable("too late")
+
+    for failing in (unheard, buried):
+        monkeypatch.setattr(spending.ledger, "reserve", failing)
+        assert (await reserve(spending))[1]["code"] == "ledger_unavailable"
+    monkeypatch.setattr(spending.ledger, "reserve", reserve_there)
+    status, shown = await reserve(spending)
+    assert (status, shown["state"], shown["replayed"]) == (201, "live", False)
+    assert await reserve(spending) == (201, {**shown, "replayed": True})
+    assert await spending.balance() == (0, USD // 2)
+    path = f"/budget/reservations/{shown['reservation_id']}"
+    assert (await spending.ask("POST", f"{path}/release"))[1]["state"] == "released"
+    assert (await reserve(spending))[1]["state"] == "released"  # by its owner: that is the answer from now on
 
 
 # -- ending -----------------------------------------------------------------------------------------------------------------------
