@@ -1,28 +1,31 @@
 """The stores that a ledger's tests run over, each with the clock in the test's hand.
 
-store = SqliteStore(tmp_path)
+store = new_store("valkey", tmp_path)
 async with opened(store, clock) as ledger: …        # any number of ledgers, as of so many gateways
 store_at(store.address)                             # the same store in another process
 """
 
-import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final, Protocol
+from typing import Final, Protocol
+from urllib.parse import unquote, urlsplit
 
 from gateway import store_url
 from gateway.ledger.contract import Ledger
 from gateway.ledger.redis import RedisLedger
-from gateway.ledger.resp import Argument
-from gateway.ledger.servers import Standalone
+from gateway.ledger.servers import servers
 from gateway.ledger.sqlite import SqliteLedger
 from gateway.ledger.witness import Witness
 from tests.support.clock import Clock
-from tests.support.valkey import shared_url
+from tests.support.valkey import commands, shared_url
 
+STORES: Final = ("sqlite", "valkey")
 PATIENT_MS: Final = 60_000  # two cores may be shared by many
+
+_CLOCK: Final = "test-clock"  # the server's clock is in the test's hand: every script reads it here
+_NOW: Final = f"return tonumber(call('GET', '{_CLOCK}'))"
 
 
 class Store(Protocol):
@@ -46,55 +49,40 @@ class SqliteStore:
         return SqliteLedger(str(self.folder / "ledger.db"), Witness(self.folder / "witness"), clock, timeout_ms=timeout_ms)
 
 
-# Lua: the time that `Clocked` wrote into the tenant's slot.
-TEST_CLOCK: Final = "return tonumber(call('GET', string.match(KEYS[1], '^.-}:') .. 'clock'))"
-
-
-class Clocked(Standalone):
-    """Tells the server the test's time before whatever is asked, on the same connection."""
-
-    clock: Clock
-    told: dict[str, int]
-
-    def call(self, key: str, *args: Argument, **options: Any) -> "asyncio.Future[Any]":
-        prefix, braces, _ = key.partition("}:")
-        if braces and self.told.get(prefix) != self.clock():
-            self.told[prefix] = self.clock()
-            super().call(key, "SET", f"{prefix}}}:clock", self.clock(), idempotent=True)
-        return super().call(key, *args, **options)
-
-
 @dataclass
 class ValkeyStore:
-    """On the server of this test process, emptied by `new_store`."""
+    """`through` stands between the ledgers and the server, if a test wants faults: its URL."""
 
     folder: Path
     url: str
+    through: str | None = None
 
     @property
     def address(self) -> str:
-        return f"valkey {self.url} {self.folder}"
+        return f"valkey {self.folder} {self.url}"
 
     def ledger(self, clock: Clock, timeout_ms: int = PATIENT_MS) -> Ledger:
-        servers = Clocked(store_url.parse(self.url), timeout_ms)
-        servers.clock, servers.told = clock, {}
-        return RedisLedger(servers, Witness(self.folder / "witness"), TEST_CLOCK)
+        clock.tell(self._set_clock)
+        url = store_url.parse(self.through or self.url)
+        return RedisLedger(servers(url, timeout_ms), Witness(self.folder / "witness"), _NOW)
+
+    def _set_clock(self, now_ms: int) -> None:
+        parts = urlsplit(self.url)
+        login = (
+            [("AUTH", *([unquote(parts.username)] if parts.username else []), unquote(parts.password))] if parts.password else []
+        )
+        place = [("SELECT", parts.path.removeprefix("/"))] if parts.path.removeprefix("/") else []
+        commands((parts.hostname or "127.0.0.1", parts.port or 6379), *login, *place, ("SET", _CLOCK, now_ms))
 
 
 def store_at(address: str) -> Store:
-    kind, _, where = address.partition(" ")
-    if kind == "valkey":
-        url, _, folder = where.partition(" ")
-        return ValkeyStore(Path(folder), url)
-    return SqliteStore(Path(where))
+    kind, folder, *url = address.split(" ")
+    return SqliteStore(Path(folder)) if kind == "sqlite" else ValkeyStore(Path(folder), url[0])
 
 
 def new_store(kind: str, folder: Path) -> Store:
-    """An empty one. `kind`: one of STORES."""
-    return ValkeyStore(folder, shared_url()) if kind == "valkey" else SqliteStore(folder)
-
-
-STORES: Final = ("sqlite", "valkey")
+    """An empty one, of one of STORES. Whatever the one before of that kind held is gone."""
+    return SqliteStore(folder) if kind == "sqlite" else ValkeyStore(folder, shared_url())
 
 
 @asynccontextmanager
