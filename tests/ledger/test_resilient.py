@@ -3,7 +3,7 @@
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -316,6 +316,18 @@ async def test_a_reserve_of_unknown_outcome_leaves_nothing_held_and_its_id_unusa
         if fault == AFTER:
             await until(lambda: here.ledger.health()["ok"] is True)
             assert isinstance(await here.ledger.reserve(decided, LEASE_MS), Ended)
+
+
+async def test_a_reserve_whose_caller_asks_again_by_its_id_stays_held_where_its_answer_was_lost(tmp_path: Path) -> None:
+    async with gateway(tmp_path) as here:
+        decided = replace(decision(plan(own_run_charge())), repeatable=True)
+        here.faults.of["reserve"] = AFTER
+        with pytest.raises(OutcomeUnknown):
+            await here.ledger.reserve(decided, LEASE_MS)
+        here.faults.of.clear()
+        await until(lambda: here.ledger.health()["ok"] is True)
+        assert isinstance(await here.ledger.reserve(decided, LEASE_MS), Hold)
+        assert await here.run() == (0, 10, 1)
 
 
 async def test_a_refusal_is_no_failure(tmp_path: Path) -> None:
