@@ -529,7 +529,7 @@ class RedisLedger:
     async def _standing(self, tenant: Tenant, tail: str) -> tuple[Balance, ...]:
         """The accounts of a call as they stand now, under the limits it was made with."""
         found = await self._settle_in(tenant, tail, _LOOK)
-        return [] if found is None else found.balances
+        return () if found is None else found.balances
 
     async def run(self, tenant: str, run: str) -> RunView | None:
         found = await self._find(tenant)
