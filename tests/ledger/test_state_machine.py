@@ -182,6 +182,9 @@ class Machine(RuleBasedStateMachine):
         shutil.rmtree(self.folder)
 
     def step(self, ask: Callable[[Ledger], Awaitable[Any]], expected: Any, alone: bool = True) -> None:
+        """`alone`: answered before the next one. What waited goes with it where the store keeps the order."""
+        if alone and not self.store.ordered:
+            self.flush()
         self.waiting.append((ask, expected))
         if alone:
             self.flush()
@@ -249,7 +252,7 @@ class Machine(RuleBasedStateMachine):
         for _ in range(number):
             each = data.draw(decisions(self.clock.now_ms, self.model))
             if data.draw(st.integers(0, 19)) == 19:
-                self.release(each, alone)
+                self.release(each, alone or not self.store.ordered)
             self.reserve_one(each, data.draw(st.sampled_from((LEASE_MS, LEASE_MS, LEASE_MS, 0))), alone)
             decided.append(each)
         return multiple(*decided)
@@ -326,6 +329,7 @@ class Machine(RuleBasedStateMachine):
     def touch(self, decided: Decision, kind: str, usd: int | None, tokens: int, alone: bool, changed: bool = False) -> None:
         tenant, hold_id = decided.call.caller.tenant, decided.hold_id
         what = settlement(usd or 0, tokens)
+        alone = alone or not self.store.ordered
         more = None if usd is None else Amounts(usd, tokens, 0)
         if kind == "reserve":
             asked = replace(decided, call=replace(decided.call, fingerprint="another")) if changed else decided

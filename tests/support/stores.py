@@ -29,6 +29,8 @@ _NOW: Final = f"return tonumber(call('GET', '{_CLOCK}'))"
 
 
 class Store(Protocol):
+    ordered: bool  # steps that are asked for at once take effect in the order in which they were asked for, whatever they are
+
     @property
     def address(self) -> str:
         """What another process needs to open it."""
@@ -40,6 +42,7 @@ class Store(Protocol):
 @dataclass
 class SqliteStore:
     folder: Path
+    ordered = True
 
     @property
     def address(self) -> str:
@@ -56,6 +59,7 @@ class ValkeyStore:
     folder: Path
     url: str
     through: str | None = None
+    ordered = False  # a hold that this gateway does not know is looked up first
 
     @property
     def address(self) -> str:
