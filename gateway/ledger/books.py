@@ -374,7 +374,8 @@ class Books:
         return int(
             self._cursor.execute(
                 "SELECT count(*) FROM (SELECT 1 FROM runs WHERE tenant = ?1 AND owner = ?2 AND quiet = 0 AND used_s > ?3"
-                " UNION ALL SELECT 1 FROM runs WHERE tenant = ?1 AND owner = ?2 AND quiet = 0 AND used_s = ?3 AND last_ms > ?4"
+                " UNION ALL SELECT 1 FROM runs INDEXED BY runs_by_owner"
+                " WHERE tenant = ?1 AND owner = ?2 AND quiet = 0 AND used_s = ?3 AND last_ms > ?4"
                 " LIMIT ?5)",
                 (tenant, owner, since_s, since_ms, at_most),
             ).get

@@ -110,11 +110,9 @@ def frozen(cursor: apsw.Cursor, tenant: str) -> list[Frozen]:
 
 
 def acts(cursor: apsw.Cursor, tenant: str, limit: int, before: str | None) -> list[Act]:
-    rows: list[Any] = cursor.execute(
-        "SELECT id, at_ms, who, act, what, why FROM acts WHERE tenant = :tenant AND (:before IS NULL OR number <"
-        " (SELECT number FROM acts WHERE tenant = :tenant AND id = :before)) ORDER BY number DESC LIMIT :limit",
-        {"tenant": tenant, "before": before, "limit": limit},
-    ).fetchall()
+    statement = "SELECT id, at_ms, who, act, what, why FROM acts WHERE tenant = ?1{} ORDER BY number DESC LIMIT ?2"
+    page = "" if before is None else " AND number < (SELECT number FROM acts WHERE tenant = ?1 AND id = ?3)"
+    rows: list[Any] = cursor.execute(statement.format(page), (tenant, limit, *([] if before is None else [before]))).fetchall()
     return [Act(*row) for row in rows]
 
 

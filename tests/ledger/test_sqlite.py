@@ -3,14 +3,17 @@
 import asyncio
 import random
 import threading
+from collections.abc import AsyncIterator
+from dataclasses import replace
 from pathlib import Path
 
 import apsw
+import apsw.ext
 import pytest
 
 from gateway.core.scopes import Amounts
-from gateway.core.values import Balance, Decision, Ending, Hold
-from gateway.ledger.contract import Barred, HoldState, LedgerUnavailable, Refusal
+from gateway.core.values import Balance, Decision, Ending, Hold, RunTerms
+from gateway.ledger.contract import Barred, Ended, HoldState, LedgerUnavailable, Refusal
 from gateway.ledger.sqlite import SqliteLedger
 from gateway.ledger.witness import Witness
 from tests.ledger.builders import (
@@ -28,6 +31,15 @@ from tests.ledger.builders import (
 from tests.support.clock import Clock
 
 
+@pytest.fixture
+async def ledger(tmp_path: Path, clock: Clock) -> AsyncIterator[SqliteLedger]:
+    """Of all stores, SQLite only."""
+    running = SqliteLedger(str(tmp_path / "ledger.db"), Witness(tmp_path / "witness"), clock)
+    await running.start()
+    yield running
+    await running.close()
+
+
 async def balance_of(ledger: SqliteLedger) -> Balance:
     (balance,) = await ledger.balances(TENANT, [account()])
     return balance
@@ -37,6 +49,11 @@ async def until_quiet(ledger: SqliteLedger) -> None:
     """Steps that nobody waits for any more have been answered, and what they gave back is given back."""
     for _ in range(3):
         await ledger.release(TENANT, "rsv_to-wait-for", Ending.NOT_SENT)
+
+
+def plan_of(connection: apsw.Connection, sql: str) -> list[str]:
+    number = apsw.ext.query_info(connection, sql).bindings_count
+    return [str(row[3]) for row in connection.execute(f"EXPLAIN QUERY PLAN {sql}", (None,) * number)]
 
 
 class Lock:
@@ -84,6 +101,56 @@ async def test_twenty_reserves_of_one_id_are_one_hold(ledger: SqliteLedger) -> N
     answers = await asyncio.gather(*(ledger.reserve(decided, LEASE_MS) for _ in range(20)))
     assert answers[1:] == answers[:-1]
     assert (await balance_of(ledger)).reserved == 10
+
+
+async def test_an_id_that_ended_long_ago_is_found_among_new_ones(ledger: SqliteLedger) -> None:
+    old = [decision() for _ in range(3)]
+    for each in old[:2]:
+        await ledger.reserve(each, LEASE_MS)
+    await ledger.commit(TENANT, old[0].hold_id, settlement(4))
+    await ledger.release(TENANT, old[1].hold_id, Ending.NOT_SENT)
+    await ledger.release(TENANT, old[2].hold_id, Ending.NOT_SENT)
+    asked = [decision(), old[0], decision(), old[1], old[2], decision(plan(charge(limit=1)), decision_id=old[0].id)]
+    answers = await asyncio.gather(*(ledger.reserve(each, LEASE_MS) for each in asked))
+    assert [type(answer) for answer in answers] == [Hold, Ended, Hold, Ended, Ended, Ended]
+    assert (await balance_of(ledger)).reserved == 20
+
+
+async def test_what_no_index_holds_is_never_searched(ledger: SqliteLedger, tmp_path: Path) -> None:
+    """What a call asks of the file, and what lists it, walks an index: it costs no more with a million runs."""
+    seen: list[str] = []
+    store = ledger._store._connection
+    reader = ledger._reader
+    assert store is not None
+    assert reader is not None
+    for connection in (store, reader):
+        connection.trace_v2(apsw.SQLITE_TRACE_STMT, lambda event: seen.append(event["sql"]))  # type: ignore[arg-type,return-value]
+    decided = replace(decision(of=caller("new")), terms=RunTerms(max_active=5))
+    held = await ledger.reserve(decided, LEASE_MS)
+    assert isinstance(held, Hold)
+    await ledger.commit(TENANT, held.id, settlement(4))
+    await ledger.reserve(decision(plan(charge(limit=1))), LEASE_MS)
+    await ledger.expire()
+    for owner in (None, "k1"):
+        await ledger.runs(TENANT, owner, 10)
+        await ledger.runs(TENANT, owner, 10, "new")
+    await ledger.halted(TENANT, [caller()])
+    for before in (None, "act"):
+        await ledger.acts(TENANT, 10, before)
+    other = apsw.Connection(str(tmp_path / "ledger.db"))
+    asked = {sql for sql in seen if sql.startswith(("SELECT", "UPDATE", "DELETE", "INSERT INTO refusals"))}
+    plans = {sql: plan_of(other, sql) for sql in asked}
+    assert len(asked) > 12
+    # Of one row; of what was asked for; of what an index already has in order.
+    may_scan = ("SCAN meta", "SCAN json_each", "SCAN (subquery", "FOR LAST 2 TERMS")
+    steps = [(step, sql) for sql, steps in plans.items() for step in steps if not any(word in step for word in may_scan)]
+    assert [each for each in steps if "SCAN" in each[0] or "TEMP B-TREE" in each[0]] == []
+    assert {step for step, _ in steps if step.endswith("(tenant=?)")} == {  # in order, and to be cut off; or few
+        "SEARCH runs USING INDEX runs_by_use (tenant=?)",
+        "SEARCH acts USING INDEX acts_of_tenant (tenant=?)",
+        "SEARCH frozen USING PRIMARY KEY (tenant=?)",
+        "SEARCH tenants USING PRIMARY KEY (tenant=?)",
+    }
 
 
 # -- gone while they wait -----------------------------------------------------------------------------------------------------
