@@ -853,6 +853,9 @@ def _overlaid(catalog: Catalog, models: Mapping[str, Model], file: ConfigFile, r
 # -- keys -------------------------------------------------------------------------------------------------------------------------
 
 
+NOBODYS_NAMES: Final = ("admin", "anonymous", "budget")  # who acted, where no key of the config did
+
+
 def _keys(reader: Reader, file: ConfigFile) -> tuple[StaticKey, ...]:
     keys: list[StaticKey] = []
     for i in reader.indexes("keys"):
@@ -860,6 +863,8 @@ def _keys(reader: Reader, file: ConfigFile) -> tuple[StaticKey, ...]:
         if reader.refused(*place):
             continue
         entry = reader.part(KeyFile, *place)
+        if entry.name in NOBODYS_NAMES:
+            reader.refuse((*place, "name"), f"another name: {', '.join(NOBODYS_NAMES)} stand for others in the records")
         for key, known in (("name", [key.name for key in keys]), ("sha256", [key.sha256 for key in keys])):
             if reader.plain(*place, key) in known:
                 reader.refuse((*place, key), "each key once")
