@@ -1,4 +1,4 @@
-"""What a ledger keeps, in bytes: per run, account, live hold and ended call; and how long retiring some of it holds up the calls.
+"""What a ledger keeps, in bytes: per run, account, live hold and ended call; and what calls notice of the keeper.
 
     python -m tests.bench.footprint [--runs 20000]
 
@@ -8,12 +8,12 @@ Valkey in `used_memory`. Docs: docs/store.md says the figures.
 
 import argparse
 import asyncio
-import statistics
 import sys
 import tempfile
 import time
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from contextlib import ExitStack
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Final
@@ -21,18 +21,23 @@ from typing import Final
 import apsw
 import uvloop
 
-from gateway.core.values import Hold
+from gateway.core.values import Decision, Hold
+from gateway.keeper import Keeper
 from gateway.ledger.contract import Keep, Ledger
 from gateway.ledger.opening import ledger_of
 from gateway.settings import RedisSettings, SqliteSettings
 from gateway.store_url import parse as parse_url
-from tests.bench.ledger import COST, LEASE_MS, TENANT, Decisions
+from tests.bench.ledger import COST, LEASE_MS, TENANT, Decisions, Figures, measure
 from tests.support.valkey import Server
 
 RECORDS: Final = Keep(records_ms=0, runs_ms=10**12)  # of every call, once it has ended
 ALL: Final = Keep(records_ms=0, runs_ms=0)
-BATCH: Final = 24  # as the keeper asks
+PAIRS_S: Final = 3.0
 OPEN_AT_ONCE: Final = 256
+
+
+def clock_ms() -> int:
+    return time.time_ns() // 1_000_000
 
 
 async def spread(calls: Iterable[Callable[[], Awaitable[object]]]) -> None:
@@ -49,60 +54,73 @@ async def spread(calls: Iterable[Callable[[], Awaitable[object]]]) -> None:
 async def measured(name: str, ledger: Ledger, size: Callable[[], int], runs: int) -> Sequence[str]:
     decisions = Decisions()
     names = [f"run_{number:024x}" for number in range(runs)]
-    open_holds: list[Hold] = []
+    holds: list[Hold] = []
 
-    async def reserve(run: str) -> None:
-        hold = await ledger.reserve(decisions.of(run), LEASE_MS)
+    async def reserve(decision: Decision) -> None:
+        hold = await ledger.reserve(decision, LEASE_MS)
         assert isinstance(hold, Hold), hold
-        open_holds.append(hold)
+        holds.append(hold)
 
-    empty = size()
-    await spread(partial(reserve, run) for run in names)
-    first = size()
-    await spread(partial(reserve, run) for run in names)
-    second = size()
-    await spread(partial(ledger.commit, TENANT, hold.id, COST) for hold in open_holds)
-    ended = size()
-    took = []
-    for keep in (RECORDS, ALL):
-        took.append(await retired(ledger, keep))
-        if keep is RECORDS:
-            kept = size()
-    swept = size()
-    hold, record = (second - first) / runs, (ended - kept) / runs / 2
-    rows = {
-        "run, with its two accounts and a day's spend": (kept - empty) / runs,
-        "live hold": hold,
-        "ended call, until it is retired": record,
-        "left of a run that was forgotten: a day's spend": (swept - empty) / runs,
+    async def end_all() -> None:
+        await spread(partial(ledger.commit, TENANT, hold.id, COST) for hold in holds)
+        holds.clear()
+
+    sizes = [size()]
+    await spread(partial(reserve, of_its_own_account(decisions, run)) for run in names)
+    await end_all()
+    await tidy(ledger, RECORDS)
+    sizes.append(size())
+    for _ in range(2):
+        await spread(partial(reserve, decisions.of(run)) for run in names)
+        sizes.append(size())
+    await end_all()
+    sizes.append(size())
+    calm = await pairs(ledger, decisions)
+    keeping = asyncio.ensure_future(tidy(ledger, RECORDS))
+    busy = await pairs(ledger, decisions)
+    assert not keeping.done(), "there was too little to retire: name more runs"
+    await keeping
+    sizes.append(size())
+    await tidy(ledger, ALL)
+    sizes.append(size())
+    empty, accounts, one, two, ended, kept, swept = sizes
+    figures = {
+        "account": (accounts - empty) / runs,
+        "run, with two accounts of its own and a day's spend": (kept - accounts) / runs,
+        "live hold": (two - one) / runs,
+        "ended call, until it is retired": (ended - kept) / runs / 2,
+        "left of a forgotten run: a day's spend": (swept - empty) / runs,
     }
-    lines = [f"| {what} | {name} | {amount:,.0f} bytes |" for what, amount in rows.items()]
-    for what, each_took in zip(("retire", "sweep"), took, strict=True):
-        each_took.sort()
-        p50, worst = statistics.median(each_took) * 1000, each_took[len(each_took) * 999 // 1000] * 1000
-        lines.append(f"| {what} {BATCH}: p50, p99.9 | {name} | {p50:.1f} ms, {worst:.1f} ms |")
+    lines = [f"| {what} | {name} | {amount:,.0f} bytes |" for what, amount in figures.items()]
+    lines += [
+        f"| a pair, {when}: p50, p99 | {name} | {took} |" for when, took in (("by itself", calm), ("beside the keeper", busy))
+    ]
     return lines
 
 
-async def retired(ledger: Ledger, keep: Keep) -> list[float]:
-    """How long each batch took that the keeper would have asked for."""
-    took = []
-    while aged := await ledger.aged(keep, BATCH):
-        began = time.perf_counter()
-        await ledger.retire(TENANT, [each.decision_id for each in aged], keep)
-        took.append(time.perf_counter() - began)
-    if keep is ALL:
-        while True:
-            began = time.perf_counter()
-            if not await ledger.sweep(keep, BATCH):
-                break
-            took.append(time.perf_counter() - began)
-    return took
+def of_its_own_account(decisions: Decisions, name: str) -> Decision:
+    """A call of one and the same run, in one account that no other call counts in."""
+    made = decisions.of("hot")
+    (plan,) = made.ladder
+    charge = plan.charges[1]
+    account = replace(charge.ceiling.account, scope=(("agent", name),))
+    charges = (replace(charge, ceiling=replace(charge.ceiling, account=account)),)
+    return replace(made, ladder=(replace(plan, charges=charges),))
+
+
+async def pairs(ledger: Ledger, decisions: Decisions) -> str:
+    figures = Figures()
+    await measure(ledger, decisions, 1, PAIRS_S, figures)
+    return f"{figures.p50_ms[0]:.2f} ms, {figures.p99_ms[0]:.2f} ms"
+
+
+async def tidy(ledger: Ledger, keep: Keep) -> None:
+    await Keeper(ledger, lambda: keep, None, clock_ms, lambda _failure: None).tidy()
 
 
 async def sqlite(folder: Path, runs: int) -> Sequence[str]:
     path = folder / "ledger.db"
-    ledger = ledger_of(SqliteSettings(path), folder, lambda: time.time_ns() // 1_000_000)
+    ledger = ledger_of(SqliteSettings(path), folder, clock_ms)
     await ledger.start()
 
     def size() -> int:
@@ -118,7 +136,7 @@ async def sqlite(folder: Path, runs: int) -> Sequence[str]:
 
 async def valkey(folder: Path, runs: int) -> Sequence[str]:
     with Server(folder) as server:
-        ledger = ledger_of(RedisSettings(parse_url(server.url)), folder, lambda: time.time_ns() // 1_000_000)
+        ledger = ledger_of(RedisSettings(parse_url(server.url)), folder, clock_ms)
         await ledger.start()
 
         def size() -> int:
