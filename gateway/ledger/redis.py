@@ -43,7 +43,7 @@ from gateway.ledger.contract import (
 from gateway.ledger.lines import NUMBERS, Lines, closing_text, read_lines
 from gateway.ledger.resp import Argument
 from gateway.ledger.servers import Servers
-from gateway.ledger.shapes import AGAIN, DONE, ENDED, HELD, UNKNOWN, arguments, refused, reserved, settled
+from gateway.ledger.shapes import AGAIN, DONE, ENDED, HELD, UNKNOWN, Shape, arguments, refused, reserved, settled
 from gateway.ledger.slots import Slots, Tenant, adopt
 from gateway.ledger.witness import Witness
 
@@ -368,33 +368,39 @@ class RedisLedger:
         return self._under_way(self._debit(decision, settlement, how))
 
     async def _debit(self, decision: Decision, settlement: Settlement, how: Debiting) -> Settled | Refusal | Barred | Stale:
-        caller, cost = decision.call.caller, settlement.cost
+        caller = decision.call.caller
         tenant = await self._get(caller.tenant)
-        keys, tail = tenant.keys, decision.id.removeprefix("bdg_")
         shape = tenant.shapes.of(decision)
-        closing = closing_text(settlement.usage, settlement.ending).decode()
-        at_ms = decision.at_ms if how is Debiting.REPLAY else -1
-        now_ms, owner = max(self._slots.now_ms, 0), caller.key
+        replayed = how is Debiting.REPLAY
+        now_ms, owner = decision.at_ms, caller.key  # as far as is known: the script says if it is not so
         for _ in range(_TRIES):
-            day = (now_ms if at_ms < 0 else at_ms) // _DAY_MS
-            debit = orjson.dumps((_HOW[how], (cost.usd, cost.tokens, cost.calls), closing, day, at_ms, owner))
-            named = (
-                *(keys.call(tail), keys.leases, keys.open, keys.runs, keys.owner(owner), keys.active(owner), *shape.after),
-                *(keys.spend(day), *shape.runs, *shape.accounts[0]),
-            )
-            args = arguments(shape, decision, tail, 0, debit)
-            reply = await self._slots.run(tenant, self._slots.scripts.reserve, named, *args)
+            sent = self._send_debit(tenant, shape, decision, settlement, how, (now_ms // _DAY_MS, owner))
+            reply = self._slots.checked(tenant, await sent)
             if reply[0] == DONE:
                 return settled(shape.lines[0], reply)
             if reply[0] == ENDED:
-                known = await self._settle_in(tenant, tail, _LOOK)
+                known = await self._settle_in(tenant, decision.id.removeprefix("bdg_"), _LOOK)
                 assert known is not None
                 return known
             if reply[0] != AGAIN:
                 return refused(shape, decision, reply)
-            now_ms, owner = reply[2], reply[3].decode() or caller.key
-            self._slots.now_ms = now_ms
+            now_ms, owner = decision.at_ms if replayed else reply[2], reply[3].decode() or caller.key
         raise LedgerUnavailable(f"{decision.id} can't be debited: its run changes hands all the time")
+
+    def _send_debit(
+        self, tenant: Tenant, shape: Shape, decision: Decision, settlement: Settlement, how: Debiting, assumed: tuple[int, str]
+    ) -> "asyncio.Future[Any]":
+        """`assumed`: the day it counts on, and whose the run is."""
+        keys, tail, cost = tenant.keys, decision.id.removeprefix("bdg_"), settlement.cost
+        day, owner = assumed
+        closing = closing_text(settlement.usage, settlement.ending).decode()
+        at_ms = decision.at_ms if how is Debiting.REPLAY else -1
+        debit = orjson.dumps((_HOW[how], (cost.usd, cost.tokens, cost.calls), closing, day, at_ms, owner))
+        named = (
+            *(keys.call(tail), keys.leases, keys.open, keys.runs, keys.owner(owner), keys.active(owner), *shape.after),
+            *(keys.spend(day), *shape.runs, *shape.accounts[0]),
+        )
+        return self._slots.evaluate(tenant, self._slots.scripts.reserve, named, arguments(shape, decision, tail, 0, debit))
 
     # -- beside the path ------------------------------------------------------------------------------------------------------
 

@@ -44,7 +44,6 @@ class Slots:
     def __init__(self, servers: Servers, witness: Witness, now: str | None) -> None:
         self.known: dict[str, Tenant] = {}
         self.lost: str | None = None  # why nothing is done any more
-        self.now_ms = 0  # the server's clock, when a tenant was looked at last
         self.servers = servers
         self.scripts = Scripts(servers.script, now)
         self._witness = witness
@@ -94,7 +93,6 @@ class Slots:
         reply = await self.servers.call(
             keys.meta, "EVALSHA", self.scripts.meta, 1, keys.meta, epoch, idempotent=True, replicated=True
         )
-        self.now_ms = reply[2]
         return Seen(reply[0].decode(), reply[1]) if reply[0] else None
 
     async def witness(self) -> None:
