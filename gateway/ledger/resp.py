@@ -70,8 +70,8 @@ class Asked:
             self.future.set_exception(error)
 
 
-class _Prelude(Asked):
-    """A command that goes before another; what the server says to it does not matter."""
+class _Told(Asked):
+    """A command for another's sake; what the server says to it does not matter."""
 
     __slots__ = ()
 
@@ -316,12 +316,17 @@ class Link:
         if wire is None or wire.closing:
             return False
         if before is not None:
-            wire.send(_Prelude(before))
+            wire.send(_Told(before))
         if replicated:
             wire.send_and_wait(asked)
         else:
             wire.send(asked)
         return True
+
+    def tell(self, *args: Argument) -> None:
+        """As `send`, for a command whose reply does not matter."""
+        if self._wire is not None and not self._wire.closing:
+            self._wire.send(_Told(args))
 
     def ask(self, *args: Argument) -> "asyncio.Future[Any]":
         """Under way when it returns. LedgerUnavailable where there is no connection."""

@@ -6,6 +6,7 @@ run, because the connection was lost, only where the caller says that it is idem
 """
 
 import asyncio
+import contextlib
 import re
 from abc import ABC, abstractmethod
 from binascii import crc_hqx
@@ -29,6 +30,7 @@ _LATER: Final = frozenset({"TRYAGAIN", "LOADING", "BUSY", "CLUSTERDOWN", "MASTER
 _ELSEWHERE_NOW: Final = frozenset({"READONLY", "CLUSTERDOWN", "MASTERDOWN"})  # who serves what may have changed
 _LOOK_AGAIN_S: Final = 0.02  # at what could not be sent yet
 _FIND_AGAIN_S: Final = 0.25
+_FIND_ANYWAY_S: Final = 5.0  # a master that nobody follows any more may not know
 _SAY_WITHIN_S: Final = 1.0  # or the next one is asked
 _REDIRECTIONS: Final = 3  # followed at once; then the servers may agree first
 _TELLINGS: Final = 3
@@ -138,8 +140,10 @@ class Servers(ABC):
 
     def health(self) -> Mapping[str, object]:
         """For /readyz."""
+        if not self._open:
+            return {"ok": False, "url": str(self.url), "why": "the ledger is not open"}
         trouble = self.trouble
-        facts: dict[str, object] = {"ok": self._open and self._ready(), "url": str(self.url)}
+        facts: dict[str, object] = {"ok": self._ready(), "url": str(self.url)}
         if self.facts is not None:
             facts |= {"engine": self.facts.engine, "version": self.facts.version}
         if trouble is not None:
@@ -215,17 +219,22 @@ class Servers(ABC):
             self._redirected(call, error, where)
         elif error.code == "NOSCRIPT" and call.tellings < _TELLINGS and str(call.args[1]) in self._scripts:
             call.tellings += 1
-            link = self._route(call.key)
-            if link is None or not link.send(
-                call, ("SCRIPT", "LOAD", self._scripts[str(call.args[1])]), replicated=call.replicated
-            ):
-                self._park(call)
+            for link in self._links():
+                if link.address == where:  # in a cluster whose slots move, not always the one that the key leads to
+                    link.tell("SCRIPT", "LOAD", self._scripts[str(call.args[1])])
+            self._send(call)
         elif error.code in _LATER:
             if error.code in _ELSEWHERE_NOW:
                 self._doubt(where)
             self._park(call)
         else:
             call.gave_up(error)
+
+    def _send(self, call: _Call) -> None:
+        """Again, now or when it can be sent."""
+        link = self._route(call.key)
+        if link is None or not link.send(call, replicated=call.replicated):
+            self._park(call)
 
     def _redirected(self, call: _Call, error: ServerError, where: Address) -> None:  # noqa: ARG002 - only a cluster redirects
         call.gave_up(Unfit(_WRONG_TOPOLOGY.format(where=shown(where))))
@@ -244,12 +253,8 @@ class Servers(ABC):
         for call in parked:
             if call.deadline <= now:
                 call.gave_up(LedgerUnavailable(str(self.trouble or f"{self.url} did not answer in time")))
-                continue
-            link = self._route(call.key)
-            if link is None or not link.send(call, replicated=call.replicated):
-                self._parked.append(call)
-        if self._parked and self._looking is None:
-            self._looking = self._loop.call_later(_LOOK_AGAIN_S, self._look_at_parked)
+            else:
+                self._send(call)
 
     # -- which server is fit ----------------------------------------------------------------------------------------------------
 
@@ -358,7 +363,9 @@ class _Found(Servers):
                 self._changed.set()
             await asyncio.sleep(_FIND_AGAIN_S)
             if self._ready():
-                await self._in_doubt.wait()
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(_FIND_ANYWAY_S):
+                        await self._in_doubt.wait()
 
     async def _ask(self, url: StoreUrl, *args: Argument) -> tuple[Address, Any]:
         """The first answer from any of those who can say, on a connection of its own; next time another is asked first: what this one

@@ -260,6 +260,11 @@ async def test_a_server_that_needs_a_password_is_not_asked_without(tmp_path: Pat
 # -- life -------------------------------------------------------------------------------------------------------------------------
 
 
+def test_how_one_is_that_was_never_started(valkey_url: str) -> None:
+    url = parse(valkey_url)
+    assert servers(url, PATIENT_MS).health() == {"ok": False, "url": str(url), "why": "the ledger is not open"}
+
+
 async def test_what_is_under_way_is_answered_before_it_closes(valkey_url: str) -> None:
     store = servers(parse(valkey_url), PATIENT_MS)
     await store.start()
@@ -344,12 +349,14 @@ async def test_a_cluster_is_asked_where_the_key_is_also_while_its_slots_move(tmp
             target.command("CLUSTER", "SETSLOT", slot, "IMPORTING", names[source.port])
             source.command("CLUSTER", "SETSLOT", slot, "MIGRATING", names[target.port])
             assert await add_everywhere() == [2] * 100
+            target.command("SCRIPT", "FLUSH")
             source.command("MIGRATE", "127.0.0.1", target.port, key, 0, 5_000)
-            assert (await add_everywhere())[0] == 3, "ASK: it is there already"
+            assert await store.call(key, "EVALSHA", add, 1, key, 1) == 3, "ASK: it is there already, and the script was not"
+            assert await add_everywhere() == [4, *[3] * 99]
             for node in (target, source, *nodes):
                 node.command("CLUSTER", "SETSLOT", slot, "NODE", names[target.port])
-            assert (await add_everywhere())[0] == 4, "MOVED"
-            assert target.command("GET", key) == b"4"
+            assert (await add_everywhere())[0] == 5, "MOVED"
+            assert target.command("GET", key) == b"5"
 
 
 @pytest.mark.deep
