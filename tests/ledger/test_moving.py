@@ -4,7 +4,9 @@ import io
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
+import orjson
 import pytest
 
 from gateway.core.values import Ending, Hold
@@ -14,17 +16,29 @@ from gateway.ledger.moving import Unbalanced, export_to, import_from
 from gateway.ledger.rows import Damaged
 from tests.ledger.builders import DAY_MS, LEASE_MS, TENANT, account, caller, charge, decision, plan, settlement
 from tests.support.clock import Clock
-from tests.support.stores import STORES, new_store, opened
+from tests.support.stores import STORES, Store, ValkeyStore, new_store, opened
+from tests.support.valkey import commands
 
+KINDS = ("head", "tenant", "account", "run", "call", "refusal", "spend", "act", "frozen", "end")
 BURN = account("burn", window=rolling(DAY_MS))
 
 
 @pytest.fixture(params=STORES)
-async def target(request: pytest.FixtureRequest, tmp_path: Path, clock: Clock) -> AsyncIterator[Ledger]:
+async def target(request: pytest.FixtureRequest, store: Store, tmp_path: Path, clock: Clock) -> AsyncIterator[Ledger]:
     folder = tmp_path / "target"
     folder.mkdir()
-    async with opened(new_store(request.param, folder), clock) as running:
+    # To empty a server is to empty the ledger on it: a second one has a database of its own.
+    both = isinstance(store, ValkeyStore) and request.param == "valkey"
+    async with opened(_second(store, folder) if both else new_store(request.param, folder), clock) as running:
         yield running
+
+
+def _second(store: Store, folder: Path) -> Store:
+    assert isinstance(store, ValkeyStore)
+    parts = urlsplit(store.url)
+    login = [("AUTH", *([parts.username] if parts.username else []), parts.password)] if parts.password else []
+    commands((parts.hostname or "", parts.port or 6379), *login, ("SELECT", "15"), ("FLUSHDB",))
+    return ValkeyStore(folder, parts._replace(path="/15").geturl())
 
 
 async def lived(ledger: Ledger, clock: Clock) -> Hold:
@@ -53,8 +67,11 @@ async def lived(ledger: Ledger, clock: Clock) -> Hold:
     return await hold("child", parent="root")
 
 
-async def rows_of(ledger: Ledger) -> list[dict[str, Any]]:
-    return [{name: value for name, value in row.items() if name != "at_ms"} async for row in ledger.dump()]
+async def rows_of(ledger: Ledger) -> list[Any]:
+    """As they stand in a file, but for the time; those of a kind in any order."""
+    rows = [{name: value for name, value in row.items() if name != "at_ms"} async for row in ledger.dump()]
+    rows.sort(key=lambda row: (KINDS.index(str(row["kind"])), orjson.dumps(row)))
+    return [orjson.loads(orjson.dumps(row)) for row in rows]
 
 
 async def exported(ledger: Ledger) -> io.BytesIO:
