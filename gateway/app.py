@@ -124,6 +124,7 @@ class Gateway:
     async def stop(self) -> None:
         """Live streams may finish, for as long as `shutdown.grace` says; then they are ended and settled. Nothing is left unsettled
         but what the ledger no longer takes."""
+        self.flow.wait_no_more()
         await self._edge.drain(self.config.shutdown_grace_ms / 1000, self.flow.shut_down)
         for task in self._tasks:
             task.cancel()

@@ -53,6 +53,7 @@ class Flow:
         self._kin = _Kin()
         self._waits = Places(_WAITS_AT_MOST)
         self._waiting: set[asyncio.Event] = set()  # for a raise: set, the wait is over
+        self._waits_end = False
 
     # -- the path -------------------------------------------------------------------------------------------------------------
 
@@ -130,7 +131,7 @@ class Flow:
 
         answer = await attempt(at_ms)
         patience = _patience(answer)
-        if patience is not None and self._waits.take():
+        if patience is not None and not self._waits_end and self._waits.take():
             try:
                 answer = await self._wait_for_raise(patience, answer, outlet, attempt)
             finally:
@@ -229,10 +230,15 @@ class Flow:
         """The same for whoever has all of the scope's values."""
         self._interrupt(tenant, lambda caller: all(caller.value(name) == value for name, value in scope), Ending.SCOPE_FROZEN)
 
-    def shut_down(self) -> None:
-        """Ends every live call, and every wait and drain."""
+    def wait_no_more(self) -> None:
+        """The gateway is about to stop: who waits for a raise is answered now."""
+        self._waits_end = True
         for over in self._waiting:
             over.set()
+
+    def shut_down(self) -> None:
+        """Ends every live call, and every wait and drain."""
+        self.wait_no_more()
         for relay in list(self._live):
             relay.interrupt(Ending.GATEWAY_STOPPED)
 

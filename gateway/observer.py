@@ -51,7 +51,7 @@ class Story:
     in either order: a drain settles long after its client left."""
 
     __slots__ = (
-        *("_added_s", "_code", "_decision_id", "_ending", "_hold", "_model", "_observer", "_open"),
+        *("_added_s", "_code", "_decision_id", "_ending", "_hold", "_let_through", "_model", "_observer", "_open"),
         *("_receipt", "_start_s", "_status", "_stream", "caller", "request_id"),
     )
 
@@ -65,6 +65,7 @@ class Story:
         self._stream = False
         self._decision_id: str | None = None
         self._hold: Hold | None = None
+        self._let_through = False  # nothing is held, whatever `_hold` says
         self._receipt: Receipt | None = None
         self._ending: Ending | None = None
         self._added_s: float | None = None
@@ -84,6 +85,7 @@ class Story:
 
     def let_through(self, decision: Decision, why: str) -> None:
         """Nothing holds it: the ledger is away, and its budgets allow that."""
+        self._let_through = True
         self._observer.metrics.let_through()
         self._observer.events.log.warning("let_through", run=self.caller.run, decision_id=decision.id, why=why)
 
@@ -171,7 +173,7 @@ class Story:
                 status=self._status,
                 stream=self._stream,
                 usage=receipt.usage if receipt is not None and receipt.usage.total_tokens else None,
-                held=hold.plan.cost_max.usd if hold is not None else None,
+                held=hold.plan.cost_max.usd if hold is not None and not self._let_through else None,
                 charged=receipt.cost.usd if receipt is not None else None,
                 ending=ending.value if ending is not None else None,
                 added_ms=None if self._added_s is None else self._added_s * 1000,

@@ -103,6 +103,7 @@ async def test_a_call_waits_no_longer_than_its_budget_says(tmp_path: Path, provi
 
 ENDS: dict[str, tuple[Callable[[World, Client], Any], int, str]] = {
     "its client leaves": (lambda _, client: client.leave(), 0, "run_paused"),
+    "the gateway is about to stop": (lambda here, _: here.flow.wait_no_more(), 402, "run_paused"),
     "the gateway stops": (lambda here, _: here.flow.shut_down(), 402, "run_paused"),
     "its run is stopped": (lambda here, _: here.ledger.stop(TENANT, "r1", "admin", "enough"), 402, "run_stopped"),
 }
@@ -203,6 +204,7 @@ async def test_a_call_that_every_budget_lets_through_is_debited_once(
         assert (view.committed, view.reserved, view.calls) == (provider.bill.microcents, 0, 1)
         assert [how for _, _, how in debits] == [Debiting.REPLAY]
         assert [name for name, _ in here.told.warnings] == ["let_through"]
+        assert [(event.held, event.charged) for event in here.told.calls] == [(None, provider.bill.microcents)]
         record = await here.record()
         assert (record.state, record.ending) == ("committed", "completed")
         here.metrics.flush()
