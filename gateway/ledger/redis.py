@@ -43,7 +43,7 @@ from gateway.ledger.contract import (
 from gateway.ledger.lines import NUMBERS, Lines, closing_text, read_lines
 from gateway.ledger.resp import Argument
 from gateway.ledger.servers import Servers
-from gateway.ledger.shapes import AGAIN, DONE, ENDED, HELD, UNKNOWN, Shape, arguments, refused, reserved, settled
+from gateway.ledger.shapes import AGAIN, DONE, HELD, UNKNOWN, Shape, arguments, refused, reserved, settled
 from gateway.ledger.slots import Slots, Tenant, adopt
 from gateway.ledger.witness import Witness
 
@@ -378,10 +378,6 @@ class RedisLedger:
             reply = self._slots.checked(tenant, await sent)
             if reply[0] == DONE:
                 return settled(shape.lines[0], reply)
-            if reply[0] == ENDED:
-                known = await self._settle_in(tenant, decision.id.removeprefix("bdg_"), _LOOK)
-                assert known is not None
-                return known
             if reply[0] != AGAIN:
                 return refused(shape, decision, reply)
             now_ms, owner = decision.at_ms if replayed else reply[2], reply[3].decode() or caller.key

@@ -7,7 +7,7 @@
 -- ARGV   1 epoch  2 sequence  3 tail  4 lease_ms  5 fingerprint  6 the caller (see CALLER)  7 the record's rest, kept as it is
 --        8 the debit (see DEBIT), or ''  9 the plans [[text, usd, tokens, calls, end of the group] …]  10 start of the group
 --        11… the texts: lines as lines.lua has them
--- Reply  {HELD, sequence, now, lease, plan, balances, warnings {line, limit, committed, reserved, unconfirmed}}
+-- Reply  {HELD, sequence, when, lease, plan, balances, warnings {line, limit, committed, reserved, unconfirmed}}
 --        {REFUSED, sequence, now, paused, blocking, accounts}, both {text, line, limit, committed, reserved, unconfirmed, aging}
 --        {BARRED, sequence, barrier, what}  {STALE, sequence, now, owner, ancestry}  {ENDED, sequence, state}
 --        a debit: {DONE, sequence, state, changed, usd, tokens, calls, balances, alerts}  {AGAIN, sequence, now, owner}: its day is
@@ -377,14 +377,21 @@ local function barrier(place)
   end
 end
 
-local known = call('HMGET', KEYS[2], 's', 'f', 'l', 'p', 'h')
-if known[1] then
-  if how > 0 or tonumber(known[1]) ~= LIVE or known[2] ~= fingerprint then
-    return {ENDED, sequence, tonumber(known[1])}
+local known = call('HMGET', KEYS[2], 's', 'f', 'l', 'p', 'h', 't', 'x', 'n')
+local state = tonumber(known[1])
+if state and how > 0 then
+  if not known[8] then -- a tombstone
+    return {DONE, sequence, state, 0, 0, 0, 0, {}, {}}
+  end
+  local usd, tokens, calls = three(known[7] or '0 0 0')
+  return {DONE, sequence, state, 0, usd, tokens, calls, balances(lines_of(1)), {}}
+elseif state then
+  if state ~= LIVE or known[2] ~= fingerprint then
+    return {ENDED, sequence, state}
   end
   local plan = tonumber(known[4]) + 1
   local lines = lines_of(plans[plan][1])
-  return {HELD, sequence, now, tonumber(known[3]), plan, balances(lines), warnings(lines, {three(known[5])})}
+  return {HELD, sequence, tonumber(known[6]), tonumber(known[3]), plan, balances(lines), warnings(lines, {three(known[5])})}
 end
 
 local mine = not owned_by_another(run)
