@@ -7,7 +7,8 @@ on until the call is over before it happens; then the same a moment later, when 
 import asyncio
 import sys
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from contextlib import AbstractAsyncContextManager
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import FrameType
 from typing import Any, Final
@@ -16,8 +17,10 @@ import pytest
 
 from gateway import relay
 from gateway.core.money import price_of
+from gateway.ledger.contract import LedgerUnavailable
+from gateway.ledger.sqlite import SqliteLedger
 from tests.support.config import free_port
-from tests.support.flow import TENANT, Client, Steps, World, chat, quick_retries, world
+from tests.support.flow import TENANT, Broken, Client, Steps, World, chat, quick_retries, world
 from tests.support.provider import Behaviour, FaultProvider
 from tests.support.records import USD
 from tests.support.rulebooks import budget, policy
@@ -31,6 +34,7 @@ class Scenario:
     stream: bool = False
     reachable: bool = True
     limit: int = 5 * USD
+    outage: bool = False  # the ledger is away, and the budget allows the call
 
 
 SCENARIOS: Final = {
@@ -43,7 +47,25 @@ SCENARIOS: Final = {
     "a provider that resets": Scenario((Behaviour(reset=True),)),
     "a stream that is cut": Scenario((Behaviour(cut_after_events=8),), stream=True),
     "a provider that cannot be reached": Scenario(reachable=False),
+    "a stream without a hold": Scenario(stream=True, outage=True),
+    "an error from in between, without a hold": Scenario((Behaviour(status=502),), outage=True),
 }
+
+
+def away(real: SqliteLedger) -> Any:
+    """It takes no reserve."""
+
+    def reserve(*_: object) -> Any:
+        raise LedgerUnavailable("away")
+
+    return Broken(real, {"reserve": reserve})
+
+
+def worlds(folder: Path, provider: FaultProvider, scenario: Scenario) -> AbstractAsyncContextManager[World]:
+    upstream = provider.base_url if scenario.reachable else f"http://127.0.0.1:{free_port()}/v1"
+    ceiling = budget("run-ceiling", "run", limit=scenario.limit)
+    ceiling = replace(ceiling, terms=replace(ceiling.terms, outage_allow=scenario.outage))
+    return world(folder, upstream, policy(ceiling), ledger=away if scenario.outage else lambda real: real)
 
 
 @dataclass(frozen=True)
@@ -70,9 +92,7 @@ async def test_a_call_may_end_at_any_await(
 ) -> None:
     quick_retries(monkeypatch)
     told = SCENARIOS[scenario]
-    upstream = provider.base_url if told.reachable else f"http://127.0.0.1:{free_port()}/v1"
-    rules = policy(budget("run-ceiling", "run", limit=told.limit))
-    async with world(tmp_path, upstream, rules) as here:
+    async with worlds(tmp_path, provider, told) as here:
         await here.ask(chat(), run="warm-up")
         for early in (True, False):
             for at in range(1, ENOUGH):
@@ -125,7 +145,7 @@ async def _check(here: World, run: str) -> None:
     if view is None:
         assert not client.text
         return
-    if stories[0].ending == "unknown":
+    if stories[0].ending == "unknown" and stories[0].held is not None:
         [hold] = await here.live_holds(run)
         here.clock.now_ms += here.settings.lease_ms
         [expired] = await here.ledger.expire(10)
@@ -177,10 +197,8 @@ async def test_a_bug_at_any_line_of_the_relay_leaks_no_hold(
 ) -> None:
     quick_retries(monkeypatch)
     told = SCENARIOS[scenario]
-    upstream = provider.base_url if told.reachable else f"http://127.0.0.1:{free_port()}/v1"
-    rules = policy(budget("run-ceiling", "run", limit=told.limit))
     tracing = sys.gettrace()
-    async with world(tmp_path, upstream, rules) as here:
+    async with worlds(tmp_path, provider, told) as here:
         for at in range(1, 2_000):
             run, client, bug = f"line-{at}", Client(), BugAt(at)
             provider.forget()
