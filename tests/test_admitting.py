@@ -118,3 +118,27 @@ def test_a_refusal_that_paused_its_run_says_so() -> None:
     refused = over_budget(Refusal(decision(), (balance,), (balance,), NOW_MS, paused=True))
     assert (refused.problem.status, refused.problem.code) == (402, "run_paused")
     assert ("X-Budget-Blocking-Scope", "run") in refused.headers
+
+
+def test_of_several_plans_the_one_that_fits_soonest_is_spoken_of() -> None:
+    slow = burning(USD // 2, ((NOW_MS + 40_000, USD // 2),))
+    (plan,) = slow.decision.ladder
+    soon = replace(slow.balances[0].account, budget="burn-small")
+    charges = tuple(replace(charge, ceiling=replace(charge.ceiling, account=soon)) for charge in plan.charges)
+    cheaper = replace(plan, model="small", charges=charges)
+    balance = Balance(soon, USD // 2, USD // 2, 0, aging=((NOW_MS + 3_000, USD // 2),))
+    asked = replace(slow.decision, ladder=(plan, cheaper))
+    refused = over_budget(Refusal(asked, (*slow.blocking, balance), (*slow.balances, balance), NOW_MS))
+    assert (refused.problem.code, refused.problem.retry_after) == ("rate_of_spend", 3)
+    assert refused.problem.budget is not None
+    assert refused.problem.budget.name == "burn-small"
+
+
+def test_a_plan_that_another_account_keeps_out_is_not_waited_for() -> None:
+    burnt = burning(USD // 2, ((NOW_MS + 3_000, USD // 2),))
+    (plan,) = burnt.decision.ladder
+    full = replace(plan.charges[0], ceiling=replace(plan.charges[0].ceiling, account=run_account()))
+    asked = replace(burnt.decision, ladder=(replace(plan, charges=(*plan.charges, full)),))
+    balances = (*burnt.balances, Balance(run_account(), 5 * USD, 5 * USD, 0))
+    refused = over_budget(Refusal(asked, burnt.blocking, balances, NOW_MS))
+    assert (refused.problem.status, refused.problem.retry_after) == (402, None)

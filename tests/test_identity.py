@@ -324,3 +324,13 @@ def test_nothing_secret_is_shown(passthrough: Identity, keyed: Identity) -> None
     shown = repr((passthrough, keyed, passthrough.principal(headers()), keyed.principal(headers(key=PENSTOCK_KEY)), HOUSE))
     for secret in (KEY, PENSTOCK_KEY, ADMIN, "house-secret", "install-secret"):
         assert secret not in shown
+
+
+# -- parents ----------------------------------------------------------------------------------------------------------------------
+
+
+def test_a_parent_is_named_by_its_header_and_counts_for_a_named_run_only(passthrough: Identity) -> None:
+    assert caller_of(passthrough, ("X-Parent-Run-Id", "r0"), path_run="r1").parent == "r0"
+    assert caller_of(passthrough, path_run="r1").parent is None
+    said = refusal(caller_of, passthrough, ("X-Parent-Run-Id", "r0"))
+    assert (said.status, said.code) == (400, "run_id_required")

@@ -438,3 +438,44 @@ def test_a_real_body_with_bytes_changed_is_refused_in_our_shape_or_forwarded_as_
         )
         raw[where : where + data.draw(st.integers(0, 3))] = with_what
     check_that_nothing_but_three_fields_changes(bytes(raw))
+
+
+# -- fingerprints -----------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "same",
+    [
+        {"stream": True, "stream_options": {"include_usage": True}},
+        {"metadata": {"step": "7"}, "user": "u1", "safety_identifier": "u1"},
+        {"prompt_cache_key": "session-2", "store": True},
+    ],
+    ids=",".join,
+)
+def test_how_an_answer_travels_and_what_is_noted_with_it_make_no_other_request(same: dict[str, Any]) -> None:
+    assert asked(**same).fingerprint() == asked().fingerprint()
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        {"model": "gpt-5-mini"},
+        {"messages": [{"role": "user", "content": "hi!"}]},
+        {"tools": [TOOL]},
+        {"temperature": 0.5},
+        {"max_tokens": 5},
+        {"stop": None},
+    ],
+    ids=",".join,
+)
+def test_what_a_model_is_asked_makes_another_request(other: dict[str, Any]) -> None:
+    assert asked(**other).fingerprint() != asked().fingerprint()
+
+
+def test_the_order_of_fields_makes_no_other_request() -> None:
+    turned = read(orjson.dumps(dict(reversed(SMALL.items()))))
+    assert turned.fingerprint() == asked().fingerprint()
+
+
+def test_a_field_is_not_mistaken_for_the_end_of_another() -> None:
+    assert asked(a="1", b="2").fingerprint() != asked(a='1"b":"2').fingerprint()

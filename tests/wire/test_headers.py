@@ -4,7 +4,7 @@ import pytest
 from multidict import CIMultiDict
 
 from gateway.core.values import Directives
-from gateway.wire.headers import directives, forwardable, identity, returnable, run_id, single
+from gateway.wire.headers import directives, forwardable, identity, parent_run, returnable, run_id, single
 from gateway.wire.problem import Refused
 
 
@@ -131,3 +131,12 @@ def test_a_directive_that_cannot_be_obeyed_is_refused_not_ignored(name: str, val
     with pytest.raises(Refused) as refused:
         directives(headers(*((name, value) for value in values)))
     assert (refused.value.problem.status, refused.value.problem.param) == (400, name)
+
+
+def test_a_parent_is_a_run_id_said_once() -> None:
+    assert parent_run(headers()) is None
+    assert parent_run(headers(("X-Parent-Run-Id", "r0"))) == "r0"
+    for values in (["no run"], [""], ["r0", "r0"]):
+        with pytest.raises(Refused) as refused:
+            parent_run(headers(*(("X-Parent-Run-Id", value) for value in values)))
+        assert (refused.value.problem.status, refused.value.problem.param) == (400, "X-Parent-Run-Id")

@@ -27,13 +27,14 @@ def refused(
     margin: int = 0,
     alternatives: tuple[Alternative, ...] = (),
     retry_after: int | None = None,
+    paused: bool = False,
 ) -> Problem:
     account = Account("default", "the-budget", scope, LIFETIME, unit)
     charge = Charge(Ceiling(account, limit, Mode.HARD_GATE, basis, margin, own))
     plan = Plan("gpt-5", "openai", 4096, 900, amounts, (charge,))
     base = records.decision(who=records.caller("r42"))
     decision = Decision(base.id, replace(base.call, client_cap=8192), (plan,), base.at_ms, "2026-11-01+abc")
-    return budget_refusal(decision, plan, Balance(account, limit, committed, 0), alternatives, retry_after)
+    return budget_refusal(decision, plan, Balance(account, limit, committed, 0), alternatives, retry_after, paused)
 
 
 def alternative(usd: int, fits: bool) -> Alternative:
@@ -150,6 +151,20 @@ def test_no_refusal_invites_a_retry_except_where_waiting_helps() -> None:
     for code in KINDS.keys() - {"rate_of_spend", "provider_unreachable"}:
         assert ("x-should-retry", "false") in problem(code, "x", retry_after=7).headers()
         assert "retry-after" not in dict(problem(code, "x", retry_after=7).headers())
+
+
+def test_a_paused_run_is_told_what_ends_the_pause_which_no_policy_does() -> None:
+    own = refused(paused=True)
+    assert (own.status, own.code, own.error_code) == (402, "run_paused", "budget_exceeded")
+    assert "PUT /budget/runs/r42 with the admin token" in own.detail
+    assert "POST /budget/runs/r42/resume" in own.detail
+    shared = refused(scope=(), own=False, paused=True)
+    assert "POST /admin/accounts/KEY/limit" in shared.detail
+    assert "policy" not in shared.detail
+
+
+def test_an_ancestors_own_limit_is_raised_on_the_ancestor() -> None:
+    assert "PUT /budget/runs/r0 with the admin token" in refused(scope=(("run", "r0"),)).detail
 
 
 @pytest.mark.parametrize(
