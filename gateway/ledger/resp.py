@@ -149,7 +149,7 @@ class _Wire(asyncio.Protocol):
         self._out: list[bytes] = []  # asked for in this turn of the loop
         self._replicas: _Replicas | None = None  # of this turn
         self._transport: asyncio.Transport | None = None
-        self._heard_at = 0.0
+        self._heard_at = 0.0  # or, where nothing was under way, asked at
         self._timer: asyncio.TimerHandle | None = None
         self._timer_at = 0.0
 
@@ -159,6 +159,8 @@ class _Wire(asyncio.Protocol):
         if not self._out:
             self._loop.call_soon(self._flush)
         self._out.append(_packed(asked.args))
+        if not self.pending:
+            self._heard_at = self._loop.time()
         self.pending.append(asked)
         if self._timer is None or asked.deadline < self._timer_at:
             self._look_at(asked.deadline)

@@ -27,7 +27,7 @@ MEND_POLICY: Final = (
 )
 
 _LATER: Final = frozenset({"TRYAGAIN", "LOADING", "BUSY", "CLUSTERDOWN", "MASTERDOWN", "READONLY"})
-_ELSEWHERE_NOW: Final = frozenset({"READONLY", "CLUSTERDOWN", "MASTERDOWN"})  # who serves what may have changed
+_REPLICA_NOW: Final = frozenset({"READONLY", "MASTERDOWN"})
 _LOOK_AGAIN_S: Final = 0.02  # at what could not be sent yet
 _FIND_AGAIN_S: Final = 0.25
 _FIND_ANYWAY_S: Final = 5.0  # a master that nobody follows any more may not know
@@ -47,7 +47,7 @@ class Facts:
 class _Call(Asked):
     """One call, on its way from server to server if need be."""
 
-    __slots__ = ("idempotent", "key", "redirections", "replicated", "servers", "tellings", "unknown")
+    __slots__ = ("idempotent", "key", "redirections", "replicated", "servers", "tellings", "unknown", "why")
 
     def __init__(
         self,
@@ -70,6 +70,7 @@ class _Call(Asked):
         self.redirections = 0
         self.tellings = 0  # of its script
         self.unknown = False  # an earlier attempt may have run
+        self.why: LedgerUnavailable | None = None  # the last attempt failed
 
     def failed(self, error: LedgerUnavailable, where: Address) -> None:
         self.servers.failed(self, error, where)
@@ -169,7 +170,7 @@ class Servers(ABC):
         """Who has this key, as far as is known."""
 
     def _doubt(self, where: Address) -> None:
-        """Who serves what is to be found out again."""
+        """This server is no master any more: who is, is to be found out again."""
         for link in self._links():
             if link.address == where:
                 link.reconnect()
@@ -204,6 +205,7 @@ class Servers(ABC):
 
     def failed(self, call: _Call, error: LedgerUnavailable, where: Address) -> None:
         """An attempt failed: again, later, or the end."""
+        call.why = error
         if call.deadline <= self._loop.time():
             call.gave_up(error)
         elif isinstance(error, ServerError):
@@ -224,7 +226,7 @@ class Servers(ABC):
                     link.tell("SCRIPT", "LOAD", self._scripts[str(call.args[1])])
             self._send(call)
         elif error.code in _LATER:
-            if error.code in _ELSEWHERE_NOW:
+            if error.code in _REPLICA_NOW:
                 self._doubt(where)
             self._park(call)
         else:
@@ -252,7 +254,8 @@ class Servers(ABC):
         now = self._loop.time()
         for call in parked:
             if call.deadline <= now:
-                call.gave_up(LedgerUnavailable(str(self.trouble or f"{self.url} did not answer in time")))
+                assert call.why is not None, "only what has failed is parked"
+                call.gave_up(call.why)
             else:
                 self._send(call)
 

@@ -109,6 +109,18 @@ async def test_a_server_that_says_nothing_for_the_whole_time_out_gets_a_new_conn
         assert await link.ask("ECHO", "3") == b"3"
 
 
+async def test_one_impatient_caller_does_not_cost_the_others_their_connection(between: Between) -> None:
+    async with linked(between.url) as link:
+        between.stall()
+        patient = link.ask("ECHO", "patient")
+        for _ in range(3):
+            with pytest.raises(OutcomeUnknown):
+                await asked(link, "ECHO", "impatient", within_s=0.01)
+        between.flow()
+        assert await patient == b"patient"
+        assert between.connections == 1
+
+
 async def test_a_caller_who_left_disturbs_nobody(valkey_url: str) -> None:
     async with linked(valkey_url) as link:
         gone, here = link.ask("ECHO", "gone"), link.ask("ECHO", "here")
