@@ -108,6 +108,7 @@ class Journal:
         self._dones: list[Ticket] = []
         self._flushing: asyncio.Future[None] | None = None
         self._closed = False
+        self._failing = False  # the last write was in vain
         self.waiting = 0  # entries put or taken over, and not done
         self.aside = 0  # lines in `aside.jsonl`, as of when it was last looked at
 
@@ -155,13 +156,27 @@ class Journal:
     # -- writing --------------------------------------------------------------------------------------------------------------
 
     @property
-    def has_room(self) -> bool:
-        return self.waiting < self._at_most and not self._closed
+    def takes_more(self) -> bool:
+        """As far as is known: the disk has the last word."""
+        return self.waiting < self._at_most and not self._closed and not self._failing
+
+    async def try_again(self) -> None:
+        """Whether a disk that took nothing takes something now; nothing to do where the last write went well."""
+        if self._failing and self._flushing is None and not self._closed:
+            try:
+                await self._loop.run_in_executor(self._thread, self._write_nothing)
+            except OSError:
+                return
+            self._failing = False
+
+    def _write_nothing(self) -> None:
+        assert self._own is not None
+        self._own.append(done_line(Done(())), durable=True)
 
     def put(self, entry: Entry) -> "asyncio.Future[Ticket]":
         """Done when the entry is on the disk. JournalFull, also where the disk takes no more."""
         future = self._loop.create_future()
-        if not self.has_room:
+        if self.waiting >= self._at_most or self._closed:
             future.set_exception(
                 JournalFull(f"the journal in {self._folder} is full: {self.waiting} entries wait for the ledger")
             )
@@ -196,6 +211,8 @@ class Journal:
 
     def _flushed(self, working: "asyncio.Future[Sequence[Ticket]]", futures: Sequence["asyncio.Future[Ticket]"]) -> None:
         failure = working.exception()
+        if futures:
+            self._failing = failure is not None
         if failure is not None:
             self.waiting -= len(futures)
             why = failure.strerror if isinstance(failure, OSError) else repr(failure)
@@ -242,7 +259,7 @@ class Journal:
 
     async def take_over(self, told: Callable[[Damage], None]) -> Sequence[Ticket]:
         """The entries of files whose owner is gone, in their order. Nobody else gets them while this process lives."""
-        if not self.has_room:
+        if not self.takes_more:
             return ()
         tickets, damages = await self._loop.run_in_executor(self._thread, self._take_over)
         self.waiting += len(tickets)

@@ -93,11 +93,11 @@ class _Ending:
 
 
 class _Reserving:
-    """Waits for a step that may be refused, and notices how it went."""
+    """Waits for a step that may be refused, and notices how it went. `failed` says what is raised."""
 
     __slots__ = ("_answered", "_failed", "_step")
 
-    def __init__(self, step: Awaitable[Any], answered: Callable[[], None], failed: Callable[[Exception], None]) -> None:
+    def __init__(self, step: Awaitable[Any], answered: Callable[[], None], failed: Callable[[Exception], Exception]) -> None:
         self._step = step
         self._answered = answered
         self._failed = failed
@@ -106,8 +106,7 @@ class _Reserving:
         try:
             answer = yield from self._step.__await__()
         except (LedgerUnavailable, LedgerLost) as failure:
-            self._failed(failure)
-            raise
+            raise self._failed(failure) from failure
         self._answered()
         return answer
 
@@ -217,6 +216,7 @@ class ResilientLedger:
                     await self._open()
                 elif self._away:
                     await asyncio.gather(*(self._probe(tenant) for tenant in list(self._away)[:_AT_ONCE]))
+                await self._journal.try_again()
                 if rounds % _TAKE_OVER_EVERY == 0:
                     self._replay_later(*await self._journal.take_over(self._damaged))
                 rounds += 1
@@ -379,44 +379,44 @@ class ResilientLedger:
     # -- steps that may be refused --------------------------------------------------------------------------------------------
 
     def reserve(self, decision: Decision, lease_ms: int) -> Awaitable[Reserved]:
-        inner = self._inner_for(decision)
+        failed = partial(self._reserve_failed, decision)
         try:
-            return _Reserving(inner.reserve(decision, lease_ms), self._served, partial(self._reserve_failed, decision))
+            return _Reserving(self._serving(decision).reserve(decision, lease_ms), self._served, failed)
         except (LedgerUnavailable, LedgerLost) as failure:
-            self._reserve_failed(decision, failure)
-            raise
+            raise failed(failure) from failure
 
     def debit(self, decision: Decision, settlement: Settlement, how: Debiting) -> Awaitable[Debited]:
         if how is Debiting.REPLAY:
             return self._surely(Debit(decision, settlement))  # type: ignore[return-value]  # a debit is never unknown
-        inner = self._inner_for(decision)
+        # One of unknown outcome is asked for again, with the same id.
+        failed = partial(self._failed, decision.call.caller.tenant)
         try:
-            return _Reserving(inner.debit(decision, settlement, how), self._served, partial(self._debit_failed, decision))
+            return _Reserving(self._serving(decision).debit(decision, settlement, how), self._served, failed)
         except (LedgerUnavailable, LedgerLost) as failure:
-            self._debit_failed(decision, failure)
-            raise
+            raise failed(failure) from failure
 
-    def _inner_for(self, decision: Decision) -> Ledger:
+    def _serving(self, decision: Decision) -> Ledger:
         """LedgerUnavailable, at once, while the breaker is open."""
-        if not self._journal.has_room:
-            raise JournalFull("neither the ledger nor the journal beside it has room for what calls cost")
         inner = self._there()
         why = self._away.get(decision.call.caller.tenant)
         if why is not None:
             raise LedgerUnavailable(why)
         return inner
 
-    def _reserve_failed(self, decision: Decision, failure: Exception) -> None:
+    def _reserve_failed(self, decision: Decision, failure: Exception) -> Exception:
         tenant = decision.call.caller.tenant
-        self._noticed(tenant, failure)
         if isinstance(failure, OutcomeUnknown) and not decision.repeatable:
             ending = _Ending(Release(tenant, decision.hold_id, Ending.NOT_SENT), self._loop.create_future(), 0.0)
             ending.future.add_done_callback(_look_at)
             self._put(ending)
+        return self._failed(tenant, failure)
 
-    def _debit_failed(self, decision: Decision, failure: Exception) -> None:
-        """One of unknown outcome is asked for again, with the same id."""
-        self._noticed(decision.call.caller.tenant, failure)
+    def _failed(self, tenant: str, failure: Exception) -> Exception:
+        """What its caller is told."""
+        self._noticed(tenant, failure)
+        if isinstance(failure, LedgerUnavailable) and not self._journal.takes_more:
+            return JournalFull(f"{failure}, and the journal beside it takes no more")
+        return failure
 
     def extend(self, tenant: str, hold_id: str, lease_ms: int, more: Amounts | None = None) -> Awaitable[bool]:
         return self._there().extend(tenant, hold_id, lease_ms, more)

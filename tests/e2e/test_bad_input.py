@@ -194,7 +194,7 @@ BAD: Final[dict[str, Bad]] = {
     "two agents": Bad(GOOD, headers=(("X-Agent-Id", "a"), ("X-Agent-Id", "b"))),
     "an agent of control characters": Bad(GOOD, headers=(("X-Agent-Id", "a\tb"),)),
     "an agent of 10,000 characters": Bad(GOOD, headers=(("X-Agent-Id", "a" * 5_000),)),
-    "a parent run": Bad(GOOD, headers=(("X-Parent-Run-Id", "r0"),)),
+    "two parents": Bad(GOOD, headers=(("X-Parent-Run-Id", "r0"), ("X-Parent-Run-Id", "r00"))),
     "two keys": Bad(GOOD, headers=(("Authorization", "Bearer sk-other"),)),
 }
 

@@ -264,7 +264,7 @@ async def test_where_neither_ledger_nor_journal_takes_it_the_caller_hears_of_it(
         with pytest.raises(JournalFull):
             await commit(here.ledger, other)
         with pytest.raises(JournalFull):
-            await here.ledger.reserve(decision(), LEASE_MS)
+            await here.ledger.reserve(decision(), LEASE_MS)  # not even a call that its budgets would let through goes out now
         here.faults.of.clear()
         assert await here.run() == (4, 10, 2)  # the other is left to its lease
 
@@ -434,7 +434,7 @@ async def test_a_ledger_that_was_lost_is_not_merely_away(tmp_path: Path) -> None
         here.faults.start = LedgerUnavailable("and now it is away too")
         with pytest.raises(LedgerLost):
             await here.ledger.reserve(decision(), LEASE_MS)
-        await until(lambda: here.faults.closed == 1)
+        await until(lambda: here.faults.closed >= 1)
         await asyncio.sleep(0.05)
         with pytest.raises(LedgerLost):
             await here.ledger.reserve(decision(), LEASE_MS)
