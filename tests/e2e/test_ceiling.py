@@ -1,25 +1,17 @@
-"""The promise under load: what reaches the provider fits the ceiling, and what it billed is what was charged, to the microcent.
-
-Every call here costs at most 1,005,000 microcents (1,000 tokens of output, some 20 of input), and the replies use all of their output:
-the ceiling of $0.105 fits ten of them, whenever each is settled.
-"""
+"""The promise under load: what reaches the provider fits the ceiling, and what it billed is what was charged, to the microcent."""
 
 import asyncio
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from gateway.demo.replies import Script
-from tests.support.config import Setup, policy, run_ceiling
+from tests.support.config import Setup
 from tests.support.gateway import GatewayProcess, started
-from tests.support.load import Seen, caller, chat, microcents, statuses
+from tests.support.load import caller, chat, microcents, statuses
 from tests.support.provider import Behaviour, FaultProvider
-
-CALLS, FIT = 200, 10
-CEILING = policy(run_ceiling("$0.105"))
-# Slow enough that all calls have been decided before the first is settled.
-FULL_LENGTH = Behaviour(script=Script(tokens=2_000), first_byte_s=0.5, tokens_per_event=50)
+from tests.support.rush import CEILING, FULL_LENGTH, assert_exactly_ten_were_served, rush
 
 
 @pytest.fixture(scope="module")
@@ -36,33 +28,6 @@ def provider(shared_provider: FaultProvider) -> FaultProvider:
     shared_provider.forget()
     shared_provider.default = FULL_LENGTH
     return shared_provider
-
-
-async def rush(gateways: Sequence[GatewayProcess], run: str, calls: int = CALLS, **headers: str) -> list[Seen]:
-    """All calls at once on a run that nobody has seen, every other one streaming, spread over the gateways."""
-    async with caller(gateways[0].url) as send:
-        return await asyncio.gather(
-            *(
-                send(
-                    chat(f"call {number}", max_completion_tokens=1_000, stream=number % 2 == 0),
-                    run,
-                    gateways[number // 2 % len(gateways)].url,
-                    **headers,
-                )
-                for number in range(calls)
-            )
-        )
-
-
-def assert_exactly_ten_were_served(seen: Sequence[Seen], gateway: GatewayProcess, provider: FaultProvider, run: str) -> None:
-    assert statuses(seen) == {200: FIT, 402: CALLS - FIT}
-    assert len(provider.calls) == FIT
-    assert all(each.finished for each in seen if each.status == 200)
-    assert {each.code for each in seen if each.status == 402} == {"run_ceiling_reached"}
-    told = gateway.run(run)
-    assert told["reserved_usd"] == told["unconfirmed_usd"] == "0.00"
-    assert told["calls"] == FIT
-    assert microcents(told["committed_usd"]) == provider.bill.microcents > 10_000_000
 
 
 async def test_of_200_parallel_calls_on_a_new_run_exactly_the_ten_that_fit_reach_the_provider(

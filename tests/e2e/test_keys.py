@@ -1,17 +1,16 @@
 """`auth: keys`: the gateway's own keys open it, beyond loopback too; and without them it does not listen there."""
 
-import hashlib
 import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import httpx
 import openai
 import pytest
 
-from tests.support.config import Setup, free_port, policy, run_ceiling
+from tests.support.config import Setup, free_port, listed, policy, run_ceiling
 from tests.support.gateway import GatewayProcess
 from tests.support.load import chat
 from tests.support.provider import FaultProvider
@@ -20,10 +19,6 @@ CI: Final = "pk-ci-4b1f"
 NIGHTLY: Final = "pk-nightly-77aa"
 ACME: Final = "pk-acme-90cd"
 HOUSE: Final = "sk-house-55e1"
-
-
-def listed(name: str, key: str, **more: Any) -> dict[str, Any]:
-    return {"name": name, "sha256": hashlib.sha256(key.encode()).hexdigest(), **more}
 
 
 @pytest.fixture(scope="module")

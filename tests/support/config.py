@@ -1,5 +1,6 @@
 """Config and policy files for tests: small builders over plain dicts, written as YAML into a test's own folder."""
 
+import hashlib
 import socket
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -36,15 +37,27 @@ def ladder(**of_model: Sequence[str]) -> dict[str, Any]:
     return {"downgrade": {model: list(cheaper) for model, cheaper in of_model.items()}}
 
 
+def listed(name: str, key: str, **more: Any) -> dict[str, Any]:
+    """An entry of the config's `keys`."""
+    return {"name": name, "sha256": hashlib.sha256(key.encode()).hexdigest(), **more}
+
+
+def opened_by(*keys: Mapping[str, Any]) -> dict[str, Any]:
+    """What a Setup needs so that only the gateway's own keys open it: `Setup(…, **opened_by(listed("ci", "pk-ci")))`."""
+    return {"provider": {"accepts_caller_keys": False}, "extra": {"auth": "keys", "keys": list(keys)}}
+
+
 @dataclass(frozen=True, slots=True)
 class Setup:
-    """Everything a gateway is started from. `upstream` is the provider's base URL; `extra` is laid over the config's top level."""
+    """Everything a gateway is started from. `upstream` is the provider's base URL; `ledger` a URL, or its whole section (a SQLite file of
+    its own by default); `extra` is laid over the config's top level."""
 
     folder: Path
     upstream: str
     policy: Mapping[str, Any] = field(default_factory=policy)
     models: Sequence[TestModel] = MODELS
     provider: Mapping[str, Any] = field(default_factory=dict)  # more keys of `providers.test`
+    ledger: str | Mapping[str, Any] | None = None
     extra: Mapping[str, Any] = field(default_factory=dict)
     port: int = field(default_factory=free_port)
 
@@ -61,12 +74,17 @@ class Setup:
         shared = {key: self.config()[key] for key in ("ledger", "state_dir")}
         return replace(self, folder=self.folder / "twin", port=free_port(), extra={**self.extra, **shared})
 
+    def elsewhere(self, host: str) -> "Setup":
+        """A gateway on another machine: it shares the ledger (one with an address), and nothing else."""
+        assert self.ledger is not None
+        return replace(self, folder=self.folder / host, port=free_port())
+
     def config(self) -> dict[str, Any]:
         provider = {"base_url": self.upstream, "accepts_caller_keys": True, **self.provider}
         return {
             "listen": f"127.0.0.1:{self.port}",
             "policy": str(self.folder / "policy.yaml"),
-            "ledger": f"sqlite:///{self.folder / 'ledger.db'}",
+            "ledger": f"sqlite:///{self.folder / 'ledger.db'}" if self.ledger is None else self.ledger,
             "state_dir": str(self.folder / "state"),
             "providers": {"test": provider},
             "models": {model.name: model.as_config("test") for model in self.models},
