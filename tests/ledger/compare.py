@@ -11,6 +11,8 @@ def agree(found: Any, expected: Any) -> None:
 
 
 def _differences(found: Any, expected: Any, path: str) -> Iterator[str]:
+    if found == expected:
+        return
     if type(found) is not type(expected):
         yield f"{path}: found {found!r}, expected {expected!r}"
     elif is_dataclass(found):
@@ -20,5 +22,5 @@ def _differences(found: Any, expected: Any, path: str) -> Iterator[str]:
     elif isinstance(found, list | tuple) and len(found) == len(expected):
         for place, (one, other) in enumerate(zip(found, expected, strict=True)):
             yield from _differences(one, other, f"{path}[{place}]")
-    elif found != expected:
+    else:
         yield f"{path}: found {found!r}, expected {expected!r}"

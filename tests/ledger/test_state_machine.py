@@ -557,9 +557,11 @@ async def _each(rows: list[Any]) -> Any:
         yield row
 
 
-def run_machine(kind: str, examples: int, steps: int, phases: Collection[Phase] = tuple(Phase)) -> None:
+def run_machine(
+    kind: str, examples: int, steps: int, phases: Collection[Phase] = tuple(Phase), machine: type[Machine] = Machine
+) -> None:
     run_state_machine_as_test(
-        type(f"MachineOver{kind.title()}", (Machine,), {"kind": kind}),
+        type(f"{machine.__name__}Over{kind.title()}", (machine,), {"kind": kind}),
         settings=settings(
             max_examples=examples,
             stateful_step_count=steps,
