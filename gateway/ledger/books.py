@@ -7,6 +7,7 @@ else has written to the file; after a rollback nothing is, so a step that fails 
 import secrets
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Any, Final, TypeAlias
 
 import apsw
@@ -314,9 +315,11 @@ class Books:
 
     # -- rows -----------------------------------------------------------------------------------------------------------------
 
-    def account(self, account: Account) -> AccountRow:
-        """An account that does not exist yet stands at zero, and is stored once something has moved."""
-        where = (account.tenant, account.key)
+    def account(self, account: Account, where: Where | None = None) -> AccountRow:
+        """An account that does not exist yet stands at zero, and is stored once something has moved. `where`: its tenant and key, if
+        at hand."""
+        if where is None:
+            where = (account.tenant, account.key)
         row = self._accounts.get(where)
         if row is not None:
             return row
@@ -432,7 +435,7 @@ class Books:
         """Differences: a correction may be negative. The day is the reserve's, as the accounts' windows are."""
         if not (usd or tokens or calls):
             return
-        dimensions = orjson.dumps(dict(record.dimensions)).decode()
+        dimensions = _as_object(record.dimensions)
         day = record.at_ms // _DAY_MS
         group = (tenant, day, record.owner, record.run, record.selected_model, record.provider, dimensions)
         sums = self._spend.setdefault(group, [0, 0, 0])
@@ -643,6 +646,11 @@ def run_row(columns: tuple[Any, ...]) -> RunRow:
     row.ancestry = ancestry_of(columns[10])
     row.recent = None if columns[11] is None else [(tail, fingerprint) for tail, fingerprint in orjson.loads(columns[11])]
     return row
+
+
+@lru_cache(maxsize=1_024)
+def _as_object(pairs: tuple[tuple[str, str], ...]) -> str:
+    return orjson.dumps(dict(pairs)).decode()
 
 
 def ancestry_of(column: str) -> tuple[str, ...]:

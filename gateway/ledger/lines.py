@@ -9,7 +9,7 @@ import orjson
 from gateway.core.scopes import Account, Amounts, Unit
 from gateway.core.values import Balance, Basis, Ceiling, Charge, Decision, Mode, Outcome, Usage, UsageSource
 from gateway.ledger.contract import HoldState
-from gateway.ledger.packed import Closing, Line, Record, account_of, inputs_of
+from gateway.ledger.packed import Closing, Record, account_of, inputs_of
 
 _UNITS: Final = {Unit.USD: 1, Unit.TOKENS: 2, Unit.CALLS: 3}
 _BASES: Final = {Basis.RESERVED_AND_COMMITTED: 0, Basis.COMMITTED: 1, Basis.NONE: 2}
@@ -139,12 +139,7 @@ def record_of(tenant: str, call: Mapping[str, bytes]) -> Record:
     requested, inputs, input_tokens = orjson.loads(call["d"])
     plan = int(call["p"])
     held = amounts_of(call["h"])
-    lines = []
-    named = set()
-    for charge in read_lines(tenant, call["n"]).charges:
-        account = charge.ceiling.account
-        lines.append(Line(charge, held.of(account.unit), account.key in named))
-        named.add(account.key)
+    charges = read_lines(tenant, call["n"]).charges
     rung = inputs["ladder"][plan]
     inputs["effective_max_output_tokens"] = rung[2]
     inputs["input_tokens"] = input_tokens[plan]
@@ -152,7 +147,7 @@ def record_of(tenant: str, call: Mapping[str, bytes]) -> Record:
     if model != inputs["ladder"][0][0]:
         outcome = Outcome.DOWNGRADE
     pairs = tuple(sorted(dimensions.items()))
-    return Record(run, owner, int(call["t"]), outcome, requested, model, provider, held, tuple(lines), pairs, plan, inputs)
+    return Record(run, owner, int(call["t"]), outcome, requested, model, provider, held, charges, pairs, plan, inputs)
 
 
 def closing_text(usage: Usage | None, ending: str | None) -> bytes:

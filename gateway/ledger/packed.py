@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple
 from urllib.parse import unquote
 
 import orjson
@@ -11,6 +11,7 @@ from gateway.core.scopes import Account, Amounts, Unit
 from gateway.core.values import Balance, Basis, Ceiling, Charge, Decision, Mode, Outcome, Plan, Usage, UsageSource
 from gateway.core.windows import LIFETIME, Window, WindowKind, rolling
 from gateway.ledger.contract import CallRecord, HoldState
+from gateway.ledger.layout import DEFAULTS, RULES, layout_of
 
 NOTHING: Final = Amounts(0, 0, 0)
 
@@ -27,7 +28,7 @@ class Line(NamedTuple):
 
 
 class Record(NamedTuple):
-    """What is known of a call from its reserve on."""
+    """What is known of a call from its reserve on. `charges`: of the held plan, as the rules were then."""
 
     run: str
     owner: str
@@ -37,10 +38,20 @@ class Record(NamedTuple):
     selected_model: str
     provider: str
     held: Amounts
-    lines: tuple[Line, ...]
+    charges: tuple[Charge, ...]
     dimensions: tuple[tuple[str, str], ...]
     plan: int  # its place in the ladder
     inputs: Mapping[str, object]
+
+    @property
+    def lines(self) -> tuple[Line, ...]:
+        lines = []
+        named = set()
+        for charge in self.charges:
+            account = charge.ceiling.account
+            lines.append(Line(charge, self.held.of(account.unit), account.key in named))
+            named.add(account.key)
+        return tuple(lines)
 
 
 class Closing(NamedTuple):
@@ -90,43 +101,43 @@ def ancestry_in(record: "Record") -> tuple[str, ...]:
 _RUNG: Final = ("model", "provider", "output_cap", "cost_max_usd", "cost_max_tokens")
 
 
-# Looked up rather than serialised as enums, which costs orjson more than the rest of the line.
-_WORDS: Final[Mapping[str, str]] = {word: word.value for word in (*Mode, *Basis)}
+# In the packed record, these are named by a letter.
+_LETTERS: Final = {
+    "price_table_version": "v",
+    "stream": "s",
+    "choices": "n",
+    "client_requested_max_output_tokens": "c",
+    "ladder": "l",
+    "effective_max_output_tokens": "m",
+    "input_tokens": "i",
+    "fingerprint": "f",
+    "ancestry": "a",
+}
+_NAMES: Final = {letter: name for name, letter in _LETTERS.items()}
 
 
 def pack_record(record: Record) -> bytes:
-    run, owner, at_ms, outcome, requested, selected, provider, held, lines, dimensions, plan, inputs = record
-    packed_lines = []
-    for charge, amount, twin in lines:
-        ceiling = charge.ceiling
-        account = ceiling.account
-        packed_lines.append(
-            (
-                account.key,
-                account.window.end_ms,
-                amount,
-                twin,
-                ceiling.limit,
-                _WORDS[ceiling.mode],
-                _WORDS[ceiling.basis],
-                ceiling.margin,
-                ceiling.own,
-                ceiling.alerts,
-                charge.share_ppm,
-            )
-        )
-    packed_held = (held.usd, held.tokens, held.calls)
+    run, owner, at_ms, outcome, requested, selected, provider, held, charges, dimensions, plan, inputs = record
     return orjson.dumps(
-        (run, owner, at_ms, outcome, requested, selected, provider, packed_held, packed_lines, dimensions, plan, inputs)
+        (
+            run,
+            owner,
+            at_ms,
+            outcome,
+            requested,
+            selected,
+            provider,
+            (held.usd, held.tokens, held.calls),
+            layout_of(charges).packed,
+            dimensions,
+            plan,
+            {_LETTERS.get(name, name): value for name, value in inputs.items()},
+        )
     )
 
 
 def unpack_record(tenant: str, packed: bytes) -> Record:
-    run, owner, at_ms, outcome, requested, selected, provider, held, packed_lines, dimensions, plan, inputs = orjson.loads(packed)
-    lines = []
-    for key, end_ms, amount, twin, limit, mode, basis, margin, own, alerts, share_ppm in packed_lines:
-        ceiling = Ceiling(account_of(tenant, key, end_ms), limit, Mode(mode), Basis(basis), margin, own, tuple(alerts))
-        lines.append(Line(Charge(ceiling, share_ppm), amount, twin))
+    run, owner, at_ms, outcome, requested, selected, provider, held, charges, dimensions, plan, inputs = orjson.loads(packed)
     return Record(
         run,
         owner,
@@ -136,11 +147,37 @@ def unpack_record(tenant: str, packed: bytes) -> Record:
         selected,
         provider,
         Amounts(*held),
-        tuple(lines),
+        tuple([_charge(tenant, *(each if len(each) <= _FIELDS else _of_version_1(*each))) for each in charges]),
         tuple([(name, value) for name, value in dimensions]),
         plan,
-        inputs,
+        {_NAMES.get(name, name): value for name, value in inputs.items()},
     )
+
+
+_FIELDS: Final = 2 + len(DEFAULTS)  # of a charge
+
+
+def _charge(tenant: str, key: str, limit: int | None, *rest: Any) -> Charge:
+    rule, own, alerts, end_ms, share_ppm, margin = (*rest, *DEFAULTS[len(rest) :])
+    mode, basis = RULES[rule]
+    return Charge(Ceiling(account_of(tenant, key, end_ms), limit, mode, basis, margin, own, tuple(alerts)), share_ppm)
+
+
+def _of_version_1(
+    key: str,
+    end_ms: int,
+    _held: int,
+    _twin: bool,
+    limit: int | None,
+    mode: str,
+    basis: str,
+    margin: int,
+    own: bool,
+    alerts: Any,
+    share: int,
+) -> tuple[Any, ...]:
+    """Files of version 1 hold records with all of it spelled out."""
+    return key, limit, RULES.index((Mode(mode), Basis(basis))), own, alerts, end_ms, share, margin
 
 
 def pack_closing(closing: Closing) -> bytes:
@@ -193,7 +230,7 @@ def call_record(
     ladder = inputs["ladder"]
     assert isinstance(ladder, list)
     inputs["ladder"] = [dict(zip(_RUNG, rung, strict=True)) for rung in ladder]
-    if record.lines:
+    if record.charges:
         inputs["accounts"] = [_line_input(line) for line in record.lines]
     return CallRecord(
         decision_id=f"bdg_{tail}",
@@ -229,18 +266,6 @@ def _line_input(line: Line) -> dict[str, object]:
         "share_ppm": line.charge.share_ppm,
         "own": ceiling.own,
     }
-
-
-def lines_of(plan: Plan) -> tuple[Line, ...]:
-    """The plan's charges as lines. An account that two charges name is counted by the first."""
-    lines = []
-    named = set()
-    cost = plan.cost_max
-    for charge in plan.charges:
-        account = charge.ceiling.account
-        lines.append(Line(charge, cost.of(account.unit), account.key in named))
-        named.add(account.key)
-    return tuple(lines)
 
 
 def refusal_record(

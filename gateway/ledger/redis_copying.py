@@ -406,7 +406,7 @@ class _Load:
                 record.owner,
             ),
             *("g", group_start(record.owner, record.run, record.dimensions) + group_end(record.selected_model, record.provider)),
-            *("n", Lines(tuple([line.charge for line in record.lines])).text),
+            *("n", Lines(record.charges).text),
             *("d", orjson.dumps((record.requested_model, inputs, input_tokens))),
         ]
         if state is HoldState.LIVE:

@@ -30,14 +30,13 @@ from gateway.ledger.contract import (
     Settlement,
     Stale,
 )
+from gateway.ledger.layout import Layout, Spot, layout_of
 from gateway.ledger.packed import (
     NOTHING,
     Closing,
-    Line,
     Record,
     ancestry_in,
     inputs_of,
-    lines_of,
     refusal_record,
 )
 from gateway.ledger.schema import ACTIVE, COMMITTED, EXPIRED, LIVE, PAUSED, RELEASED
@@ -58,8 +57,8 @@ _WHY: Final = {
     Barrier.LOOP: "loop_detected",
 }
 
-# A line where it meets its account, under the limit that applies now.
-_Met: TypeAlias = tuple[Line, AccountRow, int | None]
+# A charge where it meets its account, under the limit that applies now.
+_Met: TypeAlias = tuple[Spot, AccountRow, int | None]
 
 
 class _Own(NamedTuple):
@@ -149,8 +148,8 @@ def _judge(books: Books, decision: Decision, how: Debiting) -> _Judged | Barred 
     own = _Own(_tightened(run, asked), 0 if run is None else run.raised, caller.ancestry)
     blocking = []
     for number, plan in enumerate(decision.ladder):
-        met, pins = _meet_anew(books, lines_of(plan), own)
-        blocked_by = _first_blocking(met) if how is Debiting.ASK else None
+        met, pins = _meet_anew(books, layout_of(plan.charges), own)
+        blocked_by = _first_blocking(met, _by_unit(plan.cost_max)) if how is Debiting.ASK else None
         if blocked_by is None:
             return _Judged(run, place, own, number, met, pins, ())
         blocking.append(blocked_by)
@@ -159,10 +158,9 @@ def _judge(books: Books, decision: Decision, how: Debiting) -> _Judged | Barred 
 
 def _inside_windows(decision: Decision, now_ms: int) -> bool:
     for plan in decision.ladder:
-        for charge in plan.charges:
-            window = charge.ceiling.account.window
-            if not window.start_ms <= now_ms < window.end_ms:
-                return False
+        layout = layout_of(plan.charges)
+        if not layout.from_ms <= now_ms < layout.until_ms:
+            return False
     return True
 
 
@@ -219,36 +217,46 @@ def _limit(books: Books, ceiling: Ceiling, limit: int | None, own: _Own) -> int 
     return min(run_limit, limit)
 
 
-def _meet(books: Books, lines: Sequence[Line], own: _Own) -> list[_Met]:
-    met = []
-    for line in lines:
-        ceiling = line.charge.ceiling
-        row = books.account(ceiling.account)
-        limit = ceiling.limit if row.limit is None else row.limit
-        met.append((line, row, _limit(books, ceiling, limit, own) if ceiling.own else limit))
-    return met
+def _meet(books: Books, layout: Layout, own: _Own) -> list[_Met]:
+    account = books.account
+    if layout.own:
+        met = []
+        for spot in layout.spots:
+            row = account(spot.account, spot.where)
+            met.append((spot, row, _limit(books, spot.ceiling, _of_account(spot, row), own)))
+        return met
+    rows = [(spot, account(spot.account, spot.where)) for spot in layout.spots]
+    return [(spot, row, _of_account(spot, row)) for spot, row in rows]
 
 
-def _meet_anew(books: Books, lines: Sequence[Line], own: _Own) -> tuple[list[_Met], Sequence[tuple[AccountRow, int]]]:
+def _of_account(spot: Spot, row: AccountRow) -> int | None:
+    return spot.ceiling.limit if row.limit is None else row.limit
+
+
+def _by_unit(amounts: Amounts) -> tuple[int, int, int]:
+    """As `Spot.unit` counts."""
+    return amounts.usd, amounts.tokens, amounts.calls
+
+
+def _meet_anew(books: Books, layout: Layout, own: _Own) -> tuple[list[_Met], Sequence[tuple[AccountRow, int]]]:
     """As `_meet`; shares that are not pinned yet stand at what their pin would be."""
-    met = _meet(books, lines, own)
-    open_shares = [number for number, (line, row, _) in enumerate(met) if line.charge.ceiling.pinned_ppm and row.limit is None]
-    if not open_shares:
+    met = _meet(books, layout, own)
+    if not layout.pinned:
         return met, ()
     pins = []
-    for number in open_shares:
-        line, row, _ = met[number]
-        pin = _pin(books, met, line.charge.ceiling, own)
-        if pin is not None:
-            pins.append((row, pin))
-            met[number] = (line, row, _limit(books, line.charge.ceiling, pin, own))
+    for number, (spot, row, _) in enumerate(met):
+        if spot.ceiling.pinned_ppm and row.limit is None:
+            pin = _pin(books, met, spot.ceiling, own)
+            if pin is not None:
+                pins.append((row, pin))
+                met[number] = (spot, row, _limit(books, spot.ceiling, pin, own))
     return met, pins
 
 
 def _pin(books: Books, met: Sequence[_Met], ceiling: Ceiling, own: _Own) -> int | None:
     """The part of what is left in the other account. That may be a share itself, which the policy keeps from being one of this."""
-    for line, row, limit in met:
-        other = line.charge.ceiling
+    for spot, row, limit in met:
+        other = spot.ceiling
         if other.account.key == ceiling.pinned_to:
             is_open = other.pinned_ppm and row.limit is None
             whole = _limit(books, other, _pin(books, met, other, own), own) if is_open else limit
@@ -265,21 +273,23 @@ def _above(charge: Charge, row: AccountRow, limit: int | None) -> bool:
 
 def _fits(met: _Met, amount: int) -> bool:
     """The rule of core.values.Ceiling."""
-    (charge, _, _), row, limit = met
-    basis = charge.ceiling.basis
+    spot, row, limit = met
+    ceiling = spot.ceiling
+    basis = ceiling.basis
     if limit is None or amount == 0 or basis is Basis.NONE:
         return True
-    ceiling = limit * charge.share_ppm // _ALL + charge.ceiling.margin
+    share = spot.charge.share_ppm
+    allowed = (limit if share == _ALL else limit * share // _ALL) + ceiling.margin
     if basis is Basis.COMMITTED:
-        return row.committed < ceiling
-    return row.reserved + row.committed + amount <= ceiling
+        return row.committed < allowed
+    return row.reserved + row.committed + amount <= allowed
 
 
-def _first_blocking(met: Sequence[_Met]) -> tuple[Charge, Balance] | None:
+def _first_blocking(met: Sequence[_Met], amounts: tuple[int, int, int]) -> tuple[Charge, Balance] | None:
     for each in met:
-        line, row, limit = each
-        if not _fits(each, line.held):
-            return line.charge, _balance_aging(line.charge.ceiling, row, limit)
+        spot, row, limit = each
+        if not _fits(each, amounts[spot.unit]):
+            return spot.charge, _balance_aging(spot.ceiling, row, limit)
     return None
 
 
@@ -293,12 +303,18 @@ def _balance_aging(ceiling: Ceiling, row: AccountRow, limit: int | None) -> Bala
 
 
 def _balances(met: Sequence[_Met]) -> tuple[Balance, ...]:
-    return tuple([_balance(charge.ceiling, row, limit) for (charge, _, twin), row, limit in met if not twin])
+    return tuple(
+        [
+            Balance(account, limit, row.committed, row.reserved, row.unconfirmed, ceiling.mode)
+            for (_, ceiling, account, _, _, twin), row, limit in met
+            if not twin
+        ]
+    )
 
 
 def standing(books: Books, record: Record, run: RunRow | None) -> tuple[Balance, ...]:
     """The accounts of a hold as they stand now, under the limits it was made with."""
-    return _balances(_meet(books, record.lines, _own_of(record, run)))
+    return _balances(_meet(books, layout_of(record.charges), _own_of(record, run)))
 
 
 def _own_of(record: Record, run: RunRow | None) -> _Own:
@@ -344,9 +360,10 @@ def _hold(books: Books, decision: Decision, judged: _Judged, lease_ms: int) -> t
     plan = decision.ladder[judged.fits]
     tail = tail_of(decision.id)
     met = judged.met
-    for line, row, _ in met:
-        if not line.twin:
-            row.hold(line.held)
+    amounts = _by_unit(plan.cost_max)
+    for spot, row, _ in met:
+        if not spot.twin:
+            row.hold(amounts[spot.unit])
     for row, pin in judged.pins:
         if row.limit is None:  # two charges may pin it: the first does
             row.limit = pin
@@ -358,7 +375,7 @@ def _hold(books: Books, decision: Decision, judged: _Judged, lease_ms: int) -> t
     if terms.same_request:
         run.recent = [*(run.recent or ()), (tail, call.fingerprint)][-terms.within_calls :]
         run.wide = True
-    hold = _as_held(decision, plan, met, books.now_ms + lease_ms)
+    hold = _as_held(decision, plan, met, plan.cost_max, books.now_ms + lease_ms)
     record = Record(
         caller.run,
         caller.key,
@@ -368,7 +385,7 @@ def _hold(books: Books, decision: Decision, judged: _Judged, lease_ms: int) -> t
         plan.model,
         plan.provider,
         plan.cost_max,
-        tuple([line for line, _, _ in met]),
+        plan.charges,
         caller.dimensions,
         judged.fits,
         inputs_of(decision, plan),
@@ -379,12 +396,15 @@ def _hold(books: Books, decision: Decision, judged: _Judged, lease_ms: int) -> t
     return hold, held
 
 
-def _as_held(decision: Decision, plan: Plan, met: Sequence[_Met], lease_until_ms: int) -> Hold:
+def _as_held(decision: Decision, plan: Plan, met: Sequence[_Met], held: Amounts, lease_until_ms: int) -> Hold:
     """The hold is counted already: an advisory account that would have blocked it stands above its limit now."""
+    if not layout_of(plan.charges).advisory:
+        return Hold(decision, plan, _balances(met), lease_until_ms)
+    amounts = _by_unit(held)
     warnings = [
-        _balance(line.charge.ceiling, row, limit)
-        for line, row, limit in met
-        if line.charge.ceiling.basis is Basis.NONE and line.held and _above(line.charge, row, limit)
+        _balance(spot.ceiling, row, limit)
+        for spot, row, limit in met
+        if spot.ceiling.basis is Basis.NONE and amounts[spot.unit] and _above(spot.charge, row, limit)
     ]
     return Hold(decision, plan, _balances(met), lease_until_ms, tuple(warnings))
 
@@ -401,17 +421,17 @@ def _same_again(books: Books, decision: Decision, call: CallRow) -> Hold | Ended
     plan = decision.ladder[record.plan]
     assert (record.selected_model, record.provider) == (plan.model, plan.provider), "two ladders use one decision id"
     run = books.run(caller.tenant, caller.run)
-    assert run is not None
-    return _as_held(decision, plan, _meet(books, record.lines, _own_of(record, run)), call.due_ms)
+    met = _meet(books, layout_of(record.charges), _own_of(record, run))
+    return _as_held(decision, plan, met, record.held, call.due_ms)
 
 
 def _refuse(books: Books, decision: Decision, judged: _Judged) -> Refusal:
     caller = decision.call.caller
     balances: dict[str, Balance] = {}
     for plan in decision.ladder:
-        for (charge, _, _), row, limit in _meet_anew(books, lines_of(plan), judged.own)[0]:
-            if charge.ceiling.account.key not in balances:
-                balances[charge.ceiling.account.key] = _balance_aging(charge.ceiling, row, limit)
+        for spot, row, limit in _meet_anew(books, layout_of(plan.charges), judged.own)[0]:
+            if spot.account.key not in balances:
+                balances[spot.account.key] = _balance_aging(spot.ceiling, row, limit)
     paused = False
     if not caller.run_issued:  # nobody comes back to an issued run, and it has nothing to show
         run = _claim(books, decision, judged)
@@ -495,18 +515,16 @@ def _end(books: Books, tenant: str, call: CallRow, state: int, closing: Closing)
     live = call.state == LIVE
     provisional = state == EXPIRED
     charged_ms = 0 if call.closing is None else call.closing.at_ms
-    met = _meet(books, record.lines, _own_of(record, run))
+    met = _meet(books, layout_of(record.charges), _own_of(record, run))
+    held, charges = _by_unit(record.held), _by_unit(closing.charged)
     alerts: list[Alert] = []
-    for each in met:
-        line, row, limit = each
-        if line.twin:
+    for (_, ceiling, _, _, unit, twin), row, limit in met:
+        if twin:
             continue
-        ceiling = line.charge.ceiling
-        charged = closing.charged.of(ceiling.account.unit)
         if live:
-            row.settle(line.held, charged, provisional)
+            row.settle(held[unit], charges[unit], provisional)
         else:
-            row.correct(line.held, charged, charged_ms)
+            row.correct(held[unit], charges[unit], charged_ms)
         if limit is not None and ceiling.alerts and row.committed * _ALL >= limit * ceiling.alerts[0]:
             alerts += _fired(ceiling, row, limit)
     usd = closing.charged.usd
@@ -561,18 +579,15 @@ def extend(books: Books, tenant: str, hold_id: str, lease_ms: int, more: Amounts
 def _hold_more(books: Books, tenant: str, call: CallRow, record: Record, more: Amounts) -> bool:
     run = books.run(tenant, record.run)
     assert run is not None
-    met = _meet(books, record.lines, _own_of(record, run))
-    amounts = [more.of(line.charge.ceiling.account.unit) for line, _, _ in met]
-    if not all(_fits(each, amount) for each, amount in zip(met, amounts, strict=True)):
+    met = _meet(books, layout_of(record.charges), _own_of(record, run))
+    amounts = _by_unit(more)
+    if _first_blocking(met, amounts) is not None:
         return False
-    for (line, row, _), amount in zip(met, amounts, strict=True):
-        if not line.twin:
-            row.hold(amount)
+    for spot, row, _ in met:
+        if not spot.twin:
+            row.hold(amounts[spot.unit])
     run.hold(more.usd)
     held = record.held
-    call.record = record._replace(
-        held=Amounts(held.usd + more.usd, held.tokens + more.tokens, held.calls + more.calls),
-        lines=tuple([line._replace(held=line.held + amount) for line, amount in zip(record.lines, amounts, strict=True)]),
-    )
+    call.record = record._replace(held=Amounts(held.usd + more.usd, held.tokens + more.tokens, held.calls + more.calls))
     call.packed = None
     return True
