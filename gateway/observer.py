@@ -1,6 +1,7 @@
 """What is told of each call, once it is over for the client and for the ledger: one log line, and the metrics."""
 
 from collections.abc import Callable
+from typing import Final
 
 from gateway.core.scopes import Caller
 from gateway.core.values import Decision, Ending, Hold, Outcome, Receipt
@@ -8,6 +9,7 @@ from gateway.events import CallEvent, Events
 from gateway.ledger.contract import Alert
 from gateway.metrics import Metrics
 
+_TELL_AGAIN_S: Final = 60.0
 _NOBODY = Caller("", "", "", "")
 
 
@@ -18,6 +20,8 @@ class Observer:
         self.events = events
         self.metrics = metrics
         self.clock_s = clock_s  # monotonic
+        self._away = ("", -_TELL_AGAIN_S)  # why the ledger was away, and when that was told last
+        self._away_told = False
 
     def story(self, request_id: str) -> "Story":
         return Story(self, request_id)
@@ -29,11 +33,17 @@ class Observer:
     # -- what the ledger tells of itself --------------------------------------------------------------------------------------
 
     def ledger_serves(self, why_not: str | None) -> None:
-        """Each time that changes, or the reason does."""
+        """Each time that changes, or the reason does. A store that can be read but not written comes and goes: told once a minute."""
         self.metrics.ledger_serves(serves=why_not is None)
         if why_not is None:
-            self.events.log.info("ledger_back")
-        else:
+            if self._away_told:
+                self.events.log.info("ledger_back")
+            self._away_told = False
+            return
+        why, told_s = self._away
+        now_s = self.clock_s()
+        if why_not != why or now_s - told_s >= _TELL_AGAIN_S:
+            self._away, self._away_told = (why_not, now_s), True
             self.events.log.warning("ledger_away", why=why_not)
 
     def journalled(self, step: str) -> None:

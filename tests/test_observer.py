@@ -192,3 +192,29 @@ def test_an_alert_is_written_and_counted(told: Told) -> None:
     told.observer.alert(Alert(run_account(), 800_000, 5 * USD, 4 * USD))
     assert [line["threshold"] for line in told.lines("alert")] == ["80%"]
     assert told.counts["penstock_alerts_total{budget=run-ceiling,threshold=80%}"] == 1
+
+
+def test_a_ledger_that_comes_and_goes_is_told_once_a_minute_and_counted_all_the_time(told: Told) -> None:
+    for _ in range(200):
+        told.observer.ledger_serves("the disk is full")
+        assert told.counts["penstock_ledger_serves"] == 0
+        told.now_s += 0.25
+        told.observer.ledger_serves(None)
+        assert told.counts["penstock_ledger_serves"] == 1
+        told.now_s += 0.25
+    told.observer.ledger_serves("nobody listens there")
+    told.events.close()
+    said = [(line["event"], line.get("why")) for line in told.sink.parsed]
+    once = [("ledger_away", "the disk is full"), ("ledger_back", None)]
+    assert said == [*once, *once, ("ledger_away", "nobody listens there")]
+
+
+def test_what_went_into_the_journal_is_counted_by_its_step_and_by_how_much_waits(told: Told) -> None:
+    told.observer.journalled("commit")
+    told.metrics.journal_entries = lambda: 7
+    told.observer.kept_aside("rsv_1", "the ledger knows no such hold")
+    counts = told.counts
+    assert counts["penstock_journalled_total{step=commit}"] == 1
+    assert counts["penstock_journal_entries"] == 7
+    [line] = told.lines("journal_kept_aside")
+    assert (line["level"], line["what"]) == ("error", "rsv_1")
