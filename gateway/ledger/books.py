@@ -31,6 +31,7 @@ from gateway.ledger.schema import ACTIVE, EXPIRED, LIVE, STOPPED
 RING: Final = 32  # refusals kept per run
 _KNOWN_AT_MOST: Final = 8_192  # rows of each kind
 Where: TypeAlias = tuple[str, str]  # a row's tenant, and its key, run or tail
+_Group: TypeAlias = tuple[str, int, str, str, str, str, str]  # of spend: tenant, day, owner, run, model, provider, dimensions
 _DAY_MS: Final = 86_400_000
 
 
@@ -47,9 +48,13 @@ class AccountRow:
     adjusted: int
     limit: int | None
     run: str
-    stored: bool = False  # the file has a row for it
+    id: int = 0  # of its row in the file; 0: it has none
     changed: bool = False
     wide: bool = False
+
+    @property
+    def stored(self) -> bool:
+        return self.id != 0
 
     def hold(self, amount: int) -> None:
         self.reserved += amount
@@ -190,7 +195,7 @@ class RunRow:
     last_ms: int
     latest: str | None
     used_s: int
-    stored: bool = False  # the file has a row for it
+    id: int = 0  # of its row in the file; 0: it has none
     changed: bool = False
     wide: bool = False
 
@@ -246,13 +251,13 @@ class CallRow:
     record: Record | None
     closing: Closing | None
     packed: bytes | None  # the record as stored; None: pack it again
-    stored: bool  # the file has a row for it
+    id: int = 0  # of its row in the file; 0: it has none
     changed: bool = False
 
 
-_ACCOUNT_COLUMNS: Final = "committed, reserved, unconfirmed, alerted, end_ms, carried, adjusted, stored_limit, run, buckets"
+_ACCOUNT_COLUMNS: Final = "id, committed, reserved, unconfirmed, alerted, end_ms, carried, adjusted, stored_limit, run, buckets"
 RUN_COLUMNS: Final = (
-    "first_ms, owner, state, paused_no, paused_by, own_limit, raised, asked, issued, placed, ancestry, recent,"
+    "id, first_ms, owner, state, paused_no, paused_by, own_limit, raised, asked, issued, placed, ancestry, recent,"
     " committed, reserved, unconfirmed, calls, last_ms, latest, used_s"
 )
 
@@ -270,11 +275,12 @@ class Books:
         self._accounts: dict[Where, AccountRow] = {}
         self._runs: dict[Where, RunRow | None] = {}
         self._calls: dict[Where, CallRow | None] = {}
-        self._spend: dict[tuple[str, int, str, str, str, str, str], list[int]] = {}
+        self._spend: dict[_Group, list[int]] = {}
         # … and what is known from the batches before it, as committed. Of the calls, those that are open.
         self._known_accounts: dict[Where, AccountRow] = {}
         self._known_runs: dict[Where, RunRow | None] = {}
         self._known_calls: dict[Where, CallRow] = {}
+        self._known_spend: dict[_Group, int] = {}  # the id of its row
         self._known_rules: dict[str, Rules] = {}  # by tenant
 
     # -- batches --------------------------------------------------------------------------------------------------------------
@@ -297,13 +303,13 @@ class Books:
                 self._known_calls.pop(where, None)
         for touched in (self._accounts, self._runs, self._calls):
             touched.clear()
-        for known in (self._known_accounts, self._known_runs, self._known_calls, self._known_rules):
+        for known in (self._known_accounts, self._known_runs, self._known_calls, self._known_spend, self._known_rules):
             if len(known) > _KNOWN_AT_MOST:
                 known.clear()
 
     def forget(self) -> None:
         """Somebody else has written, or the batch was rolled back."""
-        for known in (self._known_accounts, self._known_runs, self._known_calls):
+        for known in (self._known_accounts, self._known_runs, self._known_calls, self._known_spend):
             known.clear()
         for touched in (self._accounts, self._runs, self._calls, self._spend):
             touched.clear()
@@ -326,8 +332,7 @@ class Books:
         row = self._known_accounts.get(where)
         if row is None:
             found = self._account_columns(where)
-            row = _account_row(account, found or (0, 0, 0, 0, account.window.end_ms, 0, 0, None, run_in(account.scope), None))
-            row.stored = found is not None
+            row = _account_row(account, found or (0, 0, 0, 0, 0, account.window.end_ms, 0, 0, None, run_in(account.scope), None))
         row.roll(self.now_ms)
         self._accounts[where] = row
         return row
@@ -342,7 +347,7 @@ class Books:
             found = self._account_columns(where)
             if found is None:
                 return None
-            end_ms = found[4]
+            end_ms = found[5]
         account = account_of(tenant, key, end_ms)
         row = self.account(account)
         return (account, row) if row.stored or row.changed else None
@@ -398,7 +403,7 @@ class Books:
         row = self._known_calls.get(where)
         if row is None:
             found = self._cursor.execute(
-                "SELECT tail, state, due_ms, record, closing FROM calls WHERE tenant = ? AND tail = ?", where
+                "SELECT id, tail, state, due_ms, record, closing FROM calls WHERE tenant = ? AND tail = ?", where
             ).fetchone()
             if found:
                 row = _call_row(tenant, found)
@@ -511,7 +516,9 @@ class Books:
     def remove_refusals(self, refusals: Sequence[tuple[str, str, int]]) -> None:
         self._many("DELETE FROM refusals WHERE tenant = ? AND ring = ? AND number = ?", refusals)
 
-    def remove_spend(self, groups: Sequence[tuple[str, int, str, str, str, str, str]]) -> None:
+    def remove_spend(self, groups: Sequence[_Group]) -> None:
+        for group in groups:
+            self._known_spend.pop(group, None)
         self._many(
             "DELETE FROM spend WHERE tenant = ? AND day = ? AND owner = ? AND run = ? AND model = ? AND provider = ? AND dimensions = ?",
             groups,
@@ -524,116 +531,155 @@ class Books:
         self._write_calls()
         self._write_accounts()
         self._write_runs()
-        # A correction finds its row: the charge it corrects made it. max() is for CHECK, which looks at the row that is not inserted.
-        self._many(
-            "INSERT INTO spend VALUES (?, ?, ?, ?, ?, ?, ?, max(?8, 0), max(?9, 0), max(?10, 0)) ON CONFLICT DO UPDATE"
-            " SET usd = usd + ?8, tokens = tokens + ?9, calls = calls + ?10",
-            [(*group, *sums) for group, sums in self._spend.items()],
-        )
-        self._spend.clear()
+        self._write_spend()
 
     def _write_accounts(self) -> None:
-        moved: list[tuple[Any, ...]] = []
+        new: list[AccountRow] = []
+        inserted: list[tuple[Any, ...]] = []
         rewritten: list[tuple[Any, ...]] = []
+        moved: list[tuple[Any, ...]] = []
         for where, row in self._accounts.items():
             if not row.changed:
                 continue
-            if row.stored and not row.wide:
-                moved.append((row.committed, row.reserved, row.unconfirmed, *where))
+            amounts = (row.committed, row.reserved, row.unconfirmed)
+            rest = (row.alerted, row.carried, row.adjusted, row.limit, row.packed_buckets()) if row.wide or not row.id else ()
+            if not row.id:
+                new.append(row)
+                inserted.append((*where, row.end_ms, row.run, *amounts, *rest))
+            elif row.wide:
+                rewritten.append((*amounts, *rest, row.id))
             else:
-                rewritten.append(
-                    (
-                        *where,
-                        row.committed,
-                        row.reserved,
-                        row.unconfirmed,
-                        row.alerted,
-                        row.end_ms,
-                        row.carried,
-                        row.adjusted,
-                        row.limit,
-                        row.packed_buckets(),
-                        row.run,
-                    )
-                )
-            row.stored = True
+                moved.append((*amounts, row.id))
             row.changed = row.wide = False
-        self._many("REPLACE INTO accounts VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)", rewritten)
-        self._many("UPDATE accounts SET committed = ?, reserved = ?, unconfirmed = ? WHERE tenant = ? AND key = ?", moved)
+        self._insert(
+            "INSERT INTO accounts (tenant, key, end_ms, run, committed, reserved, unconfirmed, alerted, carried, adjusted, stored_limit,"
+            " buckets) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+            inserted,
+            new,
+        )
+        self._many(
+            "UPDATE accounts SET committed = ?, reserved = ?, unconfirmed = ?, alerted = ?, carried = ?, adjusted = ?, stored_limit = ?,"
+            " buckets = ? WHERE id = ?",
+            rewritten,
+        )
+        self._many("UPDATE accounts SET committed = ?, reserved = ?, unconfirmed = ? WHERE id = ?", moved)
 
     def _write_runs(self) -> None:
-        moved: list[tuple[Any, ...]] = []
+        new: list[RunRow] = []
+        inserted: list[tuple[Any, ...]] = []
         rewritten: list[tuple[Any, ...]] = []
+        moved: list[tuple[Any, ...]] = []
         for where, run in self._runs.items():
             if run is None or not run.changed:
                 continue
             amounts = (run.committed, run.reserved, run.unconfirmed, run.calls, run.last_ms, run.latest)
-            if run.stored and not run.wide:
-                moved.append((*amounts, *where))
+            if not run.id:
+                new.append(run)
+                inserted.append((*where, run.first_ms, *amounts, *_rest_of(run)))
+            elif run.wide:
+                rewritten.append((*amounts, *_rest_of(run), run.id))
             else:
-                rewritten.append(
-                    (
-                        *where,
-                        run.first_ms,
-                        run.owner,
-                        run.state,
-                        run.paused_no,
-                        run.paused_by,
-                        run.limit,
-                        run.raised,
-                        run.asked,
-                        run.issued,
-                        run.placed,
-                        "/".join(run.ancestry),
-                        None if run.recent is None else orjson.dumps(run.recent).decode(),
-                        *amounts,
-                        run.used_s,
-                        int(run.quiet),
-                    )
-                )
-            run.stored = True
+                moved.append((*amounts, run.id))
             run.changed = run.wide = False
-        self._many("REPLACE INTO runs VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)", rewritten)
-        self._many(
-            "UPDATE runs SET committed = ?, reserved = ?, unconfirmed = ?, calls = ?, last_ms = ?, latest = ?"
-            " WHERE tenant = ? AND run = ?",
-            moved,
+        self._insert(
+            "INSERT INTO runs (tenant, run, first_ms, committed, reserved, unconfirmed, calls, last_ms, latest, owner, state, paused_no,"
+            " paused_by, own_limit, raised, asked, issued, placed, ancestry, recent, used_s, quiet)"
+            " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+            inserted,
+            new,
         )
+        self._many(
+            "UPDATE runs SET committed = ?, reserved = ?, unconfirmed = ?, calls = ?, last_ms = ?, latest = ?, owner = ?, state = ?,"
+            " paused_no = ?, paused_by = ?, own_limit = ?, raised = ?, asked = ?, issued = ?, placed = ?, ancestry = ?, recent = ?,"
+            " used_s = ?, quiet = ? WHERE id = ?",
+            rewritten,
+        )
+        self._many(
+            "UPDATE runs SET committed = ?, reserved = ?, unconfirmed = ?, calls = ?, last_ms = ?, latest = ? WHERE id = ?", moved
+        )
+
+    def _write_spend(self) -> None:
+        """A correction finds its row: the charge it corrects made it."""
+        added: list[tuple[Any, ...]] = []
+        for group, sums in self._spend.items():
+            row_id = self._known_spend.get(group)
+            if row_id is None:
+                # max() is for CHECK, which looks at the row that is not inserted.
+                statement = (
+                    "INSERT INTO spend (tenant, day, owner, run, model, provider, dimensions, usd, tokens, calls)"
+                    " VALUES (?, ?, ?, ?, ?, ?, ?, max(?8, 0), max(?9, 0), max(?10, 0)) ON CONFLICT DO UPDATE"
+                    " SET usd = usd + ?8, tokens = tokens + ?9, calls = calls + ?10 RETURNING id"
+                )
+                self._known_spend[group] = self._cursor.execute(statement, (*group, *sums)).get
+            else:
+                added.append((*sums, row_id))
+        self._many("UPDATE spend SET usd = usd + ?, tokens = tokens + ?, calls = calls + ? WHERE id = ?", added)
+        self._spend.clear()
 
     def _many(self, statement: str, rows: Sequence[tuple[Any, ...]]) -> None:
         if rows:
             self._cursor.executemany(statement, rows)
 
+    def _insert(self, statement: str, rows: Sequence[tuple[Any, ...]], into: Sequence["AccountRow | RunRow | CallRow"]) -> None:
+        """The ids of new rows follow one another: nobody else writes to the file meanwhile."""
+        if rows:
+            self._cursor.executemany(statement, rows)
+            last = self._cursor.connection.last_insert_rowid()
+            for row_id, row in enumerate(into, last - len(rows) + 1):
+                row.id = row_id
+
     def _write_calls(self) -> None:
-        new: list[tuple[Any, ...]] = []
+        new: list[CallRow] = []
+        inserted: list[tuple[Any, ...]] = []
         rewritten: list[tuple[Any, ...]] = []
-        ended = []
+        ended: list[tuple[Any, ...]] = []
         for (tenant, tail), call in self._calls.items():
             if call is None or not call.changed:
                 continue
             closing = None if call.closing is None else pack_closing(call.closing)
             if call.packed is not None:
-                ended.append((call.state, call.due_ms, closing, tenant, tail))
+                ended.append((call.state, call.due_ms, closing, call.id))
             else:
                 call.packed = None if call.record is None else pack_record(call.record)
-                row = (tenant, tail, call.state, call.due_ms, call.packed, closing)
-                if call.stored:
-                    rewritten.append((*row[2:], *row[:2]))
+                if call.id:
+                    rewritten.append((call.state, call.due_ms, closing, call.packed, call.id))
                 else:
-                    new.append(row)
+                    new.append(call)
+                    inserted.append((tenant, tail, call.state, call.due_ms, call.packed, closing))
             call.changed = False
-            call.stored = True
-        self._many("INSERT INTO calls VALUES (?, ?, ?, ?, ?, ?)", new)
-        self._many("UPDATE calls SET state = ?, due_ms = ?, record = ?, closing = ? WHERE tenant = ? AND tail = ?", rewritten)
-        self._many("UPDATE calls SET state = ?, due_ms = ?, closing = ? WHERE tenant = ? AND tail = ?", ended)
+        self._insert("INSERT INTO calls (tenant, tail, state, due_ms, record, closing) VALUES (?, ?, ?, ?, ?, ?)", inserted, new)
+        self._many("UPDATE calls SET state = ?, due_ms = ?, closing = ?, record = ? WHERE id = ?", rewritten)
+        self._many("UPDATE calls SET state = ?, due_ms = ?, closing = ? WHERE id = ?", ended)
+
+
+def _rest_of(run: RunRow) -> tuple[Any, ...]:
+    """What a wide change writes."""
+    return (
+        run.owner,
+        run.state,
+        run.paused_no,
+        run.paused_by,
+        run.limit,
+        run.raised,
+        run.asked,
+        run.issued,
+        run.placed,
+        "/".join(run.ancestry),
+        None if run.recent is None else orjson.dumps(run.recent).decode(),
+        run.used_s,
+        int(run.quiet),
+    )
 
 
 def _account_row(account: Account, columns: tuple[Any, ...]) -> AccountRow:
-    *plain, buckets = columns
+    row_id, *plain, buckets = columns
     bucket_ms = account.window.bucket_ms
     if not bucket_ms:
-        return AccountRow(*plain)
+        plain_row = AccountRow(*plain)
+        plain_row.id = row_id
+        return plain_row
     row = RollingRow(*plain)
+    row.id = row_id
     row.bucket_ms = bucket_ms
     row.buckets = {index: bucket for index, *bucket in orjson.loads(buckets or "[]")}
     return row
@@ -641,10 +687,11 @@ def _account_row(account: Account, columns: tuple[Any, ...]) -> AccountRow:
 
 def run_row(columns: tuple[Any, ...]) -> RunRow:
     """From RUN_COLUMNS."""
-    row = RunRow(*columns)
-    row.stored = True
-    row.ancestry = ancestry_of(columns[10])
-    row.recent = None if columns[11] is None else [(tail, fingerprint) for tail, fingerprint in orjson.loads(columns[11])]
+    row_id, *plain = columns
+    row = RunRow(*plain)
+    row.id = row_id
+    row.ancestry = ancestry_of(columns[11])
+    row.recent = None if columns[12] is None else [(tail, fingerprint) for tail, fingerprint in orjson.loads(columns[12])]
     return row
 
 
@@ -666,9 +713,9 @@ def frozen_scopes(cursor: apsw.Cursor, tenant: str) -> tuple[Frozen, ...]:
 
 
 def _call_row(tenant: str, row: tuple[Any, ...]) -> CallRow:
-    tail, state, due_ms, packed, closing = row
+    row_id, tail, state, due_ms, packed, closing = row
     record = None if packed is None else unpack_record(tenant, packed)
-    return CallRow(tail, state, due_ms, record, unpack_closing(closing), packed, True)
+    return CallRow(tail, state, due_ms, record, unpack_closing(closing), packed, row_id)
 
 
 def minus(one: Amounts, other: Amounts) -> Amounts:

@@ -51,7 +51,9 @@ CREATE TABLE frozen (
     PRIMARY KEY (tenant, text)
 ) STRICT, WITHOUT ROWID;
 
+-- The tables of the path are written by `id`: to find a row by its names costs more than to change it.
 CREATE TABLE accounts (
+    id INTEGER PRIMARY KEY,
     tenant TEXT NOT NULL,
     key TEXT NOT NULL,
     committed INTEGER NOT NULL CHECK (committed >= 0),
@@ -66,14 +68,15 @@ CREATE TABLE accounts (
     -- write, `carried` and `adjusted` 0. What a reset takes is taken from the buckets' carried.
     buckets TEXT,
     run TEXT NOT NULL,              -- of its scope; '' where that names none
-    PRIMARY KEY (tenant, key)
-) STRICT, WITHOUT ROWID;
+    UNIQUE (tenant, key)
+) STRICT;
 CREATE INDEX accounts_of_run ON accounts (tenant, run) WHERE run <> '';
 CREATE INDEX accounts_by_end ON accounts (end_ms) WHERE end_ms < 9007199254740992;
 
 -- Amounts are USD. An owner of '' is nobody yet: the first caller becomes it. `used_s` and `quiet` follow from other columns, and are
 -- written only when they change: a call that changes no index costs a third less.
 CREATE TABLE runs (
+    id INTEGER PRIMARY KEY,
     tenant TEXT NOT NULL,
     run TEXT NOT NULL,
     first_ms INTEGER NOT NULL,
@@ -96,21 +99,21 @@ CREATE TABLE runs (
     latest TEXT,               -- the tail of its latest hold
     used_s INTEGER NOT NULL,   -- last_ms in seconds
     quiet INTEGER NOT NULL,    -- issued, stopped or not placed: not among its key's active runs
-    PRIMARY KEY (tenant, run)
-) STRICT, WITHOUT ROWID;
+    UNIQUE (tenant, run)
+) STRICT;
 CREATE INDEX runs_by_use ON runs (tenant, used_s, run);
 CREATE INDEX runs_by_owner ON runs (tenant, owner, quiet, used_s, run);
 
--- One row per call, found by the tail that its decision id and its hold id share. A tombstone has no record. With a rowid: the
--- records are too long for an index's pages and would each take a page of their own.
+-- One row per call, found by the tail that its decision id and its hold id share. A tombstone has no record.
 CREATE TABLE calls (
+    id INTEGER PRIMARY KEY,
     tenant TEXT NOT NULL,
     tail TEXT NOT NULL,
     state INTEGER NOT NULL,
     due_ms INTEGER NOT NULL,  -- of a live hold: when its lease ends. Of an ended one: when it ended
     record BLOB,
     closing BLOB,
-    PRIMARY KEY (tenant, tail)
+    UNIQUE (tenant, tail)
 ) STRICT;
 CREATE INDEX calls_by_state ON calls (state, due_ms);
 
@@ -129,6 +132,7 @@ CREATE INDEX refusals_by_time ON refusals (at_ms);
 
 -- What was committed, per UTC day of the reserve, so that no report ever reads receipts.
 CREATE TABLE spend (
+    id INTEGER PRIMARY KEY,
     tenant TEXT NOT NULL,
     day INTEGER NOT NULL,      -- days since the epoch
     owner TEXT NOT NULL,
@@ -139,8 +143,8 @@ CREATE TABLE spend (
     usd INTEGER NOT NULL CHECK (usd >= 0),
     tokens INTEGER NOT NULL CHECK (tokens >= 0),
     calls INTEGER NOT NULL CHECK (calls >= 0),
-    PRIMARY KEY (tenant, day, owner, run, model, provider, dimensions)
-) STRICT, WITHOUT ROWID;
+    UNIQUE (tenant, day, owner, run, model, provider, dimensions)
+) STRICT;
 
 -- What operators and owners did by hand, in the order of `number`.
 CREATE TABLE acts (
@@ -160,14 +164,14 @@ CREATE INDEX acts_of_tenant ON acts (tenant);
 # A file of version 1 is carried over table by table, so that it ends with the very tables of a new one.
 _FROM_1: Final = """
 INSERT INTO meta SELECT one, 2, epoch, sequence, 0 FROM old_meta;
-INSERT INTO accounts SELECT tenant, key, committed, reserved, unconfirmed, alerted, end_ms, 0, 0, NULL, NULL,
+INSERT INTO accounts SELECT NULL, tenant, key, committed, reserved, unconfirmed, alerted, end_ms, 0, 0, NULL, NULL,
     run_of_account(key) FROM old_accounts;
-INSERT INTO runs SELECT tenant, run, first_ms, owner, stopped, NULL, '', own_limit, raised, asked, 0, calls > 0, '', NULL,
+INSERT INTO runs SELECT NULL, tenant, run, first_ms, owner, stopped, NULL, '', own_limit, raised, asked, 0, calls > 0, '', NULL,
     committed, reserved, unconfirmed, calls, last_ms, latest, last_ms / 1000, stopped OR calls = 0 FROM old_runs;
-INSERT INTO calls SELECT tenant, tail, state, iif(state = 1, lease_ms, json_extract(CAST(closing AS TEXT), '$[3]')), record, closing
+INSERT INTO calls SELECT NULL, tenant, tail, state, iif(state = 1, lease_ms, json_extract(CAST(closing AS TEXT), '$[3]')), record, closing
     FROM old_calls ORDER BY rowid;
 INSERT INTO refusals SELECT tenant, ring, number, tail, json_extract(CAST(record AS TEXT), '$[2]'), record FROM old_refusals;
-INSERT INTO spend SELECT * FROM old_spend;
+INSERT INTO spend SELECT NULL, * FROM old_spend;
 INSERT INTO acts SELECT number, tenant, 'act_' || number, at_ms, who, act, what, why FROM old_acts;
 """
 _TABLES_OF_1: Final = ("meta", "accounts", "runs", "calls", "refusals", "spend", "acts")

@@ -390,7 +390,7 @@ def _hold(books: Books, decision: Decision, judged: _Judged, lease_ms: int) -> t
         judged.fits,
         inputs_of(decision, plan),
     )
-    held = CallRow(tail, LIVE, hold.lease_until_ms, record, None, None, False)
+    held = CallRow(tail, LIVE, hold.lease_until_ms, record, None, None)
     books.new_call(caller.tenant, held)
     books.changes += 1
     return hold, held
@@ -479,7 +479,7 @@ def release(books: Books, tenant: str, hold_id: str, ending: Ending) -> Settled:
     call = books.call(tenant, tail)
     closing = Closing(NOTHING, None, ending, books.now_ms)
     if call is None:
-        books.new_call(tenant, CallRow(tail, RELEASED, books.now_ms, None, closing, None, False))
+        books.new_call(tenant, CallRow(tail, RELEASED, books.now_ms, None, closing, None))
         books.changes += 1
         return Settled(HoldState.RELEASED, True, NOTHING)
     if call.state > EXPIRED:
