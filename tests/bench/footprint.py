@@ -89,7 +89,7 @@ async def measured(name: str, ledger: Ledger, size: Callable[[], int], runs: int
         "run, with two accounts of its own and a day's spend": (kept - accounts) / runs,
         "live hold": (two - one) / runs,
         "ended call, until it is retired": (ended - kept) / runs / 2,
-        "left of a forgotten run: a day's spend": (swept - empty) / runs,
+        "left of a forgotten run: a day's spend": (swept - accounts) / runs,
     }
     lines = [f"| {what} | {name} | {amount:,.0f} bytes |" for what, amount in figures.items()]
     lines += [
