@@ -16,11 +16,13 @@ from typing import TYPE_CHECKING, Any
 
 import apsw
 import pytest
+import yaml
 
 from gateway import __version__, app, cli
 from gateway.ledger.contract import Ledger
 from tests.ledger.builders import LEASE_MS, charge, decision, plan
 from tests.support.config import Setup, ladder, policy, run_ceiling
+from tests.support.valkey import shared_url
 
 if TYPE_CHECKING:
     from tests.support.gateway import GatewayProcess
@@ -252,6 +254,26 @@ def test_a_ledger_is_verified_exported_imported_and_verified_again(
     assert penstock("ledger", "import", file, "-c", other) == Done(0, f"imported: {counts}", "")
     assert penstock("ledger", "verify", "-c", other) == Done(0, f"OK: {counts}", "")
     assert "is not empty (tenant 'acme')" in penstock("ledger", "import", file, "-c", other).complaint
+
+
+def test_a_ledger_moves_to_redis_and_back_once_the_other_one_is_adopted(
+    penstock: Callable[..., Done], spent: Path, tmp_path: Path
+) -> None:
+    file = tmp_path / "ledger.jsonl"
+
+    def config_of(ledger: str) -> Path:
+        path = spent.with_name("moved.yaml")
+        path.write_text(yaml.safe_dump({**yaml.safe_load(spent.read_text()), "ledger": ledger}))
+        return path
+
+    penstock("ledger", "export", file, "-c", spent)
+    for target in (shared_url(), f"sqlite:///{tmp_path / 'back.db'}"):
+        moved = config_of(target)
+        assert "penstock ledger adopt" in penstock("ledger", "import", file, "-c", moved).complaint
+        assert penstock("ledger", "adopt", "-c", moved).code == 0
+        assert "1 calls, 1 live holds" in penstock("ledger", "import", file, "-c", moved).out
+        assert "1 calls, 1 live holds" in penstock("ledger", "export", file, "-c", moved).out
+        assert penstock("ledger", "verify", "-c", moved).code == 0
 
 
 def test_a_ledger_moves_through_a_pipe(spent: Path, other: Path) -> None:
