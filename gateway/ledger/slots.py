@@ -96,9 +96,10 @@ class Slots:
         return Seen(reply[0].decode(), reply[1]) if reply[0] else None
 
     async def witness(self) -> None:
-        """Writes down what was seen since it was written last. LedgerLost where the file can't be read, LedgerUnavailable where written."""
+        """Writes down what was seen since it was written last; of a lost store above all, so that whoever looks at it next knows what it
+        had. LedgerLost where the file can't be read, LedgerUnavailable where written."""
         news = {name: tenant.seen for name, tenant in self.known.items() if self._witnessed.get(name) != tenant.seen}
-        if news and self.lost is None:
+        if news:
             try:
                 await asyncio.to_thread(self._witness.merge_tenants, news)
             except OSError as error:
