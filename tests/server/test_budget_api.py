@@ -1,6 +1,7 @@
 """What a caller sees of its own calls, runs and spend; what it may change; and that another key's are as if they were not."""
 
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -8,7 +9,8 @@ import pytest
 from gateway.core.scopes import Amounts
 from gateway.core.values import Ending, Hold, Usage, UsageSource
 from gateway.identity import Principal
-from gateway.ledger.contract import Barred, Barrier, LedgerLost, Refusal, Settlement
+from gateway.ledger.archive import Archive
+from gateway.ledger.contract import Barred, Barrier, Keep, LedgerLost, Refusal, Settlement
 from gateway.ledger.sqlite import SqliteLedger
 from gateway.server.budget_api import BudgetApi
 from tests.support.clock import Clock
@@ -122,6 +124,26 @@ async def test_an_unknown_decision_is_not_found(ask: Asking, ledger: SqliteLedge
     await call(ledger, clock, 1)
     status, shown = await ask("GET", f"/budget/decisions/{its_id}")
     assert (status, shown["code"]) == (404, "not_found")
+
+
+async def test_a_decision_that_the_ledger_has_retired_is_found_in_the_archive(
+    ledger: SqliteLedger, clock: Clock, tmp_path: Path
+) -> None:
+    archive = Archive(tmp_path / "records.db")
+    api = BudgetApi(ledger, principal_of, lambda *_: None, lambda *_: None, clock, archive.find)
+    ask = Asking(api.routes())
+    await settle(ledger, await call(ledger, clock, 1), 3_141_592)
+    before = await ask("GET", "/budget/decisions/bdg_1")
+    keep = Keep(0, 0)
+    aged = await ledger.aged(keep, 10)
+    await archive.keep(aged)
+    await ledger.retire("default", [each.decision_id for each in aged], keep)
+    assert await ledger.record("default", "bdg_1") is None
+    assert await ask("GET", "/budget/decisions/bdg_1") == before
+    assert before[0] == 200
+    assert (await ask("GET", "/budget/decisions/bdg_1", as_="b"))[0] == 404
+    assert (await ask("GET", "/budget/decisions/bdg_2"))[0] == 404
+    await archive.close()
 
 
 async def test_another_keys_decision_answers_exactly_as_one_that_never_was(
