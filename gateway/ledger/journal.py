@@ -88,9 +88,13 @@ class _File:
         self.path.unlink(missing_ok=True)
         self.let_go()
 
+    @property
+    def gone(self) -> bool:
+        return self.descriptor < 0
+
     def let_go(self) -> None:
         """Whoever looks next takes it over. Idempotent."""
-        if self.descriptor >= 0:
+        if not self.gone:
             os.close(self.descriptor)
             self.descriptor = -1
 
@@ -271,7 +275,9 @@ class Journal:
     def _take_over(self) -> tuple[list[Ticket], list[Damage]]:
         tickets: list[Ticket] = []
         damages: list[Damage] = []
-        ours = {file.path for file in self._files}
+        assert self._own is not None
+        self._files = [file for file in self._files if not file.gone]
+        ours = {file.path for file in (self._own, *self._files)}
         for path in sorted(self._folder.glob(f"*{_SUFFIX}")):
             file = None if path in ours else _taken(path)
             if file is None:

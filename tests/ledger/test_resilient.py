@@ -24,7 +24,7 @@ from gateway.ledger.contract import (
     Refusal,
     Settled,
 )
-from gateway.ledger.entries import Commit
+from gateway.ledger.entries import Commit, Debit
 from gateway.ledger.journal import Journal, JournalFull
 from gateway.ledger.resilient import ResilientLedger
 from gateway.ledger.sqlite import SqliteLedger
@@ -456,6 +456,23 @@ async def test_what_a_dead_gateway_could_not_tell_the_ledger_its_successor_does(
         await until(lambda: here.faults.asked.count("commit") == 1)
         assert await here.run() == (4, 0, 1)
     assert list((tmp_path / "journal").glob("*.journal")) == []
+
+
+async def test_what_was_replayed_just_before_a_crash_is_known_by_its_id(tmp_path: Path) -> None:
+    clock = Clock(START_MS)
+    async with gateway(tmp_path, clock) as here:
+        hold, paid = await here.hold(), decision(plan(own_run_charge()))
+        dead = Journal(tmp_path / "journal")
+        await dead.open()
+        for entry in (Commit(TENANT, hold.id, settlement()), Debit(paid, settlement(7))):
+            await dead.put(entry)
+        assert dead._own is not None
+        dead._own.let_go()
+        await commit(here.ledger, hold)  # the ledger had them; nobody came to say so in the journal
+        await here.ledger.debit(paid, settlement(7), Debiting.REPLAY)
+    async with gateway(tmp_path, clock) as here:
+        await until(lambda: here.faults.asked.count("debit") == here.faults.asked.count("commit") == 1)
+        assert await here.run() == (11, 0, 2)
 
 
 async def test_what_is_asked_for_at_the_very_end_is_journalled(tmp_path: Path) -> None:
