@@ -14,25 +14,27 @@ from gateway.ledger.packed import Closing, Record, account_of, inputs_of
 _UNITS: Final = {Unit.USD: 1, Unit.TOKENS: 2, Unit.CALLS: 3}
 _BASES: Final = {Basis.RESERVED_AND_COMMITTED: 0, Basis.COMMITTED: 1, Basis.NONE: 2}
 _BASIS: Final = {number: basis for basis, number in _BASES.items()}
-# Behind the key, the end and the mode, in order; what has its default at the end is left off.
-_DEFAULTS: Final = (1_000_000, 0, False, [], False, False, False, 0, 0)
+# Behind ordinal, unit, limit and basis, in order: alerts, own, share, margin, twin, bucket, pause, pinned, pinned_to. What has its default
+# at the end is left off.
+_DEFAULT: Final = False
+_ALL: Final = 1_000_000  # a share, in ppm
 STATES: Final = {1: HoldState.LIVE, 2: HoldState.EXPIRED, 3: HoldState.COMMITTED, 4: HoldState.RELEASED}
 NUMBERS: Final = {state: number for number, state in STATES.items()}
 
 # The fields of a call's hash.
-CALL_FIELDS: Final = ("s", "l", "t", "h", "f", "p", "w", "r", "a", "o", "g", "n", "d", "x", "e", "z")
+CALL_FIELDS: Final = ("s", "l", "t", "h", "f", "p", "w", "a", "g", "n", "m", "d", "x", "e", "z")
 
 
 class Lines:
-    """The charges of a plan, ready to be sent."""
+    """The charges of a plan, ready to be sent. `text`: what every step looks at; `names`: what few do, [key, end, mode] per line."""
 
-    __slots__ = ("charges", "from_ms", "keys", "own", "text", "unique", "until_ms")
+    __slots__ = ("charges", "from_ms", "keys", "names", "text", "unique", "until_ms")
 
-    def __init__(self, charges: tuple[Charge, ...], text: str | None = None) -> None:
-        """`text`: as it was sent once."""
+    def __init__(self, charges: tuple[Charge, ...], texts: tuple[str, str] | None = None) -> None:
+        """`texts`: as they were sent once."""
         self.charges = charges
         ordinals: dict[str, int] = {}
-        first: dict[str, int] = {}
+        places: dict[str, int] = {}
         lines = []
         self.unique: list[tuple[Account, Mode]] = []  # the accounts, in the order of the balances
         for place, charge in enumerate(charges, 1):
@@ -41,18 +43,21 @@ class Lines:
             twin = account.key in ordinals
             if not twin:
                 ordinals[account.key] = len(ordinals) + 1
-                first[account.key] = place
+                places[account.key] = place
                 self.unique.append((account, ceiling.mode))
-            if text is None:
-                lines.append(_line(charge, ordinals[account.key], twin))
+            lines.append((charge, ordinals[account.key], twin))
         self.keys = tuple(ordinals)
         self.from_ms = max((charge.ceiling.account.window.start_ms for charge in charges), default=0)
         self.until_ms = min((charge.ceiling.account.window.end_ms for charge in charges), default=2**53)
-        if text is None:
-            for line, charge in zip(lines, charges, strict=True):
-                line[-1] = first.get(charge.ceiling.pinned_to, 0)
-            text = orjson.dumps([_trimmed(line) for line in lines]).decode()
-        self.text = text
+        if texts is None:
+            written = [_line(*each, places.get(each[0].ceiling.pinned_to, 0)) for each in lines]
+            accounts = [charge.ceiling.account for charge in charges]
+            names = [
+                (account.key, account.window.end_ms, charge.ceiling.mode)
+                for account, charge in zip(accounts, charges, strict=True)
+            ]
+            texts = (orjson.dumps(written).decode(), orjson.dumps(names).decode())
+        self.text, self.names = texts
 
     def balances(self, told: Sequence[Any]) -> tuple[Balance, ...]:
         """`told`: limit, committed, reserved, unconfirmed per account."""
@@ -64,49 +69,45 @@ class Lines:
         return tuple(found)
 
 
-def _line(charge: Charge, ordinal: int, twin: bool) -> list[Any]:
+def _line(charge: Charge, ordinal: int, twin: bool, pinned_to: int) -> list[Any]:
     ceiling = charge.ceiling
-    account = ceiling.account
-    return [
+    window = ceiling.account.window
+    line = [
         ordinal,
-        _UNITS[account.unit],
+        _UNITS[ceiling.account.unit],
         -1 if ceiling.limit is None else ceiling.limit,
         _BASES[ceiling.basis],
-        account.key,
-        account.window.end_ms,
-        ceiling.mode.value,
-        charge.share_ppm,
-        ceiling.margin,
-        ceiling.own_run or False,
-        list(ceiling.alerts),
+        ceiling.alerts or _DEFAULT,
+        ceiling.own_run or _DEFAULT,
+        _DEFAULT if charge.share_ppm == _ALL else charge.share_ppm,
+        ceiling.margin or _DEFAULT,
         twin,
+        (window.span_ms and window.bucket_ms) or _DEFAULT,
         ceiling.pause,
-        (account.window.span_ms and account.window.bucket_ms) or False,
-        ceiling.pinned_ppm,
-        0,
+        ceiling.pinned_ppm or _DEFAULT,
+        pinned_to or _DEFAULT,
     ]
-
-
-def _trimmed(line: list[Any]) -> list[Any]:
-    for default in reversed(_DEFAULTS):
-        if line[-1] != default:
-            break
+    while line[-1] is _DEFAULT:
         line.pop()
     return line
 
 
-def read_lines(tenant: str, text: bytes) -> Lines:
+def read_lines(tenant: str, text: bytes, names: bytes) -> Lines:
     """As they were sent once. What only a reserve needs is not restored: a share's pin, a pause."""
     charges = []
-    for line in orjson.loads(text):
-        _, _, limit, basis, key, end_ms, mode, *rest = line
-        share_ppm, margin, own, alerts, *_ = [*rest, *_DEFAULTS[len(rest) :]]
-        account = account_of(tenant, key, end_ms)
+    for line, (key, end_ms, mode) in zip(orjson.loads(text), orjson.loads(names), strict=True):
+        _, _, limit, basis, alerts, own, share_ppm, margin, *_ = [*line, *[_DEFAULT] * 4]
         ceiling = Ceiling(
-            account, None if limit < 0 else limit, Mode(mode), _BASIS[basis], margin, own is not False, tuple(alerts)
+            account_of(tenant, key, end_ms),
+            None if limit < 0 else limit,
+            Mode(mode),
+            _BASIS[basis],
+            margin or 0,
+            bool(own),
+            tuple(alerts or ()),
         )
-        charges.append(Charge(ceiling, share_ppm))
-    return Lines(tuple(charges), text.decode())
+        charges.append(Charge(ceiling, _ALL if share_ppm is _DEFAULT else share_ppm))
+    return Lines(tuple(charges), (text.decode(), names.decode()))
 
 
 def amounts_of(text: bytes) -> Amounts:
@@ -133,17 +134,21 @@ def group_end(model: str, provider: str) -> str:
     return orjson.dumps((model, provider)).decode()[1:]
 
 
+def run_of(group: bytes) -> str:
+    return str(orjson.loads(group)[1])
+
+
 def record_of(tenant: str, call: Mapping[str, bytes]) -> Record:
     """From the fields of a call's hash."""
     owner, run, dimensions, model, provider = orjson.loads(call["g"])
     requested, inputs, input_tokens = orjson.loads(call["d"])
-    plan = int(call["p"])
+    plan = int(call.get("p", 0))
     held = amounts_of(call["h"])
-    charges = read_lines(tenant, call["n"]).charges
+    charges = read_lines(tenant, call["n"], call["m"]).charges
     rung = inputs["ladder"][plan]
     inputs["effective_max_output_tokens"] = rung[2]
     inputs["input_tokens"] = input_tokens[plan]
-    outcome = Outcome.ADVISORY_WARN if call["w"] == b"1" else Outcome.ALLOW
+    outcome = Outcome.ADVISORY_WARN if "w" in call else Outcome.ALLOW
     if model != inputs["ladder"][0][0]:
         outcome = Outcome.DOWNGRADE
     pairs = tuple(sorted(dimensions.items()))

@@ -40,7 +40,7 @@ from gateway.ledger.contract import (
     Stale,
     scope_text,
 )
-from gateway.ledger.lines import NUMBERS, Lines, closing_text, read_lines
+from gateway.ledger.lines import NUMBERS, Lines, closing_text, read_lines, run_of, text_of
 from gateway.ledger.resp import Argument
 from gateway.ledger.servers import Servers
 from gateway.ledger.shapes import AGAIN, DONE, HELD, UNKNOWN, Shape, arguments, refused, reserved, settled
@@ -324,12 +324,13 @@ class RedisLedger:
         if known is not None:
             return known
         keys = tenant.keys
-        at_ms, run, ancestry, text = await self._slots.command(tenant, "HMGET", keys.call(tail), "t", "r", "a", "n")
+        asked = self._slots.command(tenant, "HMGET", keys.call(tail), "t", "g", "a", "n", "m")
+        at_ms, group, ancestry, text, names = await asked
         if text is None:
             return None
-        lines = read_lines(tenant.name, text)
-        name = run.decode()
-        runs = [keys.run(each) for each in (name, *(each for each in ancestry.decode().split("/") if each))]
+        lines = read_lines(tenant.name, text, names)
+        name = run_of(group)
+        runs = [keys.run(each) for each in (name, *redis_reading.ancestry_of(ancestry))]
         around = (keys.recent(name), keys.acts, keys.acts_order, *runs)
         return _Known(lines, int(at_ms) // _DAY_MS, len(runs), around, tuple([keys.account(key) for key in lines.keys]))
 
@@ -391,7 +392,7 @@ class RedisLedger:
         day, owner = assumed
         closing = closing_text(settlement.usage, settlement.ending).decode()
         at_ms = decision.at_ms if how is Debiting.REPLAY else -1
-        debit = orjson.dumps((_HOW[how], (cost.usd, cost.tokens, cost.calls), closing, day, at_ms, owner))
+        debit = orjson.dumps((_HOW[how], (cost.usd, cost.tokens, cost.calls), text_of(cost), closing, day, at_ms, owner))
         named = (
             *(keys.call(tail), keys.leases, keys.open, keys.runs, keys.owner(owner), keys.active(owner), *shape.after),
             *(keys.spend(day), *shape.runs, *shape.accounts[0]),
@@ -412,12 +413,12 @@ class RedisLedger:
     async def _expire(self, tenant: Tenant, tail: str) -> Expired | None:
         """None: it ended or was extended meanwhile."""
         self._held.pop((tenant.name, tail), None)
-        run = await self._slots.command(tenant, "HGET", tenant.keys.call(tail), "r")
+        group = await self._slots.command(tenant, "HGET", tenant.keys.call(tail), "g")
         closing = closing_text(Usage(UsageSource.HELD), Ending.UNKNOWN)
         ended = await self._settle_in(tenant, tail, NUMBERS[HoldState.EXPIRED], closing)
         if ended is None or not ended.changed:
             return None
-        return Expired(f"rsv_{tail}", run.decode(), ended.charged, ended.alerts)
+        return Expired(f"rsv_{tail}", run_of(group), ended.charged, ended.alerts)
 
     async def halted(self, tenant: str, callers: Sequence[Caller]) -> Sequence[Barrier | None]:
         found = await self._find(tenant)

@@ -13,6 +13,7 @@ from urllib.parse import quote
 
 import orjson
 
+from gateway.core.values import Outcome
 from gateway.core.windows import END_OF_TIME_MS
 from gateway.ledger import rows
 from gateway.ledger.contract import Frozen, HoldState, LedgerUnavailable, RunState
@@ -393,22 +394,21 @@ class _Load:
         ladder: Any = inputs["ladder"]
         input_tokens = [0] * len(ladder)
         input_tokens[record.plan] = inputs.pop("input_tokens", 0)
+        lines = Lines(record.charges)
         fields += [
-            *("t", record.at_ms, "h", text_of(record.held), "f", str(inputs.get("fingerprint", "")), "p", record.plan),
-            *(
-                "w",
-                int(record.outcome == "advisory_warn"),
-                "r",
-                record.run,
-                "a",
-                "/".join(ancestry_in(record)),
-                "o",
-                record.owner,
-            ),
+            *("t", record.at_ms, "h", text_of(record.held), "n", lines.text, "m", lines.names),
             *("g", group_start(record.owner, record.run, record.dimensions) + group_end(record.selected_model, record.provider)),
-            *("n", Lines(record.charges).text),
             *("d", orjson.dumps((record.requested_model, inputs, input_tokens))),
         ]
+        said = {
+            "f": str(inputs.get("fingerprint", "")),
+            "p": record.plan or "",
+            "w": "1" if record.outcome == Outcome.ADVISORY_WARN else "",
+            "a": "/".join(ancestry_in(record)),
+        }
+        for field, value in said.items():
+            if value != "":
+                fields += [field, value]
         if state is HoldState.LIVE:
             fields += ["l", row.lease_ms]
             commands.append(("ZADD", keys.leases, row.lease_ms, row.tail))

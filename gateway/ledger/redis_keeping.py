@@ -10,7 +10,7 @@ import orjson
 
 from gateway.core.scopes import Account
 from gateway.ledger.contract import CallRecord, Keep, LedgerUnavailable
-from gateway.ledger.lines import read_lines
+from gateway.ledger.lines import read_lines, run_of
 from gateway.ledger.packed import account_of, run_in
 from gateway.ledger.redis_reading import call_hash, days, told
 from gateway.ledger.shapes import AGAIN
@@ -57,11 +57,11 @@ async def retire(slots: Slots, tenant: Tenant, decision_ids: Sequence[str], keep
 
 async def _retire(slots: Slots, tenant: Tenant, tail: str, keep: Keep) -> int:
     keys = tenant.keys
-    run, text = await slots.command(tenant, "HMGET", keys.call(tail), "r", "n")
+    group, text, names = await slots.command(tenant, "HMGET", keys.call(tail), "g", "n", "m")
     if text is None:
         return 0
-    accounts = [keys.account(key) for key in read_lines(tenant.name, text).keys]
-    named = (keys.call(tail), keys.ended, keys.open, keys.run(run.decode()), *accounts)
+    accounts = [keys.account(key) for key in read_lines(tenant.name, text, names).keys]
+    named = (keys.call(tail), keys.ended, keys.open, keys.run(run_of(group)), *accounts)
     reply = await slots.run(tenant, slots.scripts.retire, named, tail, keep.records_ms)
     if reply[0] == AGAIN:
         raise LedgerUnavailable(f"rsv_{tail} is another call than it was a moment ago")

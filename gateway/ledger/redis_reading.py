@@ -12,7 +12,7 @@ import orjson
 from gateway.core.scopes import NO_VALUE, Account, Caller
 from gateway.core.values import Balance
 from gateway.ledger.contract import AccountView, Act, Barrier, CallRecord, Frozen, RunState, RunView, SpendRow
-from gateway.ledger.lines import CALL_FIELDS, STATES, closing_of, record_of, refusal_of
+from gateway.ledger.lines import CALL_FIELDS, STATES, closing_of, record_of, refusal_of, run_of
 from gateway.ledger.packed import account_of, call_record
 from gateway.ledger.reading import day_name
 from gateway.ledger.slots import Slots, Tenant
@@ -200,7 +200,7 @@ async def holds(slots: Slots, tenant: Tenant, run: str | None, limit: int) -> li
         for tail, call in zip(
             tails, await asyncio.gather(*[call_hash(slots, tenant, tail.decode()) for tail in tails]), strict=True
         ):
-            if "d" in call and (run is None or call["r"].decode() == run):
+            if "d" in call and (run is None or run_of(call["g"]) == run):
                 found.append(told(tenant.name, tail.decode(), call))
         start += _PAGE
         if len(tails) < _PAGE:

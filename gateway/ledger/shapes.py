@@ -13,7 +13,7 @@ from gateway.core.scopes import Caller
 from gateway.core.values import Balance, Decision, Hold
 from gateway.ledger.contract import Alert, Barred, Barrier, Ended, Refusal, Reserved, Settled, Stale
 from gateway.ledger.keys import TenantKeys
-from gateway.ledger.lines import STATES, Lines, amounts_of, group_end, group_start, rest_of
+from gateway.ledger.lines import STATES, Lines, amounts_of, group_end, group_start, rest_of, text_of
 
 # What the scripts answer.
 LOST, DONE, UNKNOWN, AGAIN, HELD, REFUSED, BARRED, STALE, ENDED = range(9)
@@ -23,7 +23,7 @@ _AT_MOST: Final = 8_192
 class Shape:
     """The calls of one caller over the same charges. Holds on to those, by whose identity it is known."""
 
-    __slots__ = ("accounts", "after", "caller", "charges", "group", "lines", "runs", "settled", "texts")
+    __slots__ = ("accounts", "after", "ancestry", "caller", "charges", "group", "lines", "rare", "runs", "settled", "texts")
 
     def __init__(self, keys: TenantKeys, decision: Decision) -> None:
         caller, terms = decision.call.caller, decision.terms
@@ -38,16 +38,19 @@ class Shape:
             names.append(caller.parent)
         run_limit = decision.call.directives.run_limit
         shared = caller.run_issued and caller.run_scope != caller.run
+        self.ancestry = "/".join(caller.ancestry)
+        # Short, as every reserve reads it: numbers where they are, false where there is none.
         self.caller = orjson.dumps(
             (
-                *(caller.run, caller.run_scope, caller.key, caller.run_issued, -1 if run_limit is None else run_limit),
-                *(caller.parent or "", caller.ancestry, -1 if terms.max_active is None else terms.max_active, terms.idle_ms),
-                *(terms.same_request, terms.within_calls, _values(caller), end_of_day(caller.run_scope) if shared else 0),
+                *(caller.run_issued, -1 if run_limit is None else run_limit),
                 max(each.from_ms for each in self.lines),
                 min(each.until_ms for each in self.lines),
-                *(names, self._offsets(), quote(caller.run_scope, safe="", errors="surrogatepass")),
+                *(-1 if terms.max_active is None else terms.max_active, terms.idle_ms, terms.same_request, terms.within_calls),
+                *(self._offsets(), caller.parent or False),
             )
         )
+        scope_text = quote(caller.run_scope, safe="", errors="surrogatepass")
+        self.rare = orjson.dumps((caller.run_scope, scope_text, _values(caller), end_of_day(caller.run_scope) if shared else 0))
         self.group = group_start(caller.key, caller.run, caller.dimensions)
         # KEYS of reserve.lua behind the owner's runs; of settle.lua around the day's spend.
         self.after = (
@@ -59,10 +62,10 @@ class Shape:
             self.runs = (*self.runs, keys.run(names[-1]))
 
     def _offsets(self) -> list[int]:
-        offsets, at = [], 0
+        """Where each text's accounts start; then how many there are."""
+        offsets = [0]
         for each in self.accounts:
-            offsets.append(at)
-            at += len(each)
+            offsets.append(offsets[-1] + len(each))
         return offsets
 
 
@@ -108,15 +111,12 @@ def end_of_day(run_scope: str) -> int:
 
 
 def plans_of(shape: Shape, decision: Decision) -> bytes:
-    return orjson.dumps(
-        [
-            (
-                *(shape.texts[id(plan.charges)], plan.cost_max.usd, plan.cost_max.tokens, plan.cost_max.calls),
-                _group_end(plan.model, plan.provider),
-            )
-            for plan in decision.ladder
-        ]
-    )
+    plans = []
+    for plan in decision.ladder:
+        cost = plan.cost_max
+        number = shape.texts[id(plan.charges)]
+        plans.append((number, cost.usd, cost.tokens, cost.calls, text_of(cost), _group_end(plan.model, plan.provider)))
+    return orjson.dumps(plans)
 
 
 _group_end = lru_cache(maxsize=4_096)(group_end)
@@ -124,19 +124,15 @@ _group_end = lru_cache(maxsize=4_096)(group_end)
 
 def arguments(shape: Shape, decision: Decision, tail: str, lease_ms: int, debit: bytes = b"") -> tuple[str | bytes | int, ...]:
     """ARGV of reserve.lua, from the third on."""
-    return (
-        *(
-            tail,
-            lease_ms,
-            decision.call.fingerprint,
-            shape.caller,
-            rest_of(decision),
-            debit,
-            plans_of(shape, decision),
-            shape.group,
-        ),
-        *[each.text for each in shape.lines],
-    )
+    call = decision.call
+    args: list[str | bytes | int] = [
+        *(tail, lease_ms, call.fingerprint, call.caller.key, call.caller.run, shape.ancestry, shape.caller, shape.rare),
+        *(rest_of(decision), debit, plans_of(shape, decision), shape.group),
+    ]
+    for each in shape.lines:
+        args.append(each.text)
+        args.append(each.names)
+    return tuple(args)
 
 
 # -- answers --------------------------------------------------------------------------------------------------------------------

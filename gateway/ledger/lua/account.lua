@@ -26,7 +26,7 @@ if what == 'set_account_limit' then
   if account.l ~= amount then
     advance()
     if amount then
-      call('HSET', KEYS[2], 'l', int(amount))
+      call('HSET', KEYS[2], 'l', amount)
     else
       call('HDEL', KEYS[2], 'l')
     end
@@ -43,9 +43,9 @@ elseif what == 'adjust' then
   end
   advance()
   account.c, adjusted = account.c + amount, adjusted + amount
-  call('HSET', KEYS[2], 'c', int(account.c), 'j', int(adjusted))
+  call('HSET', KEYS[2], 'c', account.c, 'j', adjusted)
   raise()
-elseif account.c ~= account.u or account.a ~= 0 then -- reset
+elseif account.c ~= account.u or (account.a or 0) ~= 0 then -- reset
   advance()
   if bucket_ms then
     for index = account.o, account.at do
@@ -54,7 +54,7 @@ elseif account.c ~= account.u or account.a ~= 0 then -- reset
     end
   else
     adjusted = adjusted + account.u - account.c
-    call('HSET', KEYS[2], 'j', int(adjusted))
+    call('HSET', KEYS[2], 'j', adjusted)
   end
   account.c, account.a = account.u, 0
   store(account)

@@ -2,15 +2,10 @@
 -- A store with another epoch, or behind that sequence, answers {LOST, epoch, sequence} and changes nothing.
 -- Replies start with {code, sequence}. A script reads and decides first and writes last, so that it never stops half-way; every script
 -- that changes anything moves the sequence by `advance`, which is its first write: out of memory or read-only shows there.
--- Amounts are doubles, exact up to 2^53; they become text by `int` only.
+-- Amounts are doubles, exact up to 2^53. They go to commands as numbers, which the server writes with 17 digits, and into texts by
+-- `int` only: Lua's own way has 14. What rarely runs is a function made when it is needed: closures are what a short script pays for.
 local call = redis.call
 
-local function now_ms()
-  local time = call('TIME')
-  return time[1] * 1000 + math.floor(time[2] / 1000)
-end
-
--- Codes. AGAIN: the keys that came are not the ones it takes by now; the gateway looks and asks again.
 local LOST, DONE, UNKNOWN, AGAIN = 0, 1, 2, 3
 local HELD, REFUSED, BARRED, STALE, ENDED = 4, 5, 6, 7, 8
 local LIVE, EXPIRED, COMMITTED, RELEASED = 1, 2, 3, 4
@@ -20,6 +15,10 @@ if meta[1] ~= ARGV[1] or tonumber(meta[2]) < tonumber(ARGV[2]) then
   return {LOST, meta[1] or '', tonumber(meta[2]) or 0}
 end
 local sequence = tonumber(meta[2])
+local function now_ms()
+  local time = call('TIME')
+  return time[1] * 1000 + math.floor(time[2] / 1000)
+end
 local now = now_ms()
 
 local function int(number)
@@ -32,7 +31,7 @@ end
 
 -- "1 2 3" → 1, 2, 3
 local function three(text)
-  local one, two, other = string.match(text, '^(%-?%d+) (%-?%d+) (%-?%d+)$')
+  local one, two, other = string.match(text, '(%S+) (%S+) (%S+)')
   return tonumber(one), tonumber(two), tonumber(other)
 end
 

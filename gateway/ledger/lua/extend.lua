@@ -22,7 +22,7 @@ else
     return {l = tonumber(run[1]), x = run[2], r = tonumber(run[3])}
   end
   local run, above, place = run_at(1), {}, 1
-  for ancestor in string.gmatch(found[4], '[^/]+') do
+  for ancestor in string.gmatch(found[4] or '', '[^/]+') do
     place = place + 1
     above[ancestor] = run_at(place)
   end
@@ -43,8 +43,8 @@ else
       store(line.account)
     end
   end
-  call('HSET', KEYS[BEFORE_RUNS + 1], 'r', int(run.r + more[1]))
+  call('HSET', KEYS[BEFORE_RUNS + 1], 'r', run.r + more[1])
 end
-call('HSET', KEYS[2], 'h', ARGV[6] ~= '' and ARGV[6] or found[2], 'l', int(lease))
+call('HSET', KEYS[2], 'h', ARGV[6] ~= '' and ARGV[6] or found[2], 'l', lease)
 call('ZADD', KEYS[3], lease, tail)
 return {DONE, sequence}

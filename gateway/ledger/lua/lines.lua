@@ -1,9 +1,9 @@
 -- What a plan's charges and their accounts are to the scripts that move money. Stands after common.lua where it is needed.
 --
--- A line is an array (see gateway/ledger/scripts.py, which writes it); what is left off at its end has the default:
-local ORDINAL, UNIT, LIMIT, BASIS, KEY, END = 1, 2, 3, 4, 5, 6 -- LIMIT -1: none. BASIS 0: reserved+committed, 1: committed, 2: none
-local MODE, SHARE, MARGIN, OWN, ALERTS, TWIN = 7, 8, 9, 10, 11, 12 -- OWN: the run whose own limit replaces this one, or false
-local PAUSE, BUCKET, PINNED, PINNED_TO = 13, 14, 15, 16 -- BUCKET: the length of a rolling window's. PINNED_TO: the place of a line
+-- A line is an array (gateway/ledger/lines.py writes it); what is left off at its end is false:
+local ORDINAL, UNIT, LIMIT, BASIS = 1, 2, 3, 4 -- LIMIT -1: none. BASIS 0: reserved+committed, 1: committed, 2: none
+local ALERTS, OWN, SHARE, MARGIN, TWIN = 5, 6, 7, 8, 9 -- OWN: the run whose own limit replaces this one. SHARE: false is all of it
+local BUCKET, PAUSE, PINNED, PINNED_TO = 10, 11, 12, 13 -- BUCKET: the length of a rolling window's. PINNED_TO: the place of a line
 local BUCKETS, END_OF_TIME = 60, 9007199254740992
 
 -- An account: c(ommitted) r(eserved) u(nconfirmed) a(lerted) l(imit) f(orwarded: carried) j (adjusted) e(nd), as its hash has them. Of a
@@ -23,42 +23,36 @@ local function bucket_of(account, index)
   return bucket
 end
 
--- What has fallen out of the window no longer counts; its fields go with the next write.
-local function age(account)
-  local oldest = account.at - BUCKETS + 1
-  local first, last = account.o, math.min(oldest, account.o + BUCKETS) - 1
-  account.stale = {}
-  if first <= last then
-    for index = first, last do
-      account.stale[#account.stale + 1] = 'b' .. int(index)
-    end
-    for _, text in ipairs(call('HMGET', account.key, unpack(account.stale))) do
-      if text then
-        local committed, unconfirmed = three(text)
-        account.c, account.u = account.c - committed, account.u - unconfirmed
-      end
-    end
-  end
-  account.o = math.max(account.o, oldest)
-end
-
 local function account_at(key, bucket_ms)
   local account = accounts[key]
   if account then
     return account
   end
-  local found = call('HMGET', key, 'c', 'r', 'u', 'a', 'l', 'e', 'o')
-  account = {
-    key = key, c = tonumber(found[1]) or 0, r = tonumber(found[2]) or 0, u = tonumber(found[3]) or 0, a = tonumber(found[4]) or 0,
-    l = tonumber(found[5]), e = tonumber(found[6]),
-  }
-  if bucket_ms then
-    account.at = math.floor(now / bucket_ms)
-    account.o = tonumber(found[7]) or account.at - BUCKETS + 1
-    account.buckets = {}
-    age(account)
+  local found = call('HMGET', key, 'c', 'r', 'u', 'e', 'l', 'a', 'o')
+  account = {key = key, c = 0, r = 0, u = 0}
+  if found[4] then
+    account.c, account.r, account.u, account.e = tonumber(found[1]), tonumber(found[2]), tonumber(found[3]), found[4]
+    account.l, account.a = tonumber(found[5]), tonumber(found[6])
   end
   accounts[key] = account
+  if bucket_ms then -- what has fallen out of the window no longer counts; its fields go with the next write
+    local at = math.floor(now / bucket_ms)
+    local oldest = at - BUCKETS + 1
+    local first = tonumber(found[7]) or oldest
+    local stale = {}
+    for index = first, math.min(oldest, first + BUCKETS) - 1 do
+      stale[#stale + 1] = 'b' .. int(index)
+    end
+    if #stale > 0 then
+      for _, text in ipairs(call('HMGET', key, unpack(stale))) do
+        if text then
+          local committed, unconfirmed = three(text)
+          account.c, account.u = account.c - committed, account.u - unconfirmed
+        end
+      end
+    end
+    account.at, account.o, account.stale, account.buckets = at, math.max(first, oldest), stale, {}
+  end
   return account
 end
 
@@ -78,10 +72,10 @@ end
 
 local function store(account)
   if not account.at then
-    call('HSET', account.key, 'c', int(account.c), 'r', int(account.r), 'u', int(account.u), 'a', int(account.a))
+    call('HSET', account.key, 'c', account.c, 'r', account.r, 'u', account.u, 'a', account.a or 0)
     return
   end
-  local fields = {'c', int(account.c), 'r', int(account.r), 'u', int(account.u), 'a', int(account.a), 'o', int(account.o)}
+  local fields = {'c', account.c, 'r', account.r, 'u', account.u, 'a', account.a or 0, 'o', account.o}
   for index, bucket in pairs(account.buckets) do
     fields[#fields + 1] = 'b' .. int(index)
     fields[#fields + 1] = of_three(bucket[1], bucket[2], bucket[3])
@@ -98,34 +92,32 @@ local function part(amount, ppm, up)
   return (amount - low) / 1000000 * ppm + (up and math.ceil or math.floor)(low * ppm / 1000000)
 end
 
--- Lines where they meet their accounts. `first`: the place in KEYS before the first account's. `own`, and `above` by name: the call's run
--- and its ancestors {l = its own limit, x = '1' where the admin set it}. `anew`: shares that are not pinned yet stand at what their pin
--- would be.
+-- A line's effective limit, or false. `own`, and `above` by name: the call's run and its ancestors {l = its own limit, x = '1' where the
+-- admin set it}. `anew`: a share that is not pinned yet stands at what its pin would be.
+local function limit_of(lines, line, own, above, anew)
+  local limit = line.account.l
+  if not limit and line[PINNED] then
+    local whole = anew and lines[line[PINNED_TO]]
+    local top = whole and limit_of(lines, whole, own, above, anew)
+    limit = top and part(math.max(0, top - whole.account.c - whole.account.r), line[PINNED])
+    line.pins = limit
+  elseif not limit and line[LIMIT] >= 0 then
+    limit = line[LIMIT]
+  end
+  local run = line[OWN] and (above[line[OWN]] or own)
+  if run and run.l then
+    limit = (run.x == '1' or not limit) and run.l or math.min(limit, run.l)
+  end
+  return limit or false
+end
+
+-- Lines where they meet their accounts. `first`: the place in KEYS before the first account's.
 local function meet(lines, first, own, above, anew)
   for _, line in ipairs(lines) do
     line.account = account_at(KEYS[first + line[ORDINAL]], line[BUCKET])
   end
-  local function limit_of(line)
-    if line.limit == nil then
-      local limit = line.account.l
-      if not limit and (line[PINNED] or 0) > 0 then
-        local whole = anew and lines[line[PINNED_TO]]
-        local top = whole and limit_of(whole)
-        limit = top and part(math.max(0, top - whole.account.c - whole.account.r), line[PINNED])
-        line.pins = limit
-      elseif not limit and line[LIMIT] >= 0 then
-        limit = line[LIMIT]
-      end
-      local run = line[OWN] and (above[line[OWN]] or own)
-      if run and run.l then
-        limit = (run.x == '1' or not limit) and run.l or math.min(limit, run.l)
-      end
-      line.limit = limit or false
-    end
-    return line.limit
-  end
   for _, line in ipairs(lines) do
-    limit_of(line)
+    line.limit = limit_of(lines, line, own, above, anew)
   end
   return lines
 end
@@ -140,7 +132,7 @@ local function accounts_of(lines)
 end
 
 local function room(line)
-  return part(line.limit, line[SHARE] or 1000000) + (line[MARGIN] or 0)
+  return (line[SHARE] and part(line.limit, line[SHARE]) or line.limit) + (line[MARGIN] or 0)
 end
 
 -- The rule of core.values.Ceiling.
@@ -173,8 +165,10 @@ local function fire(alerts, place, line)
   if not limit or account.c == 0 then
     return
   end
-  for _, threshold in ipairs(line[ALERTS] or {}) do
-    if threshold > account.a and account.c >= part(limit, threshold, true) then
+  for _, threshold in ipairs(line[ALERTS]) do
+    if account.c < part(limit, threshold, true) then
+      return
+    elseif threshold > (account.a or 0) then
       account.a = threshold
       alerts[#alerts + 1] = {place, threshold, limit, account.c}
     end
@@ -191,7 +185,7 @@ local function add_spend(key, days, day, group, usd, tokens, calls)
     local before_usd, before_tokens, before_calls = three(text)
     usd, tokens, calls = before_usd + usd, before_tokens + tokens, before_calls + calls
   else
-    call('SADD', days, int(day))
+    call('SADD', days, day)
   end
   call('HSET', key, group, of_three(usd, tokens, calls))
 end

@@ -34,14 +34,14 @@ for _, account in pairs(accounts) do
   if account.e then
     store(account)
     if carried[account] then
-      call('HSET', account.key, 'f', int(carried[account]))
+      call('HSET', account.key, 'f', carried[account])
     end
   end
 end
 if state == EXPIRED then
   local run = call('HMGET', KEYS[5], 'u', 'h')
   if run[1] then
-    call('HSET', KEYS[5], 'u', int(run[1] - charged[1]), 'h', int(run[2] - 1))
+    call('HSET', KEYS[5], 'u', run[1] - charged[1], 'h', run[2] - 1)
   end
   call('ZREM', KEYS[4], tail)
 end

@@ -30,7 +30,7 @@ if what == 'set_limit' then
     advance()
     call('HSET', KEYS[2], 'o', gets)
     if not owner then
-      call('HSET', KEYS[2], 'f', int(now), 't', int(now), 's', ACTIVE, 'p', '0', 'i', '0')
+      call('HSET', KEYS[2], 'f', now, 't', now, 's', ACTIVE, 'p', '0', 'i', '0')
       call('ZADD', KEYS[3], second, name)
     else
       second = call('ZSCORE', KEYS[3], name)
@@ -44,7 +44,7 @@ if what == 'set_limit' then
     limit, raised = before and math.min(before, asked) or asked, found[6] or '0'
   end
   if limit ~= before or raised ~= (found[6] or '0') then
-    change('l', int(limit), 'x', raised)
+    change('l', limit, 'x', raised)
     if by_admin then
       call('HINCRBY', KEYS[1], 'raises', 1)
     end
