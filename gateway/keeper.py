@@ -41,15 +41,18 @@ class Keeper:
             await asyncio.sleep(_EVERY_S)
 
     async def tidy(self) -> int:
-        """Everything that is due, a batch at a time so that calls get in between. Returns how many things went."""
+        """What is due, a batch of each kind at a time so that calls get in between, for as long as batches are full: a few that are due
+        by now wait for the next time. Returns how many things went."""
         gone = 0
-        for step in (self._retire, self._ledger_sweep, self._rotate):
-            while done := await step():
-                gone += done
-                await asyncio.sleep(_PAUSE_S)
-        return gone
+        while True:
+            rounds = [await self._retire(), await self._sweep(), await self._rotate()]
+            gone += sum(done for done, _ in rounds)
+            if not any(more for _, more in rounds):
+                return gone
+            await asyncio.sleep(_PAUSE_S)
 
-    async def _retire(self) -> int:
+    async def _retire(self) -> tuple[int, bool]:
+        """How many, and whether there are more to expect."""
         keep = self._keep()
         aged = await self._ledger.aged(keep, _BATCH)
         if aged and self._archive is not None:
@@ -57,13 +60,15 @@ class Keeper:
         retired = 0
         for tenant, ids in _by_tenant(aged).items():
             retired += await self._ledger.retire(tenant, ids, keep)
-        return retired  # 0 although there were some: another gateway was quicker, and goes on
+        return retired, len(aged) == _BATCH and retired > 0  # none: another gateway was quicker, and goes on
 
-    async def _ledger_sweep(self) -> int:
-        return await self._ledger.sweep(self._keep(), _BATCH)
+    async def _sweep(self) -> tuple[int, bool]:
+        swept = await self._ledger.sweep(self._keep(), _BATCH)
+        return swept, swept >= _BATCH
 
-    async def _rotate(self) -> int:
-        return 0 if self._archive is None else await self._archive.rotate(self._clock_ms(), _BATCH)
+    async def _rotate(self) -> tuple[int, bool]:
+        forgotten = 0 if self._archive is None else await self._archive.rotate(self._clock_ms(), _BATCH)
+        return forgotten, forgotten == _BATCH
 
 
 def _by_tenant(records: Sequence[CallRecord]) -> dict[str, list[str]]:

@@ -412,7 +412,8 @@ class LedgerFile(Section):
     )
     keep: Annotated[int, duration("1h", "400d")] | None = preset(
         None,
-        description="How long the records of ended calls stay in the ledger; the log has them too. Default: 30d in SQLite, 48h in Redis.",
+        description="How long the records of ended calls, and idempotency keys, stay in the ledger. Where that is less than 30d, the "
+        "records are kept for 30d in `records.db` in `state_dir`. Default: 30d in SQLite, 48h in Redis.",
     )
     synchronous: Annotated[Synchronous, one_of(Synchronous)] | None = preset(
         None,

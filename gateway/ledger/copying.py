@@ -103,12 +103,12 @@ def _rows(cursor: apsw.Cursor, at_ms: int) -> Iterator[rows.Row]:
             yield rows.FrozenRow(tenant, tuple([(name, value) for name, value in orjson.loads(scope)]), *rest)
 
 
-def tenants(cursor: apsw.Cursor) -> list[str]:
+def tenants(cursor: apsw.Cursor, tables: Sequence[str] = _TABLES) -> list[str]:
     """Every tenant of whom anything is known, found by as many seeks as there are tenants: each table has them first in its key."""
     found = set()
-    for table in _TABLES:
+    for table in tables:
         last = ""
-        statement = f"SELECT tenant FROM {table} WHERE tenant > ? ORDER BY tenant LIMIT 1"  # noqa: S608 - a name from _TABLES
+        statement = f"SELECT tenant FROM {table} WHERE tenant > ? ORDER BY tenant LIMIT 1"  # noqa: S608 - names of tables here
         while (row := cursor.execute(statement, (last,)).fetchone()) is not None:
             last = row[0]
             found.add(last)

@@ -3,6 +3,7 @@
 Finding is seeks in indexes by age; the writer looks at each row once more, so whatever was of use in between stays. See `contract.Keep`.
 """
 
+from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, date, datetime, timedelta
@@ -116,26 +117,27 @@ class Search:
             " AND committed = carried + adjusted ORDER BY end_ms LIMIT ?",
             (old_ms, at_most - len(due)),
         )
-        known = tenants(cursor)
-        for tenant in known:
-            due.runs += _forgotten(cursor, tenant, now_ms - max(keep.runs_ms, keep.records_ms), at_most - len(due))
+        known = tenants(cursor, ("accounts", "runs", "spend"))
         last_day = (now_ms - keep.spend_ms - keep.records_ms) // _DAY_MS
         for tenant in known:
-            due.spend += _rows(
-                cursor,
-                "SELECT tenant, day, owner, run, model, provider, dimensions FROM spend WHERE tenant = ? AND day < ?"
-                " ORDER BY day LIMIT ?",
-                (tenant, last_day, at_most - len(due)),
-            )
-        due.accounts += self._shared(cursor, now_ms - max(keep.runs_ms, keep.records_ms), at_most - len(due))
+            if len(due) < at_most:
+                due.runs += _forgotten(cursor, tenant, now_ms - max(keep.runs_ms, keep.records_ms), at_most - len(due))
+            if len(due) < at_most:
+                due.spend += _rows(
+                    cursor,
+                    "SELECT tenant, day, owner, run, model, provider, dimensions FROM spend WHERE tenant = ? AND day < ?"
+                    " ORDER BY day LIMIT ?",
+                    (tenant, last_day, at_most - len(due)),
+                )
+        due.accounts += self._shared(cursor, known, now_ms - max(keep.runs_ms, keep.records_ms), at_most - len(due))
         return due
 
-    def _shared(self, cursor: apsw.Cursor, old_ms: int, at_most: int) -> list[Where]:
+    def _shared(self, cursor: apsw.Cursor, known: Sequence[str], old_ms: int, at_most: int) -> list[Where]:
         """Each seek finds a key's oldest day, or jumps over the key whose oldest day is not old enough."""
         found: list[Where] = []
         tenant, run = self._looked_at
         for _ in range(at_most):
-            row = _next_shared(cursor, tenant, run or _SHARED)
+            row = _next_shared(cursor, known, tenant, run or _SHARED)
             if row is None:
                 tenant, run = "", ""  # from the start, next time
                 break
@@ -153,9 +155,9 @@ class Search:
         return found
 
 
-def _next_shared(cursor: apsw.Cursor, tenant: str, run: str) -> Where | None:
+def _next_shared(cursor: apsw.Cursor, known: Sequence[str], tenant: str, run: str) -> Where | None:
     statement = "SELECT tenant, run FROM accounts WHERE tenant = ? AND run > ? AND run < ? AND run <> '' ORDER BY run LIMIT 1"
-    for each in [tenant, *(known for known in tenants(cursor) if known > tenant)]:
+    for each in known[bisect_left(known, tenant) :]:
         row = cursor.execute(statement, (each, run if each == tenant else _SHARED, _SHARED_END)).fetchone()
         if row is not None:
             return row[0], row[1]
