@@ -271,8 +271,8 @@ class Books:
         self.rules_changed = False
         self._cursor = cursor
         self._trusting = False
-        # What the batch touched …
-        self._accounts: dict[Where, AccountRow] = {}
+        # What the batch touched (`accounts`: to be read by the steps, which find most of theirs here) …
+        self.accounts: dict[Where, AccountRow] = {}
         self._runs: dict[Where, RunRow | None] = {}
         self._calls: dict[Where, CallRow | None] = {}
         self._spend: dict[_Group, list[int]] = {}
@@ -294,14 +294,14 @@ class Books:
 
     def committed(self) -> None:
         """What the batch touched is in the file: it stays known."""
-        self._known_accounts.update(self._accounts)
+        self._known_accounts.update(self.accounts)
         self._known_runs.update(self._runs)
         for where, call in self._calls.items():
             if call is not None and call.state <= EXPIRED:
                 self._known_calls[where] = call
             else:
                 self._known_calls.pop(where, None)
-        for touched in (self._accounts, self._runs, self._calls):
+        for touched in (self.accounts, self._runs, self._calls):
             touched.clear()
         for known in (self._known_accounts, self._known_runs, self._known_calls, self._known_spend, self._known_rules):
             if len(known) > _KNOWN_AT_MOST:
@@ -311,7 +311,7 @@ class Books:
         """Somebody else has written, or the batch was rolled back."""
         for known in (self._known_accounts, self._known_runs, self._known_calls, self._known_spend):
             known.clear()
-        for touched in (self._accounts, self._runs, self._calls, self._spend):
+        for touched in (self.accounts, self._runs, self._calls, self._spend):
             touched.clear()
         if self.rules_changed:
             self.forget_rules()
@@ -326,7 +326,7 @@ class Books:
         at hand."""
         if where is None:
             where = (account.tenant, account.key)
-        row = self._accounts.get(where)
+        row = self.accounts.get(where)
         if row is not None:
             return row
         row = self._known_accounts.get(where)
@@ -334,13 +334,13 @@ class Books:
             found = self._account_columns(where)
             row = _account_row(account, found or (0, 0, 0, 0, 0, account.window.end_ms, 0, 0, None, run_in(account.scope), None))
         row.roll(self.now_ms)
-        self._accounts[where] = row
+        self.accounts[where] = row
         return row
 
     def account_by_key(self, tenant: str, key: str) -> tuple[Account, AccountRow] | None:
         """None: it does not exist."""
         where = (tenant, key)
-        known = self._accounts.get(where) or self._known_accounts.get(where)
+        known = self.accounts.get(where) or self._known_accounts.get(where)
         if known is not None:
             end_ms = known.end_ms
         else:
@@ -505,7 +505,7 @@ class Books:
         for where in calls:
             self._calls[where] = None
         for where in accounts:
-            self._accounts.pop(where, None)
+            self.accounts.pop(where, None)
             self._known_accounts.pop(where, None)
         for where in runs:
             self._runs[where] = None
@@ -538,7 +538,7 @@ class Books:
         inserted: list[tuple[Any, ...]] = []
         rewritten: list[tuple[Any, ...]] = []
         moved: list[tuple[Any, ...]] = []
-        for where, row in self._accounts.items():
+        for where, row in self.accounts.items():
             if not row.changed:
                 continue
             amounts = (row.committed, row.reserved, row.unconfirmed)

@@ -93,9 +93,8 @@ def inputs_of(decision: Decision, plan: Plan | None) -> dict[str, object]:
 
 
 def ancestry_in(record: "Record") -> tuple[str, ...]:
-    ancestry = record.inputs.get("ancestry", ())
-    assert isinstance(ancestry, list | tuple)
-    return tuple(ancestry)
+    ancestry: Any = record.inputs.get("ancestry")
+    return tuple(ancestry) if ancestry else ()
 
 
 _RUNG: Final = ("model", "provider", "output_cap", "cost_max_usd", "cost_max_tokens")

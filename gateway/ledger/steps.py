@@ -61,12 +61,9 @@ _WHY: Final = {
 _Met: TypeAlias = tuple[Spot, AccountRow, int | None]
 
 
-class _Own(NamedTuple):
-    """The limits of runs themselves, as the step sees them: the call's run's, and those of its ancestors in the books."""
-
-    limit: int | None
-    raised: int
-    ancestry: tuple[str, ...]
+# The limits of runs themselves, as the step sees them: the call's run's, whether the admin set it, and the ancestors that have theirs
+# in the books.
+_Own: TypeAlias = tuple[int | None, int, tuple[str, ...]]
 
 
 class _Judged(NamedTuple):
@@ -145,7 +142,7 @@ def _judge(books: Books, decision: Decision, how: Debiting) -> _Judged | Barred 
             if barred is not None:
                 return barred
         place = found
-    own = _Own(_tightened(run, asked), 0 if run is None else run.raised, caller.ancestry)
+    own = (_tightened(run, asked), 0 if run is None else run.raised, caller.ancestry)
     blocking = []
     for number, plan in enumerate(decision.ladder):
         met, pins = _meet_anew(books, layout_of(plan.charges), own)
@@ -218,19 +215,14 @@ def _limit(books: Books, ceiling: Ceiling, limit: int | None, own: _Own) -> int 
 
 
 def _meet(books: Books, layout: Layout, own: _Own) -> list[_Met]:
-    account = books.account
-    if layout.own:
-        met = []
-        for spot in layout.spots:
-            row = account(spot.account, spot.where)
-            met.append((spot, row, _limit(books, spot.ceiling, _of_account(spot, row), own)))
-        return met
-    rows = [(spot, account(spot.account, spot.where)) for spot in layout.spots]
-    return [(spot, row, _of_account(spot, row)) for spot, row in rows]
-
-
-def _of_account(spot: Spot, row: AccountRow) -> int | None:
-    return spot.ceiling.limit if row.limit is None else row.limit
+    met: list[_Met] = []
+    touched = books.accounts
+    for spot in layout.spots:
+        _, ceiling, account, where, _, _ = spot
+        row = touched.get(where) or books.account(account, where)
+        limit = ceiling.limit if row.limit is None else row.limit
+        met.append((spot, row, _limit(books, ceiling, limit, own) if ceiling.own else limit))
+    return met
 
 
 def _by_unit(amounts: Amounts) -> tuple[int, int, int]:
@@ -288,7 +280,10 @@ def _fits(met: _Met, amount: int) -> bool:
 def _first_blocking(met: Sequence[_Met], amounts: tuple[int, int, int]) -> tuple[Charge, Balance] | None:
     for each in met:
         spot, row, limit = each
-        if not _fits(each, amounts[spot.unit]):
+        amount = amounts[spot.unit]
+        # What fits the limit as it is fits by any rule, but one that keeps a share back. Most calls get no further.
+        above = limit is not None and (row.reserved + row.committed + amount > limit or spot.charge.share_ppm != _ALL)
+        if above and not _fits(each, amount):
             return spot.charge, _balance_aging(spot.ceiling, row, limit)
     return None
 
@@ -319,7 +314,7 @@ def standing(books: Books, record: Record, run: RunRow | None) -> tuple[Balance,
 
 def _own_of(record: Record, run: RunRow | None) -> _Own:
     limit, raised = (None, 0) if run is None else (run.limit, run.raised)
-    return _Own(limit, raised, ancestry_in(record))
+    return limit, raised, ancestry_in(record)
 
 
 # -- what becomes of it -------------------------------------------------------------------------------------------------------
@@ -338,7 +333,7 @@ def _claim(books: Books, decision: Decision, judged: _Judged) -> RunRow:
         take_place(books, caller, row, judged.ancestry)
     asked = decision.call.directives.run_limit
     if asked is not None and row.owner == caller.key and asked != row.asked:
-        row.limit, row.asked = judged.own.limit, asked
+        row.limit, row.asked = judged.own[0], asked
         row.change()
     if row.issued != caller.run_issued:
         row.issued = int(caller.run_issued)
@@ -470,7 +465,7 @@ def commit(books: Books, tenant: str, hold_id: str, settlement: Settlement) -> S
 
 def _closing(books: Books, settlement: Settlement) -> Closing:
     cost = settlement.cost
-    assert min(cost.usd, cost.tokens, cost.calls) >= 0, cost
+    assert cost.usd >= 0 <= cost.tokens and cost.calls >= 0, cost  # noqa: PT018 - one thing, and often asked
     return Closing(cost, settlement.usage, settlement.ending, books.now_ms)
 
 
