@@ -14,7 +14,7 @@ def _differences(found: Any, expected: Any, path: str) -> Iterator[str]:
     if found == expected:
         return
     if type(found) is not type(expected):
-        yield f"{path}: found {found!r}, expected {expected!r}"
+        yield f"{path}: found {str(found)[:500]}, expected {str(expected)[:500]}"
     elif is_dataclass(found):
         for each in fields(found):
             if each.compare:

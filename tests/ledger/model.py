@@ -4,6 +4,7 @@ Shares nothing with the implementations but the contract and the records of core
 """
 
 from collections.abc import Sequence
+from copy import deepcopy
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 
@@ -118,6 +119,11 @@ class Model:
     raises: dict[str, int] = field(default_factory=dict)
     frozen_by_text: dict[tuple[str, str], Frozen] = field(default_factory=dict)
     acts: list[tuple[str, Act]] = field(default_factory=list)  # of an act whose id the ledger made up, the id is ""
+
+    def copy(self) -> "Model":
+        shared = [each for call in self.history for each in (call.decision, call.plan, *call.accounts)]
+        shared += [each[1] for ring in self.rings.values() for each in ring]
+        return deepcopy(self, {id(each): each for each in shared})
 
     # -- sums -----------------------------------------------------------------------------------------------------------------
 

@@ -4,7 +4,6 @@ Random histories as in test_state_machine.py, through the model and a store that
 Valkey with the connection cut before a command arrived and after it was done. Whoever asks does what the contract says: asks again.
 """
 
-from collections.abc import Awaitable, Callable, Iterator
 from typing import Any, Final, Protocol
 from urllib.parse import urlsplit
 
@@ -17,7 +16,7 @@ from hypothesis.stateful import rule
 from gateway.ledger.contract import Ledger, LedgerUnavailable
 from gateway.ledger.sqlite import SqliteLedger
 from tests.ledger.compare import agree
-from tests.ledger.test_state_machine import Machine, run_machine
+from tests.ledger.test_state_machine import Ask, Machine, Tell, run_machine
 from tests.support.between import Between
 from tests.support.stores import STORES, ValkeyStore
 
@@ -117,33 +116,33 @@ class FaultyMachine(Machine):
         for link in getattr(self, "links", []):
             link.__exit__(None, None, None)
 
-    def step(self, ask: Callable[[Ledger], Awaitable[Any]], expected: Any, alone: bool = True) -> None:
+    def step(self, ask: Ask, tell: Tell, alone: bool = True) -> None:
         if self.moment:
             self.flush()
-            self.insist(ask, expected)
+            self.insist(ask, tell)
         else:
-            super().step(ask, expected, alone)
+            super().step(ask, tell, alone)
 
-    def insist(self, ask: Callable[[Ledger], Awaitable[Any]], expected: Any = ...) -> Any:
+    def insist(self, ask: Ask, tell: Tell | None = None) -> None:
         moment, self.moment = self.moment, ""
         met = sum(each.met for each in self.faults)
         for each in self.faults if moment else ():
             each.arm(moment)
-        for answer in self.tries(ask):
-            for each in self.faults:
-                each.disarm()
-            undone = moment == "before" or sum(each.met for each in self.faults) == met
-            if expected is not ... and undone:
+        answer = self.answer(ask)
+        for each in self.faults:
+            each.disarm()
+        if tell is not None:
+            expected = tell(self.model)
+            if moment == "before" or sum(each.met for each in self.faults) == met:
                 agree(answer, expected)
-            return answer
-        raise AssertionError("it was never answered")
 
-    def tries(self, ask: Callable[[Ledger], Awaitable[Any]]) -> Iterator[Any]:
+    def answer(self, ask: Ask) -> Any:
         for _ in range(_TRIES):
             try:
-                yield self.read(ask)
+                return self.read(ask)
             except LedgerUnavailable:
                 continue
+        raise AssertionError("it was never answered")
 
     @rule(moment=st.sampled_from(("before", "after")))
     def something_fails(self, moment: str) -> None:
