@@ -5,9 +5,11 @@ the two leaves it in both. Several gateway processes share the file. A gateway o
 """
 
 import asyncio
+import zlib
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Final, TypeVar
 
@@ -27,7 +29,7 @@ CREATE TABLE IF NOT EXISTS records (
     tenant TEXT NOT NULL,
     decision_id TEXT NOT NULL,
     at_ms INTEGER NOT NULL,
-    record BLOB NOT NULL,
+    record BLOB NOT NULL,  -- zlib, JSON
     PRIMARY KEY (tenant, decision_id)
 ) STRICT;
 CREATE INDEX IF NOT EXISTS records_by_time ON records (at_ms);
@@ -43,8 +45,7 @@ class Archive:
         self._connection: apsw.Connection | None = None
 
     async def keep(self, records: Sequence[CallRecord]) -> None:
-        rows = [(each.tenant, each.decision_id, each.at_ms, _packed(each)) for each in records]
-        await self._do(lambda connection: _in_one(connection, "REPLACE INTO records VALUES (?, ?, ?, ?)", rows))
+        await self._do(partial(_write, records=records))
 
     async def find(self, tenant: str, decision_id: str) -> CallRecord | None:
         def read(connection: apsw.Connection) -> CallRecord | None:
@@ -99,17 +100,18 @@ def _mapped_errors(path: Path) -> Iterator[None]:
         raise LedgerUnavailable(f"{path}: {error}") from error
 
 
-def _in_one(connection: apsw.Connection, statement: str, rows: Sequence[tuple[object, ...]]) -> None:
+def _write(connection: apsw.Connection, records: Sequence[CallRecord]) -> None:
+    rows = [(each.tenant, each.decision_id, each.at_ms, _packed(each)) for each in records]
     with connection:
-        connection.executemany(statement, rows)
+        connection.executemany("REPLACE INTO records VALUES (?, ?, ?, ?)", rows)
 
 
 def _packed(record: CallRecord) -> bytes:
-    return orjson.dumps(record)
+    return zlib.compress(orjson.dumps(record), 1)
 
 
 def _unpacked(packed: bytes) -> CallRecord:
-    told = orjson.loads(packed)
+    told = orjson.loads(zlib.decompress(packed))
     charged, usage, state = told["charged"], told["usage"], told["state"]
     return CallRecord(
         **{
