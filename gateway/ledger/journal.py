@@ -113,7 +113,8 @@ class Journal:
         self._flushing: asyncio.Future[None] | None = None
         self._closed = False
         self._failing = False  # the last write was in vain
-        self.waiting = 0  # entries put or taken over, and not done
+        self._putting = 0  # entries on their way to the disk
+        self.waiting = 0  # entries on the disk, put there or taken over, that are not done
         self.aside = 0  # lines in `aside.jsonl`, as of when it was last looked at
 
     # -- life -----------------------------------------------------------------------------------------------------------------
@@ -162,7 +163,11 @@ class Journal:
     @property
     def takes_more(self) -> bool:
         """As far as is known: the disk has the last word."""
-        return self.waiting < self._at_most and not self._closed and not self._failing
+        return self._has_room and not self._closed and not self._failing
+
+    @property
+    def _has_room(self) -> bool:
+        return self.waiting + self._putting < self._at_most
 
     async def try_again(self) -> None:
         """Whether a disk that took nothing takes something now; nothing to do where the last write went well."""
@@ -180,12 +185,12 @@ class Journal:
     def put(self, entry: Entry) -> "asyncio.Future[Ticket]":
         """Done when the entry is on the disk. JournalFull, also where the disk takes no more."""
         future = self._loop.create_future()
-        if self.waiting >= self._at_most or self._closed:
+        if not self._has_room or self._closed:
             future.set_exception(
                 JournalFull(f"the journal in {self._folder} is full: {self.waiting} entries wait for the ledger")
             )
             return future
-        self.waiting += 1
+        self._putting += 1
         self._puts.append((entry, future))
         self._flush()
         return future
@@ -217,13 +222,14 @@ class Journal:
         failure = working.exception()
         if futures:
             self._failing = failure is not None
+        self._putting -= len(futures)
         if failure is not None:
-            self.waiting -= len(futures)
             why = failure.strerror if isinstance(failure, OSError) else repr(failure)
             for future in futures:
                 if not future.done():
                     future.set_exception(JournalFull(f"the journal in {self._folder} cannot be written: {why}"))
         else:
+            self.waiting += len(futures)
             for future, ticket in zip(futures, working.result(), strict=True):
                 if not future.done():
                     future.set_result(ticket)

@@ -84,12 +84,17 @@ class Here:
 
     async def run(self) -> tuple[int, int, int]:
         """(committed, reserved, calls) of r1, once everything that waits has been replayed."""
-        await until(lambda: self.journal.waiting == 0 and not self.told.problems)
+        await until(lambda: idle(self.journal))
         view = await self.ledger.run(TENANT, "r1")
         assert view is not None
         [balance] = view.accounts
         assert (balance.committed, balance.reserved) == (view.committed, view.reserved)
         return view.committed, view.reserved, view.calls
+
+
+def idle(journal: Journal) -> bool:
+    """Nothing waits for the ledger, nor is on its way to wait."""
+    return journal.waiting == 0 and journal._putting == 0
 
 
 async def until(reached: Callable[[], bool]) -> None:
@@ -229,7 +234,7 @@ async def test_an_end_of_a_hold_that_the_ledger_lost_is_kept_aside_and_told(tmp_
         here.faults.of["commit"] = BEFORE
         assert isinstance(await here.ledger.commit(TENANT, "rsv_unknown", settlement()), Settled)
         here.faults.of.clear()
-        await until(lambda: here.journal.waiting == 0)
+        await until(lambda: idle(here.journal))
         assert here.told.aside == [("rsv_unknown", "the ledger knows no such hold")]
         assert here.ledger.health()["journal"] == {"waiting": 0, "kept_aside": 1}
 
@@ -241,7 +246,7 @@ async def test_an_entry_that_the_ledger_chokes_on_holds_up_no_other(tmp_path: Pa
         await release(here.ledger, hold)
         await commit(here.ledger, hold)
         here.faults.of = {"commit": BUG}
-        await until(lambda: here.journal.waiting == 0)
+        await until(lambda: idle(here.journal))
         assert [why for _, why in here.told.aside] == ["the ledger failed at it: ZeroDivisionError"]
         view = await here.ledger.run(TENANT, "r1")
         assert view is not None
@@ -424,7 +429,7 @@ async def test_a_lost_ledger_refuses_until_it_is_adopted_and_needs_no_restart(tm
         adopt(str(tmp_path / "ledger.db"), Witness(tmp_path / "witness.json"))
         await until(lambda: here.ledger.health()["ok"] is True)
         assert isinstance(await here.ledger.reserve(decision(), LEASE_MS), Hold)
-        await until(lambda: here.journal.waiting == 0)
+        await until(lambda: idle(here.journal))
         assert [what for what, _ in here.told.aside] == [hold.id], "the adopted ledger knows nothing of it"
 
 

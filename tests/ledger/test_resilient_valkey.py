@@ -19,7 +19,7 @@ from gateway.ledger.servers import servers
 from gateway.ledger.witness import Witness
 from gateway.store_url import parse
 from tests.ledger.builders import LEASE_MS, TENANT, decision, own_run_charge, plan, settlement
-from tests.ledger.test_resilient import Told, until
+from tests.ledger.test_resilient import Told, idle, until
 from tests.support.valkey import DURABLE, Server
 
 TIMEOUT_MS: Final = 300
@@ -88,7 +88,7 @@ class Load:
 
 
 async def adds_up(ledger: ResilientLedger, journal: Journal, load: Load, told: Told) -> None:
-    await until(lambda: journal.waiting == 0)
+    await until(lambda: idle(journal))
     view = await ledger.run(TENANT, "r1")
     assert view is not None
     assert (view.committed, view.reserved, view.calls) == (4 * load.charged, 0, load.charged)
@@ -143,7 +143,7 @@ async def test_a_server_that_comes_back_empty_admits_nobody_until_it_is_adopted(
             await link.close()
             await until(lambda: ledger.health()["ok"] is True)
             assert isinstance(await ledger.reserve(decision(), LEASE_MS), Hold)
-            await until(lambda: journal.waiting == 0)
+            await until(lambda: idle(journal))
             assert [what for what, _ in told.aside] == [hold.id]
 
 
