@@ -1,10 +1,7 @@
 """The ledger was lost or set back while the gateway was down: nothing is spent on a guess. 503 `ledger_lost` until somebody adopts it."""
 
 import json
-import os
 import shutil
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -106,9 +103,7 @@ def calls_after_adoption(gateway: GatewayProcess, provider: FaultProvider, loss:
         assert "ledger adopt" in gateway.log
         assert provider.calls == []
 
-        adopted = _penstock("ledger", "adopt", "--config", str(gateway.setup.folder / "config.yaml"))
-        assert adopted.returncode == 0, adopted.stderr
-        assert "adopted" in adopted.stdout
+        assert "adopted" in gateway.penstock("ledger", "adopt")
         gateway.wait_until_ready()  # without a restart
         assert ask(gateway).status_code == 200
         assert len(provider.calls) == 1
@@ -144,14 +139,3 @@ def _until_it_answers(gateway: GatewayProcess) -> httpx.Response:
             assert gateway.process.poll() is None, gateway.log[-2000:]
             assert attempt < 599
     raise AssertionError
-
-
-def _penstock(*arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "gateway", *arguments],
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-        env=dict(os.environ),
-    )

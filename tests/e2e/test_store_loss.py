@@ -4,10 +4,7 @@ The gateway runs on throughout: it notices by itself, and serves again without a
 """
 
 import json
-import os
 import shutil
-import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Final
@@ -110,7 +107,7 @@ def test_after_a_loss_nobody_is_admitted_until_it_is_adopted(
     assert len(provider.calls) == 4
     pid = gateway.pid
 
-    adopted = penstock(gateway, "ledger", "adopt")
+    adopted = gateway.penstock("ledger", "adopt")
     assert "adopted" in adopted
     gateway.wait_until_ready()
     known = old if loss is killed_with_an_old_snapshot else 0
@@ -120,22 +117,9 @@ def test_after_a_loss_nobody_is_admitted_until_it_is_adopted(
     assert gateway.pid == pid
     [first_bill, *_] = provider.bill.calls
     assert microcents(gateway.run("r1", KEY)["committed_usd"]) == known + first_bill.microcents
-    assert "OK" in penstock(gateway, "ledger", "verify")
+    assert "OK" in gateway.penstock("ledger", "verify")
 
 
 def witnessed(gateway: GatewayProcess) -> int:
     told = json.loads((gateway.setup.folder / "state" / "witness.json").read_bytes())
     return sum(sequence for _, sequence in told["tenants"].values())
-
-
-def penstock(gateway: GatewayProcess, *verb: str) -> str:
-    ended = subprocess.run(
-        [sys.executable, "-m", "gateway", *verb, "--config", str(gateway.setup.folder / "config.yaml")],
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-        env=dict(os.environ),
-    )
-    assert ended.returncode == 0, ended.stdout + ended.stderr
-    return ended.stdout

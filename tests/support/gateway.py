@@ -117,6 +117,13 @@ class GatewayProcess:
         self.stop()
         self.start()
 
+    def penstock(self, *verb: str) -> str:
+        """What a verb of the command line prints, with this gateway's config; whether or not it runs. AssertionError where it fails."""
+        command = [sys.executable, "-m", "gateway", *verb, "--config", str(self.setup.folder / "config.yaml")]
+        ended = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+        assert ended.returncode == 0, ended.stdout + ended.stderr
+        return ended.stdout
+
     def _no_longer_running(self) -> subprocess.Popen[bytes]:
         assert self.process is not None, "the gateway is not running"
         process, self.process = self.process, None
