@@ -163,7 +163,7 @@ class FaultyMachine(Machine):
 
 @pytest.mark.parametrize("kind", STORES)
 def test_faults_before_and_after_each_command_leave_every_balance_exact(kind: str) -> None:
-    run_machine(kind, examples=25, steps=25, phases=(Phase.reuse, Phase.generate), machine=FaultyMachine)
+    run_machine(kind, examples=12, steps=25, phases=(Phase.reuse, Phase.generate), machine=FaultyMachine)
 
 
 @pytest.mark.deep

@@ -1,10 +1,12 @@
 """Who may spend what: the ladder, the ceilings, the run's own limit, owners, windows, stops, alerts."""
 
+import asyncio
+
 import pytest
 
 from gateway.core.scopes import Amounts, Unit
 from gateway.core.values import Hold, Outcome
-from gateway.ledger.contract import Barred, Barrier, Ledger, RunState, SetLimit, Stale
+from gateway.ledger.contract import Barred, Barrier, Ledger, Refusal, RunState, SetLimit, Stale
 from tests.ledger.asking import hold, of_run, refuse, spend
 from tests.ledger.builders import (
     ACTUALS,
@@ -200,6 +202,15 @@ async def test_a_limit_may_be_set_before_the_first_call(ledger: Ledger) -> None:
     await ledger.set_limit(TENANT, "anyones", "", SetLimit(50, by_admin=True, who="admin"))
     assert (await hold(ledger, of_run(run="anyones", key="k2"))).balances[0].limit == 50
     assert await ledger.reserve(of_run(run="anyones"), LEASE_MS) == Stale(START_MS, "k2")
+
+
+async def test_of_200_calls_at_once_on_a_brand_new_run_that_fits_10_exactly_10_are_held(ledger: Ledger) -> None:
+    answers = await asyncio.gather(*(ledger.reserve(of_run(10, run="new"), LEASE_MS) for _ in range(200)))
+    assert sum(isinstance(answer, Hold) for answer in answers) == 10
+    assert sum(isinstance(answer, Refusal) for answer in answers) == 190
+    view = await ledger.run(TENANT, "new")
+    assert view is not None
+    assert (view.reserved, view.calls) == (100, 10)
 
 
 # -- owners, windows, stops ---------------------------------------------------------------------------------------------------
