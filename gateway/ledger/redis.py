@@ -372,7 +372,6 @@ class RedisLedger:
         caller = decision.call.caller
         tenant = await self._get(caller.tenant)
         shape = tenant.shapes.of(decision)
-        replayed = how is Debiting.REPLAY
         now_ms, owner = decision.at_ms, caller.key  # as far as is known: the script says if it is not so
         for _ in range(_TRIES):
             sent = self._send_debit(tenant, shape, decision, settlement, how, (now_ms // _DAY_MS, owner))
@@ -381,7 +380,7 @@ class RedisLedger:
                 return settled(shape.lines[0], reply)
             if reply[0] != AGAIN:
                 return refused(shape, decision, reply)
-            now_ms, owner = decision.at_ms if replayed else reply[2], reply[3].decode() or caller.key
+            now_ms, owner = reply[2], reply[3].decode() or caller.key
         raise LedgerUnavailable(f"{decision.id} can't be debited: its run changes hands all the time")
 
     def _send_debit(
@@ -391,8 +390,7 @@ class RedisLedger:
         keys, tail, cost = tenant.keys, decision.id.removeprefix("bdg_"), settlement.cost
         day, owner = assumed
         closing = closing_text(settlement.usage, settlement.ending).decode()
-        at_ms = decision.at_ms if how is Debiting.REPLAY else -1
-        debit = orjson.dumps((_HOW[how], (cost.usd, cost.tokens, cost.calls), text_of(cost), closing, day, at_ms, owner))
+        debit = orjson.dumps((_HOW[how], (cost.usd, cost.tokens, cost.calls), text_of(cost), closing, day, owner))
         named = (
             *(keys.call(tail), keys.leases, keys.open, keys.runs, keys.owner(owner), keys.active(owner), *shape.after),
             *(keys.spend(day), *shape.runs, *shape.accounts[0]),

@@ -17,8 +17,8 @@ local BEFORE_RUNS, BEFORE_TEXTS = 18, 14
 local ISSUED, RUN_LIMIT, FROM, UNTIL, MAX_ACTIVE, IDLE = 1, 2, 3, 4, 5, 6 -- CALLER. FROM, UNTIL: of the windows. -1: none, any
 local SAME, WITHIN, OFFSETS, PARENT = 7, 8, 9, 10 -- OFFSETS: where each text's accounts start among those in KEYS; then their number
 local SCOPE, SCOPE_TEXT, VALUES, SHARED_END = 1, 2, 3, 4 -- RARE: the run's scope, percent-encoded too; ",agent=a1,run=r1,"
-local HOW, CHARGED, CHARGED_TEXT, CLOSING, DAY, AT, INDEXED = 1, 2, 3, 4, 5, 6, 7 -- DEBIT. CHARGED: {usd, tokens, calls}. AT: when it
--- was, -1: now. INDEXED: whose runs KEYS 6 and 7 are
+local HOW, CHARGED, CHARGED_TEXT, CLOSING, DAY, INDEXED = 1, 2, 3, 4, 5, 6 -- DEBIT. CHARGED: {usd, tokens, calls}. INDEXED: whose
+-- runs KEYS 6 and 7 are
 local ASK, ALWAYS, REPLAY = 1, 2, 3
 local DEPTH, RING, DAY_MS = 8, 32, 86400000
 local ACTIVE, STOPPED, PAUSED = '0', '1', '2'
@@ -226,12 +226,8 @@ if how < ALWAYS then
     end
   end
 end
-local at = now
-if debit then
-  at = debit[AT] < 0 and now or debit[AT]
-  if math.floor(at / DAY_MS) ~= debit[DAY] or (run.o and run.o ~= '' and run.o ~= debit[INDEXED]) then
-    return {AGAIN, sequence, now, run.o or owner}
-  end
+if debit and (math.floor(now / DAY_MS) ~= debit[DAY] or (run.o and run.o ~= '' and run.o ~= debit[INDEXED])) then
+  return {AGAIN, sequence, now, run.o or owner}
 end
 
 -- -- the ladder ------------------------------------------------------------------------------------------------------------------
@@ -433,7 +429,7 @@ else
 end
 call('HSET', run.key, unpack(fields))
 
-local kept = {'t', at, 'h', plan[5], 'g', ARGV[14] .. plan[6], 'n', ARGV[BEFORE_TEXTS + 2 * plan[1] - 1], 'm',
+local kept = {'t', now, 'h', plan[5], 'g', ARGV[14] .. plan[6], 'n', ARGV[BEFORE_TEXTS + 2 * plan[1] - 1], 'm',
   ARGV[BEFORE_TEXTS + 2 * plan[1]], 'd', ARGV[11]}
 local function keep(field, value)
   kept[#kept + 1] = field
