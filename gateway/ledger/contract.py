@@ -74,8 +74,8 @@ for something else (another fingerprint), it is refused (`Ended`, with that hold
 of its call where it has one.
 An operator's settle is a commit (usage `held`) or a release that leaves a record of who and why.
 A debit is a reserve and its commit in one step; its record is a committed hold's. ALWAYS passes stops, pauses, freezes, too many runs,
-loops and the ladder, not the tree. REPLAY passes all of it: an open or new run takes its place where the tree allows it, else none; an
-owner that is known stays, and X-Run-Limit counts only for the caller's own run; its record (and the day it is spent on) is of now.
+loops and the ladder, not the tree. REPLAY passes all of it: an open or new run takes its place where the tree allows it, else none, as
+does another's; an owner that is known stays, and X-Run-Limit counts only for the caller's own run; its record (and the day it is spent on) is of now.
 
 A plan whose amount in an account's unit is 0 always fits there: a free model passes at $0 left.
 

@@ -377,7 +377,7 @@ class Model:
 
     def use(self, run: _Run, caller: Caller) -> None:
         """The call was let in: the run has an owner and a place now, and was used, as its ancestors were."""
-        place = self.place(caller)
+        place = self.place(caller) if run.owner in ("", caller.key) else Barrier.FOREIGN_PARENT
         run.owner = run.owner or caller.key
         if not run.placed and not isinstance(place, Barrier):
             run.placed, run.ancestry = True, place
