@@ -5,7 +5,8 @@ from typing import TypeVar
 
 from gateway.core.scopes import Account, Amounts
 from gateway.core.values import Balance, Ending, Usage, UsageSource
-from gateway.ledger.books import AccountRow, Books
+from gateway.ledger.books import Books
+from gateway.ledger.cards import AccountRow
 from gateway.ledger.contract import AccountView, Adjusting, Frozen, SetLimit, Settled, Settlement
 from gateway.ledger.schema import ACTIVE, PAUSED, STOPPED
 from gateway.ledger.steps import commit, release

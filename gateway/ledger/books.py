@@ -1,4 +1,4 @@
-"""A batch's view of the store: each row is read at most once and written at most once, however many steps of the batch touch it.
+"""A batch's view of the store: each row is read at most once and written at most once, however many of its steps touch it.
 
 The steps change the rows; `write` puts what has changed into the open transaction. Rows stay known from batch to batch while nobody
 else has written to the file; after a rollback nothing is, so a step that fails half-way leaves nothing.
@@ -6,7 +6,7 @@ else has written to the file; after a rollback nothing is, so a step that fails 
 
 import secrets
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, Final, TypeAlias
 
@@ -14,19 +14,20 @@ import apsw
 import orjson
 
 from gateway.core.scopes import Account, Amounts
-from gateway.core.windows import BUCKETS
-from gateway.ledger.contract import Frozen
-from gateway.ledger.packed import (
-    Closing,
-    Record,
-    account_of,
-    pack_closing,
-    pack_record,
-    run_in,
-    unpack_closing,
-    unpack_record,
+from gateway.ledger.cards import (
+    ACCOUNT_COLUMNS,
+    RUN_COLUMNS,
+    AccountRow,
+    CallRow,
+    RunRow,
+    account_row,
+    call_row,
+    run_row,
+    wide_columns,
 )
-from gateway.ledger.schema import ACTIVE, EXPIRED, LIVE, STOPPED
+from gateway.ledger.contract import Frozen
+from gateway.ledger.packed import Record, account_of, pack_closing, pack_record, run_in
+from gateway.ledger.schema import ACTIVE, EXPIRED, LIVE
 
 RING: Final = 32  # refusals kept per run
 _KNOWN_AT_MOST: Final = 8_192  # rows of each kind
@@ -36,230 +37,11 @@ _DAY_MS: Final = 86_400_000
 
 
 @dataclass(slots=True)
-class AccountRow:
-    """Amounts in the account's unit. A change beyond `committed`, `reserved` and `unconfirmed` is a `wide` one."""
-
-    committed: int
-    reserved: int
-    unconfirmed: int
-    alerted: int
-    end_ms: int
-    carried: int
-    adjusted: int
-    limit: int | None
-    run: str
-    id: int = 0  # of its row in the file; 0: it has none
-    changed: bool = False
-    wide: bool = False
-
-    @property
-    def stored(self) -> bool:
-        return self.id != 0
-
-    def hold(self, amount: int) -> None:
-        self.reserved += amount
-        self.changed = True
-
-    def settle(self, held: int, charged: int, provisionally: bool) -> None:
-        """What was held becomes what is charged. Nothing is ever below zero: a step that would make it so is a bug."""
-        self.reserved -= held
-        self.committed += charged
-        if provisionally:
-            self.unconfirmed += charged
-        assert self.reserved >= 0 <= self.unconfirmed <= self.committed, self
-        self.changed = True
-
-    def correct(self, provisional: int, charged: int, charged_ms: int) -> None:  # noqa: ARG002 - of importance to a rolling window
-        """What was charged provisionally, at that time, becomes what is charged."""
-        self.committed += charged - provisional
-        self.unconfirmed -= provisional
-        assert 0 <= self.unconfirmed <= self.committed, self
-        self.changed = True
-
-    def carry(self, charged: int, provisional: int, ended_ms: int) -> None:  # noqa: ARG002 - of importance to a rolling window
-        """A call that ended then and was charged here is retired. What was provisional of it is confirmed."""
-        self.carried += charged
-        self.unconfirmed -= provisional
-        assert self.unconfirmed >= 0, self
-        self.changed = self.wide = True
-
-    def roll(self, now_ms: int) -> None:
-        """Time has passed."""
-
-    def aging(self) -> tuple[tuple[int, int], ...]:
-        return ()
-
-    def reset(self) -> bool:
-        """Committed becomes what is unconfirmed. False: nothing changed."""
-        if self.committed == self.unconfirmed and not self.alerted:
-            return False
-        self.adjusted += self.unconfirmed - self.committed
-        self.committed = self.unconfirmed
-        self.alerted = 0
-        self.changed = self.wide = True
-        return True
-
-    def packed_buckets(self) -> str | None:
-        return None
-
-
-@dataclass(slots=True)
-class RollingRow(AccountRow):
-    """An account of a rolling window: `committed` and `unconfirmed` are the sums of its buckets, [committed, unconfirmed, carried] by
-    index. Every change of those is a wide one."""
-
-    bucket_ms: int = 0
-    now_ms: int = 0
-    buckets: dict[int, list[int]] = field(default_factory=dict)
-
-    def settle(self, held: int, charged: int, provisionally: bool) -> None:
-        AccountRow.settle(self, held, charged, provisionally)
-        if charged:
-            self._land(self.now_ms, charged, charged if provisionally else 0)
-
-    def correct(self, provisional: int, charged: int, charged_ms: int) -> None:
-        counts = charged_ms // self.bucket_ms in self.buckets
-        AccountRow.correct(self, provisional if counts else 0, charged, charged_ms)
-        if counts:
-            self._land(charged_ms, -provisional, -provisional)
-        if charged:
-            self._land(self.now_ms, charged, 0)
-
-    def _land(self, at_ms: int, committed: int, unconfirmed: int) -> None:
-        bucket = self.buckets.setdefault(at_ms // self.bucket_ms, [0, 0, 0])
-        bucket[0] += committed
-        bucket[1] += unconfirmed
-        assert 0 <= bucket[1] <= bucket[0], self
-        self.wide = True
-
-    def carry(self, charged: int, provisional: int, ended_ms: int) -> None:
-        bucket = self.buckets.get(ended_ms // self.bucket_ms)
-        if bucket is not None:
-            bucket[1] -= provisional
-            bucket[2] += charged
-            self.unconfirmed -= provisional
-            assert bucket[1] >= 0 <= self.unconfirmed, self
-            self.changed = self.wide = True
-
-    def roll(self, now_ms: int) -> None:
-        """Forgets the buckets that do not count any more."""
-        self.now_ms = now_ms
-        oldest = now_ms // self.bucket_ms - BUCKETS + 1
-        for index in [index for index in self.buckets if index < oldest]:
-            committed, unconfirmed, _ = self.buckets.pop(index)
-            self.committed -= committed
-            self.unconfirmed -= unconfirmed
-            self.wide = True
-
-    def aging(self) -> tuple[tuple[int, int], ...]:
-        """See `Balance.aging`."""
-        return tuple(
-            [((index + BUCKETS) * self.bucket_ms, bucket[0]) for index, bucket in sorted(self.buckets.items()) if bucket[0]]
-        )
-
-    def reset(self) -> bool:
-        if self.committed == self.unconfirmed and not self.alerted:
-            return False
-        for bucket in self.buckets.values():
-            bucket[2] += bucket[1] - bucket[0]
-            bucket[0] = bucket[1]
-        self.committed = self.unconfirmed
-        self.alerted = 0
-        self.changed = self.wide = True
-        return True
-
-    def packed_buckets(self) -> str:
-        return orjson.dumps([(index, *bucket) for index, bucket in sorted(self.buckets.items())]).decode()
-
-
-@dataclass(slots=True)
-class RunRow:
-    """Amounts in microcents. A change beyond the amounts, `calls`, `last_ms` and `latest` is a `wide` one."""
-
-    first_ms: int
-    owner: str
-    state: int
-    paused_no: int | None
-    paused_by: str
-    limit: int | None
-    raised: int
-    asked: int | None
-    issued: int
-    placed: int
-    ancestry: tuple[str, ...]
-    recent: list[tuple[str, str]] | None
-    committed: int
-    reserved: int
-    unconfirmed: int
-    calls: int
-    last_ms: int
-    latest: str | None
-    used_s: int
-    id: int = 0  # of its row in the file; 0: it has none
-    changed: bool = False
-    wide: bool = False
-
-    def hold(self, amount: int) -> None:
-        self.reserved += amount
-        self.changed = True
-
-    def settle(self, held: int, charged: int, provisionally: bool) -> None:
-        self.reserved -= held
-        self.committed += charged
-        if provisionally:
-            self.unconfirmed += charged
-        assert self.reserved >= 0 <= self.unconfirmed <= self.committed, self
-        self.changed = True
-
-    def correct(self, provisional: int, charged: int) -> None:
-        self.committed += charged - provisional
-        self.unconfirmed -= provisional
-        assert 0 <= self.unconfirmed <= self.committed, self
-        self.changed = True
-
-    def use(self, now_ms: int) -> None:
-        self.last_ms = now_ms
-        self.changed = True
-        if now_ms // 1000 != self.used_s:
-            self.used_s = now_ms // 1000
-            self.wide = True
-
-    def change(self) -> None:
-        self.changed = self.wide = True
-
-    @property
-    def quiet(self) -> bool:
-        """Not among its key's active runs, however lately it was used."""
-        return bool(self.issued) or not self.placed or self.state == STOPPED
-
-
-@dataclass(slots=True)
 class Rules:
     """What holds for a tenant as a whole."""
 
     raises: int
     frozen: tuple[Frozen, ...]  # by text
-
-
-@dataclass(slots=True)
-class CallRow:
-    """A hold in any of its states. `record` None: a tombstone."""
-
-    tail: str
-    state: int
-    due_ms: int  # when its lease ends; of one that has ended, when it did
-    record: Record | None
-    closing: Closing | None
-    packed: bytes | None  # the record as stored; None: pack it again
-    id: int = 0  # of its row in the file; 0: it has none
-    changed: bool = False
-
-
-_ACCOUNT_COLUMNS: Final = "id, committed, reserved, unconfirmed, alerted, end_ms, carried, adjusted, stored_limit, run, buckets"
-RUN_COLUMNS: Final = (
-    "id, first_ms, owner, state, paused_no, paused_by, own_limit, raised, asked, issued, placed, ancestry, recent,"
-    " committed, reserved, unconfirmed, calls, last_ms, latest, used_s"
-)
 
 
 class Books:
@@ -332,7 +114,7 @@ class Books:
         row = self._known_accounts.get(where)
         if row is None:
             found = self._account_columns(where)
-            row = _account_row(account, found or (0, 0, 0, 0, 0, account.window.end_ms, 0, 0, None, run_in(account.scope), None))
+            row = account_row(account, found or (0, 0, 0, 0, 0, account.window.end_ms, 0, 0, None, run_in(account.scope), None))
         row.roll(self.now_ms)
         self.accounts[where] = row
         return row
@@ -353,7 +135,7 @@ class Books:
         return (account, row) if row.stored or row.changed else None
 
     def _account_columns(self, where: Where) -> tuple[Any, ...] | None:
-        return self._cursor.execute(f"SELECT {_ACCOUNT_COLUMNS} FROM accounts WHERE tenant = ? AND key = ?", where).fetchone()  # noqa: S608
+        return self._cursor.execute(f"SELECT {ACCOUNT_COLUMNS} FROM accounts WHERE tenant = ? AND key = ?", where).fetchone()  # noqa: S608
 
     def run(self, tenant: str, run: str) -> RunRow | None:
         where = (tenant, run)
@@ -406,7 +188,7 @@ class Books:
                 "SELECT id, tail, state, due_ms, record, closing FROM calls WHERE tenant = ? AND tail = ?", where
             ).fetchone()
             if found:
-                row = _call_row(tenant, found)
+                row = call_row(tenant, found)
         self._calls[where] = row
         return row
 
@@ -575,9 +357,9 @@ class Books:
             amounts = (run.committed, run.reserved, run.unconfirmed, run.calls, run.last_ms, run.latest)
             if not run.id:
                 new.append(run)
-                inserted.append((*where, run.first_ms, *amounts, *_rest_of(run)))
+                inserted.append((*where, run.first_ms, *amounts, *wide_columns(run)))
             elif run.wide:
-                rewritten.append((*amounts, *_rest_of(run), run.id))
+                rewritten.append((*amounts, *wide_columns(run), run.id))
             else:
                 moved.append((*amounts, run.id))
             run.changed = run.wide = False
@@ -652,56 +434,9 @@ class Books:
         self._many("UPDATE calls SET state = ?, due_ms = ?, closing = ? WHERE id = ?", ended)
 
 
-def _rest_of(run: RunRow) -> tuple[Any, ...]:
-    """What a wide change writes."""
-    return (
-        run.owner,
-        run.state,
-        run.paused_no,
-        run.paused_by,
-        run.limit,
-        run.raised,
-        run.asked,
-        run.issued,
-        run.placed,
-        "/".join(run.ancestry),
-        None if run.recent is None else orjson.dumps(run.recent).decode(),
-        run.used_s,
-        int(run.quiet),
-    )
-
-
-def _account_row(account: Account, columns: tuple[Any, ...]) -> AccountRow:
-    row_id, *plain, buckets = columns
-    bucket_ms = account.window.bucket_ms
-    if not bucket_ms:
-        plain_row = AccountRow(*plain)
-        plain_row.id = row_id
-        return plain_row
-    row = RollingRow(*plain)
-    row.id = row_id
-    row.bucket_ms = bucket_ms
-    row.buckets = {index: bucket for index, *bucket in orjson.loads(buckets or "[]")}
-    return row
-
-
-def run_row(columns: tuple[Any, ...]) -> RunRow:
-    """From RUN_COLUMNS."""
-    row_id, *plain = columns
-    row = RunRow(*plain)
-    row.id = row_id
-    row.ancestry = ancestry_of(columns[11])
-    row.recent = None if columns[12] is None else [(tail, fingerprint) for tail, fingerprint in orjson.loads(columns[12])]
-    return row
-
-
 @lru_cache(maxsize=1_024)
 def _as_object(pairs: tuple[tuple[str, str], ...]) -> str:
     return orjson.dumps(dict(pairs)).decode()
-
-
-def ancestry_of(column: str) -> tuple[str, ...]:
-    return tuple(column.split("/")) if column else ()
 
 
 def frozen_scopes(cursor: apsw.Cursor, tenant: str) -> tuple[Frozen, ...]:
@@ -710,12 +445,6 @@ def frozen_scopes(cursor: apsw.Cursor, tenant: str) -> tuple[Frozen, ...]:
         "SELECT scope, at_ms, who, why FROM frozen WHERE tenant = ? ORDER BY text", (tenant,)
     ).fetchall()
     return tuple([Frozen(tuple((name, value) for name, value in orjson.loads(scope)), *rest) for scope, *rest in rows])
-
-
-def _call_row(tenant: str, row: tuple[Any, ...]) -> CallRow:
-    row_id, tail, state, due_ms, packed, closing = row
-    record = None if packed is None else unpack_record(tenant, packed)
-    return CallRow(tail, state, due_ms, record, unpack_closing(closing), packed, row_id)
 
 
 def minus(one: Amounts, other: Amounts) -> Amounts:

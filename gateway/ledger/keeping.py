@@ -11,7 +11,8 @@ from typing import Any, Final, TypeAlias
 
 import apsw
 
-from gateway.ledger.books import AccountRow, Books, CallRow, RollingRow, Where
+from gateway.ledger.books import Books, Where
+from gateway.ledger.cards import AccountRow, CallRow, RollingRow
 from gateway.ledger.contract import CallRecord, Keep
 from gateway.ledger.copying import tenants
 from gateway.ledger.packed import call_record, unpack_closing, unpack_record

@@ -10,7 +10,8 @@ import orjson
 from gateway.core.scopes import NO_VALUE, Account, Caller
 from gateway.core.values import Balance
 from gateway.ledger.acts import view as account_view
-from gateway.ledger.books import RUN_COLUMNS, Books, RunRow, frozen_scopes, run_row
+from gateway.ledger.books import Books, frozen_scopes
+from gateway.ledger.cards import RUN_COLUMNS, RunRow, run_row
 from gateway.ledger.contract import AccountView, Act, Barrier, CallRecord, Frozen, RunState, RunView, SpendRow
 from gateway.ledger.packed import call_record, unpack_closing, unpack_record
 from gateway.ledger.schema import STOPPED

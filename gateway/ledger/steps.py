@@ -15,7 +15,8 @@ from typing import Final, NamedTuple, TypeAlias
 
 from gateway.core.scopes import Amounts
 from gateway.core.values import Balance, Basis, Ceiling, Charge, Decision, Ending, Hold, Plan, Usage, UsageSource
-from gateway.ledger.books import AccountRow, Books, CallRow, RunRow, minus
+from gateway.ledger.books import Books, minus
+from gateway.ledger.cards import AccountRow, CallRow, RunRow
 from gateway.ledger.contract import (
     Alert,
     Barred,

@@ -1,7 +1,8 @@
 """Where a run stands among the runs: its ancestors, and what of theirs reaches it. See `The tree` in the contract."""
 
 from gateway.core.scopes import Caller
-from gateway.ledger.books import Books, RunRow
+from gateway.ledger.books import Books
+from gateway.ledger.cards import RunRow
 from gateway.ledger.contract import DEPTH, Barrier
 from gateway.ledger.schema import PAUSED, STOPPED
 
