@@ -5,6 +5,7 @@ has found all of them in order again: what else is missing nobody can know.
 """
 
 import asyncio
+import contextlib
 import random
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Final
@@ -71,6 +72,9 @@ class Slots:
             part = listed[start : start + 1_000]
             for tenant, found in zip(part, await asyncio.gather(*[self.look(each.keys) for each in part]), strict=True):
                 if found is None or found.epoch != tenant.epoch or found.sequence < tenant.sequence:
+                    # Any script says so too; and where the slot is behind, it stops those who saw less of it.
+                    with contextlib.suppress(LedgerUnavailable, LedgerLost):
+                        await self.evaluate(tenant, self.scripts.balances, (), ())
                     raise self.lose(tenant, found)
 
     def lose(self, tenant: Tenant, found: Seen | None) -> LedgerLost:
@@ -78,6 +82,8 @@ class Slots:
         where, what = self.servers.url, f"tenant {tenant.name!r}"
         if found is None:
             why = f"{where} no longer has {what}, which was seen there before: {ADOPT_HINT}"
+        elif found.epoch.partition("-")[0] == tenant.epoch.partition("-")[0] and found.epoch != tenant.epoch:
+            why = f"{where} was set back: some spend of {what} is missing there; {ADOPT_HINT}"
         elif found.epoch != tenant.epoch:
             why = f"{where} has another ledger of {what} (epoch {found.epoch}) than before ({tenant.epoch}): {ADOPT_HINT}"
         else:

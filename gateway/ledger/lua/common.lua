@@ -1,5 +1,6 @@
 -- Stands before every script. KEYS[1]: the tenant's meta hash. ARGV[1]: the epoch the gateway knows. ARGV[2]: the highest sequence it saw.
--- A store with another epoch, or behind that sequence, answers {LOST, epoch, sequence} and changes nothing.
+-- A store with another epoch, or behind that sequence, answers {LOST, epoch, sequence} and changes no book. One that is behind gets another
+-- epoch: a gateway that saw less than this one would go on unawares, and soon write more steps than are missing.
 -- Replies start with {code, sequence}. A script reads and decides first and writes last, so that it never stops half-way; every script
 -- that changes anything moves the sequence by `advance`, which is its first write: out of memory or read-only shows there.
 -- Amounts are doubles, exact up to 2^53. They go to commands as numbers, which the server writes with 17 digits, and into texts by
@@ -12,6 +13,9 @@ local LIVE, EXPIRED, COMMITTED, RELEASED = 1, 2, 3, 4
 
 local meta = call('HMGET', KEYS[1], 'epoch', 'sequence', 'raises', 'frozen')
 if meta[1] ~= ARGV[1] or tonumber(meta[2]) < tonumber(ARGV[2]) then
+  if meta[1] == ARGV[1] then
+    redis.pcall('HSET', KEYS[1], 'epoch', string.match(meta[1], '^[^-]*') .. '-' .. table.concat(call('TIME'), '.'))
+  end
   return {LOST, meta[1] or '', tonumber(meta[2]) or 0}
 end
 local sequence = tonumber(meta[2])
