@@ -1,4 +1,4 @@
-"""What operators and owners do by hand, each a step like those of `gateway.ledger.steps`. An act that changed nothing leaves nothing."""
+"""What operators and owners do by hand, each a step like those of a call's path. An act that changed nothing leaves nothing."""
 
 from collections.abc import Sequence
 from typing import TypeVar

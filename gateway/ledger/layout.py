@@ -11,8 +11,8 @@ from gateway.core.windows import END_OF_TIME_MS
 _UNITS: Final = {Unit.USD: 0, Unit.TOKENS: 1, Unit.CALLS: 2}
 _KNOWN_AT_MOST: Final = 4_096
 
-# How a charge is packed: [key, limit, rule, own, alerts, the window's end, share in ppm, margin]. Defaults at the end are left off: most
-# charges are four fields.
+# How a charge is packed: [key, limit, rule, own, alerts, the window's end, share in ppm, margin]. Defaults at the end are left off:
+# most charges are four fields.
 RULES: Final = tuple((mode, basis) for mode in Mode for basis in Basis)
 _NUMBERS: Final = {rule: number for number, rule in enumerate(RULES)}
 DEFAULTS: Final[tuple[Any, ...]] = (0, False, (500_000, 800_000, 1_000_000), END_OF_TIME_MS, 1_000_000, 0)

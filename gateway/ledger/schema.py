@@ -64,8 +64,8 @@ CREATE TABLE accounts (
     carried INTEGER NOT NULL,       -- of committed: what retired calls had charged
     adjusted INTEGER NOT NULL,      -- of committed: what operators added, or (below zero) took away
     stored_limit INTEGER,           -- pinned by the first hold, or set by an operator
-    -- Of a rolling window, JSON: [[index, committed, unconfirmed, carried] …], oldest first. The columns are their sums as of the last
-    -- write, `carried` and `adjusted` 0. What a reset takes is taken from the buckets' carried.
+    -- Of a rolling window, JSON: [[index, committed, unconfirmed, carried] …], oldest first. The columns are their sums as of the
+    -- last write, `carried` and `adjusted` 0. What a reset takes is taken from the buckets' carried.
     buckets TEXT,
     run TEXT NOT NULL,              -- of its scope; '' where that names none
     UNIQUE (tenant, key)
@@ -74,7 +74,7 @@ CREATE INDEX accounts_of_run ON accounts (tenant, run) WHERE run <> '';
 CREATE INDEX accounts_by_end ON accounts (end_ms) WHERE end_ms < 9007199254740992;
 
 -- Amounts are USD. An owner of '' is nobody yet: the first caller becomes it. `used_s` and `quiet` follow from other columns, and are
--- written only when they change: a call that changes no index costs a third less.
+-- written only when they change: most calls of a run then change no index.
 CREATE TABLE runs (
     id INTEGER PRIMARY KEY,
     tenant TEXT NOT NULL,
@@ -82,7 +82,7 @@ CREATE TABLE runs (
     first_ms INTEGER NOT NULL,
     owner TEXT NOT NULL,
     state INTEGER NOT NULL,
-    paused_no INTEGER,         -- of a pause that a refusal set, the tenant's raises at that time: more of them since, and it is over
+    paused_no INTEGER,         -- of a pause that a refusal set: the tenant's raises at that time. More of them since, and it is over
     paused_by TEXT NOT NULL,   -- who set the operator's pause that stands; ''
     own_limit INTEGER,
     raised INTEGER NOT NULL,   -- the admin set own_limit

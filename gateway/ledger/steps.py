@@ -62,8 +62,8 @@ _WHY: Final = {
 _Met: TypeAlias = tuple[Spot, AccountRow, int | None]
 
 
-# The limits of runs themselves, as the step sees them: the call's run's, whether the admin set it, and the ancestors that have theirs
-# in the books.
+# The limits of runs themselves, as the step sees them: the call's run's, whether the admin set it, and the ancestors, whose own are in
+# the books.
 _Own: TypeAlias = tuple[int | None, int, tuple[str, ...]]
 
 
