@@ -231,6 +231,10 @@ class _Wire(asyncio.Protocol):
         if self._transport is not None:
             self._transport.abort()
 
+    def never_made(self) -> None:
+        """Given up while it was made: the event loop closes the socket, and may not tell (uvloop does not), so nobody waits for that."""
+        self._transport = None
+
     async def ended(self) -> None:
         """The socket is closed when this returns, if there ever was one."""
         if self._transport is not None:
@@ -399,6 +403,13 @@ class Link:
         return wire
 
     async def _open(self, wire: _Wire) -> None:
+        try:
+            await self._dial(wire)
+        except BaseException:
+            wire.never_made()
+            raise
+
+    async def _dial(self, wire: _Wire) -> None:
         loop = asyncio.get_running_loop()
         host, port = self.address
         if not port:

@@ -10,7 +10,7 @@ from urllib.parse import urlsplit
 import pytest
 
 from gateway.ledger.contract import LedgerUnavailable, OutcomeUnknown
-from gateway.ledger.resp import Asked, Link, ServerError, Unfit
+from gateway.ledger.resp import Asked, Link, ServerError, Unfit, _Wire
 from gateway.store_url import parse
 from tests.support.between import Between
 from tests.support.scripted import scripted, until
@@ -258,3 +258,20 @@ async def test_nothing_is_left_when_it_is_closed(between: Between, when: str) ->
             await asking
     assert asyncio.all_tasks() == {asyncio.current_task()}
     gc.collect()
+
+
+async def test_a_connection_that_is_given_up_just_as_it_is_made_holds_up_nobody(
+    valkey_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As where the time is up in the very turn in which the server answers: event loops differ in what they tell then."""
+    store = parse(valkey_url)
+    made = _Wire.connection_made
+
+    def connection_made(wire: _Wire, transport: asyncio.BaseTransport) -> None:
+        made(wire, transport)
+        asking.cancel()
+
+    monkeypatch.setattr(_Wire, "connection_made", connection_made)
+    asking = asyncio.ensure_future(Link(store.addresses[0], store, TIMEOUT_S).once("PING"))
+    await asyncio.wait([asking], timeout=TIMEOUT_S)
+    assert asking.cancelled()
