@@ -155,6 +155,9 @@ class Flow:
         except LedgerUnavailable as failure:
             allowed = all(charge.ceiling.outage_allow for charge in decision.ladder[0].charges)
             if allowed and not isinstance(failure, JournalFull):
+                # Under an id of its own: what may have been held under the first is given back, and an id that has ended is not charged.
+                decision = replace(decision, id=self._new_id())
+                story.decided(decision)
                 story.let_through(decision, str(failure))
                 return Unheld(shared.ledger, shared.settings, shared.alert, decision, story)
             raise Refused(

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from gateway.core.policy import Budget
-from gateway.core.values import Mode
+from gateway.core.values import Ending, Mode
 from gateway.ledger.contract import Debiting, LedgerLost, LedgerUnavailable, OutcomeUnknown, SetLimit
 from gateway.ledger.journal import JournalFull
 from gateway.ledger.sqlite import SqliteLedger
@@ -209,6 +209,29 @@ async def test_a_call_that_every_budget_lets_through_is_debited_once(
         assert (record.state, record.ending) == ("committed", "completed")
         here.metrics.flush()
         assert b"penstock_let_through_total 1.0" in here.metrics.exposition()
+
+
+@pytest.mark.parametrize("given_back", ["before the call ends", "after it"])
+async def test_a_call_let_through_is_charged_though_its_reserve_had_happened_and_is_given_back(
+    given_back: str, tmp_path: Path, provider: FaultProvider
+) -> None:
+    held: list[str] = []
+
+    def wrap(real: SqliteLedger) -> Any:
+        async def reserve(decision: Any, lease_ms: int) -> Any:
+            held.append((await real.reserve(decision, lease_ms)).id)
+            if given_back == "before the call ends":
+                await real.release(TENANT, held[0], Ending.NOT_SENT)
+            raise OutcomeUnknown("the connection broke")
+
+        return Broken(real, {"reserve": reserve})
+
+    async with world(tmp_path, provider.base_url, policy(allowing()), ledger=wrap) as here:
+        assert (await here.ask(chat())).status == 200
+        await here.quiet()
+        await here.ledger.release(TENANT, held[0], Ending.NOT_SENT)
+        view = await here.run()
+        assert (view.committed, view.reserved, view.calls) == (provider.bill.microcents, 0, 1)
 
 
 BLOCKED: dict[str, tuple[Exception, tuple[Budget, ...], str]] = {
