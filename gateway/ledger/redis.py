@@ -6,7 +6,6 @@ changes nothing and says so.
 """
 
 import asyncio
-import contextlib
 import secrets
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Generator, Mapping, Sequence
 from typing import Any, Final, Generic, NamedTuple, TypeVar
@@ -84,20 +83,26 @@ class _Answer(Generic[T]):
 
 
 class _Reserving:
-    """Waits for a reserve. If the waiter goes, what may be held is given back: by its id, whatever has become of it."""
+    """Waits for a reserve. If the waiter goes, or never comes, what may be held is given back: by its id, whatever has become of it."""
 
-    __slots__ = ("_answer", "_give_back")
+    __slots__ = ("_answer", "_give_back", "_heard")
 
     def __init__(self, answer: Awaitable[Reserved], give_back: Callable[[], None]) -> None:
         self._answer = answer
         self._give_back = give_back
+        self._heard = False
 
     def __await__(self) -> Generator[Any, None, Reserved]:
+        self._heard = True
         try:
             return (yield from self._answer.__await__())
         except asyncio.CancelledError:
             self._give_back()
             raise
+
+    def __del__(self) -> None:
+        if not self._heard:
+            self._give_back()
 
 
 class RedisLedger:
@@ -236,7 +241,7 @@ class RedisLedger:
 
     def _give_back(self, tenant: str, hold_id: str) -> None:
         """Sent after the reserve, on the same connection; if that is asked for again later, it finds a tombstone."""
-        with contextlib.suppress(LedgerUnavailable, LedgerLost):  # then its lease ends it
+        if self._connected:  # else its lease ends it
             self._under_way(self._settle(tenant, hold_id, HoldState.RELEASED, closing_text(None, Ending.NOT_SENT)))
 
     def commit(self, tenant: str, hold_id: str, settlement: Settlement) -> Awaitable[Settled | None]:

@@ -1,5 +1,6 @@
 -- Removes what needs no record, if it still needs none.
 --
+-- KEYS   1 meta, and then by what is to go:
 -- ARGV   1 epoch  2 sequence  3 what, and then:
 --        tombstone  KEYS 2 tombstones  3 the call                                          ARGV 4 tail
 --        refusal    KEYS 2 refused  3 refused by time  4 the ring                          ARGV 4 tail
