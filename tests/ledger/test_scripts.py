@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -10,7 +11,7 @@ import orjson
 import pytest
 
 from gateway.core.scopes import Account, Amounts, Unit
-from gateway.core.values import Ending
+from gateway.core.values import Ending, RunTerms
 from gateway.core.windows import rolling
 from gateway.ledger import scripts
 from gateway.ledger.contract import Debiting, Keep, SetLimit
@@ -145,14 +146,14 @@ async def test_no_script_touches_a_key_that_it_was_not_given(
 
 async def a_life(ledger: RedisLedger) -> None:
     """A little of all that a ledger does."""
-    child = caller("child", team="research")
-    child.parent, child.ancestry = "r1", ("r1",)
+    child = replace(caller("child", team="research"), parent="r1", ancestry=("r1",))
     hour = account("hour", window=rolling(3_600_000))
     charges = (own_run_charge(alerts=(100_000,)), charge(hour), charge(account("all"), 1_000))
-    decided = [decision(plan(*charges), of=child if number % 2 else caller(issued=number == 4)) for number in range(6)]
-    for each in decided:
-        each.call.fingerprint = "same"
-        each.terms.max_active, each.terms.same_request, each.terms.within_calls = 5, 5, 5
+    terms = RunTerms(max_active=5, same_request=5, within_calls=5)
+    decided = []
+    for number in range(6):
+        each = decision(plan(*charges), of=child if number % 2 else caller(issued=number == 4))
+        decided.append(replace(each, call=replace(each.call, fingerprint="same"), terms=terms))
     held = [await ledger.reserve(each, LEASE_MS if number else 0) for number, each in enumerate(decided)]
     await ledger.reserve(decision(plan(charge(account("all"), 1))), LEASE_MS)
     await ledger.commit(TENANT, decided[1].hold_id, settlement(4))
