@@ -266,14 +266,20 @@ class Flow:
         by_tenant: dict[str, list[Relay]] = {}
         for relay in self._live:
             by_tenant.setdefault(relay.caller.tenant, []).append(relay)
-        for tenant, relays in by_tenant.items():
-            # Of one run mostly, and of one agent: who is asked about is asked about once.
-            callers = tuple({relay.caller for relay in relays})
-            halted = dict(zip(callers, await self._shared.ledger.halted(tenant, callers), strict=True))
-            for relay in relays:
-                barrier = halted[relay.caller]
-                if barrier is not None:
-                    relay.interrupt(Ending.SCOPE_FROZEN if barrier is Barrier.FROZEN else Ending.RUN_STOPPED)
+        # Each tenant has a slot of its own: one that is away keeps no other's stops from being noticed.
+        noticed = (self._notice_of(tenant, relays) for tenant, relays in by_tenant.items())
+        for failure in await asyncio.gather(*noticed, return_exceptions=True):
+            if failure is not None:
+                raise failure
+
+    async def _notice_of(self, tenant: str, relays: Sequence[Relay]) -> None:
+        # Of one run mostly, and of one agent: who is asked about is asked about once.
+        callers = tuple({relay.caller for relay in relays})
+        halted = dict(zip(callers, await self._shared.ledger.halted(tenant, callers), strict=True))
+        for relay in relays:
+            barrier = halted[relay.caller]
+            if barrier is not None:
+                relay.interrupt(Ending.SCOPE_FROZEN if barrier is Barrier.FROZEN else Ending.RUN_STOPPED)
 
     def _interrupt(self, tenant: str, concerns: Callable[[Caller], bool], ending: Ending) -> None:
         for relay in list(self._live):

@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,9 @@ from gateway.core.policy import Policy, RunsPolicy
 from gateway.core.scopes import Unit
 from gateway.core.values import RunTerms
 from gateway.core.windows import WindowKind
+from gateway.ledger.contract import LedgerUnavailable
 from gateway.ledger.sqlite import SqliteLedger
+from gateway.settings import StaticKey
 from tests.support.flow import TENANT, Broken, Client, World, chat, world
 from tests.support.provider import Behaviour, FaultProvider
 from tests.support.records import USD
@@ -254,6 +257,38 @@ async def test_a_stop_of_an_ancestor_or_a_freeze_ends_live_calls_that_it_concern
         await other
         if watching is not None:
             watching.cancel()
+
+
+async def test_a_tenant_whose_slot_is_away_keeps_no_other_tenants_stop_from_being_noticed(
+    tmp_path: Path, provider: FaultProvider, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("gateway.flow._WATCH_S", 0.02)
+
+    def wrap(real: SqliteLedger) -> Any:
+        async def halted(tenant: str, callers: Any) -> Any:
+            if tenant == "away":
+                raise LedgerUnavailable("the shard is away")
+            return await real.halted(tenant, callers)
+
+        return Broken(real, {"halted": halted})
+
+    keys = tuple(StaticKey(name, sha256(name.encode()).hexdigest(), name) for name in ("away", TENANT))
+    own_key = {"accepts_caller_keys": False}
+    async with world(tmp_path, provider.base_url, ledger=wrap, provider=own_key, auth="keys", keys=keys) as here:
+        provider.next(Behaviour(stall_after_events=4), Behaviour(stall_after_events=4))
+        first, other = Client(), Client()
+        aways = asyncio.create_task(here.ask(chat(stream=True), "r1", first, Authorization="Bearer away"))
+        await asyncio.to_thread(provider.wait_for, lambda: bool(first.text))
+        ours = asyncio.create_task(here.ask(chat(stream=True), "r1", other, Authorization=f"Bearer {TENANT}"))
+        await asyncio.to_thread(provider.wait_for, lambda: bool(other.text))
+        watching = asyncio.create_task(here.flow.watch())
+        await here.ledger.stop(TENANT, "r1", "admin", "enough")
+        await asyncio.wait_for(ours, 2)
+        assert [error["code"] for error in other.errors] == ["budget_exceeded"]
+        assert not aways.done()
+        here.flow.shut_down()
+        await aways
+        watching.cancel()
 
 
 async def test_a_pause_lets_live_calls_finish(tmp_path: Path, provider: FaultProvider, monkeypatch: pytest.MonkeyPatch) -> None:
