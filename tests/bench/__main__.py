@@ -22,7 +22,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final
 
-from tests.bench import estimating, real
+from tests.bench import estimating, ledger, real
 from tests.support.config import Setup, policy, run_ceiling
 from tests.support.gateway import GatewayProcess
 from tests.support.pricing import TestModel
@@ -88,7 +88,15 @@ def main() -> int:
     measured, rest = {cores[0]}, set(cores[1:]) or {cores[0]}
     with tempfile.TemporaryDirectory(prefix="penstock-bench-") as folder, _targets(Path(folder), measured, rest) as targets:
         results = _measure(targets, options.seconds, options.rounds, rest)
-    report = "\n\n".join((_about(options, len(cores)), *_tables(results, targets), estimating.table(), real.table()))
+    report = "\n\n".join(
+        (
+            _about(options, len(cores)),
+            *_tables(results, targets),
+            ledger.table(options.seconds, options.rounds),
+            estimating.table(),
+            real.table(),
+        )
+    )
     print(report)
     if options.write:
         _write(report)
@@ -105,7 +113,8 @@ def _targets(folder: Path, measured: set[int], rest: set[int]) -> Iterator[Seque
         upstream = f"http://127.0.0.1:{provider.port}/v1"
         bare = stack.enter_context(_process(["tests.bench.bare", "--upstream", upstream], measured))
         # High enough that nothing is refused: what a refusal costs is another question.
-        setup = Setup(folder, upstream, policy=policy(run_ceiling("$1000000")), models=(MODEL,))
+        rules = policy(run_ceiling("$1000000"), runs={"max_active_per_key": 1_000_000})
+        setup = Setup(folder, upstream, policy=rules, models=(MODEL,))
         gateway = stack.enter_context(GatewayProcess(setup))
         _pin(gateway.pid, measured)
         yield (
