@@ -96,7 +96,8 @@ def read_lines(tenant: str, text: bytes, names: bytes) -> Lines:
     """As they were sent once. What only a reserve needs is not restored: a share's pin, a pause."""
     charges = []
     for line, (key, end_ms, mode) in zip(orjson.loads(text), orjson.loads(names), strict=True):
-        _, _, limit, basis, alerts, own, share_ppm, margin, *_ = [*line, *[_DEFAULT] * 4]
+        rule: list[Any] = [*line, _DEFAULT, _DEFAULT, _DEFAULT, _DEFAULT]
+        _, _, limit, basis, alerts, own, share_ppm, margin, *_ = rule
         ceiling = Ceiling(
             account_of(tenant, key, end_ms),
             None if limit < 0 else limit,

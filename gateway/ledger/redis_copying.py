@@ -316,9 +316,9 @@ class _Load:
             commands.append(("ZADD", keys.acts_order, self._acts, row.id))
         elif isinstance(row, rows.FrozenRow):
             self._frozen += 1
-            text = Frozen(row.scope, row.at_ms, row.who, row.why).text
-            commands.append(("ZADD", keys.frozen, 0, text))
-            commands.append(("HSET", keys.freezes, text, f"{row.at_ms} ".encode() + orjson.dumps((row.scope, row.who, row.why))))
+            scope = Frozen(row.scope, row.at_ms, row.who, row.why).text
+            commands.append(("ZADD", keys.frozen, 0, scope))
+            commands.append(("HSET", keys.freezes, scope, f"{row.at_ms} ".encode() + orjson.dumps((row.scope, row.who, row.why))))
         if len(commands) >= _PAGE:
             await self._flush()
 
@@ -389,10 +389,9 @@ class _Load:
             commands.append(("ZADD", keys.tombstones, 0 if closing is None else closing.at_ms, row.tail))
             return
         record = unpack_record(self._name, orjson.dumps(row.record))
-        inputs = dict(record.inputs)
+        inputs: dict[str, Any] = dict(record.inputs)
         inputs.pop("effective_max_output_tokens", None)
-        ladder: Any = inputs["ladder"]
-        input_tokens = [0] * len(ladder)
+        input_tokens = [0] * len(inputs["ladder"])
         input_tokens[record.plan] = inputs.pop("input_tokens", 0)
         lines = Lines(record.charges)
         fields += [
@@ -426,7 +425,7 @@ class _Load:
         why, blocking, accounts = inputs.pop("why"), _balances(inputs.pop("blocking")), _balances(inputs.pop("accounts"))
         held = (record.held.usd, record.held.tokens, record.held.calls)
         group = (record.owner, record.run, dict(record.dimensions), record.selected_model, record.provider)
-        rest = (record.requested_model, inputs, [])
+        rest: tuple[object, ...] = (record.requested_model, inputs, [])
         self._commands += [
             ("HSET", keys.refused, row.tail, orjson.dumps((row.ring, record.at_ms, why, held, group, rest, blocking, accounts))),
             ("ZADD", keys.refused_at, record.at_ms, row.tail),

@@ -200,8 +200,10 @@ if how ~= REPLAY then
 end
 if how < ALWAYS then
   local answer = run.s and run.s ~= ACTIVE and stands_in_the_way(run)
-  for each in string.gmatch(place, '[^/]+') do
-    answer = answer or stands_in_the_way(above[each])
+  if place ~= '' then
+    for each in string.gmatch(place, '[^/]+') do
+      answer = answer or stands_in_the_way(above[each])
+    end
   end
   answer = answer or (meta[4] and meta[4] ~= '0' and is_frozen())
   if answer then
@@ -316,7 +318,11 @@ local function claim()
     fields[#fields + 1] = 'q'
     fields[#fields + 1] = caller[RUN_LIMIT]
   end
-  for each in string.gmatch(takes or run.a, '[^/]+') do
+  local names = takes or run.a
+  if names == '' then
+    return fields
+  end
+  for each in string.gmatch(names, '[^/]+') do
     local ancestor = above[each] or (parent and parent.name == each and parent)
     local new_parent = takes and ancestor == parent
     if ancestor and (ancestor.o or new_parent) then
