@@ -214,7 +214,7 @@ SCOPES: Final[dict[str, tuple[dict[str, Any], dict[str, str], dict[str, str], st
         {"X_Team_Id": "a", "X_Agent_Id": "b"},
         "team_agent_ceiling_reached",
     ),
-    "model": ({"scope": "model", "window": "minute"}, {"model": "big-model"}, {"model": "small-model"}, "model_ceiling_reached"),
+    "model": ({"scope": "model", "window": "month"}, {"model": "big-model"}, {"model": "small-model"}, "model_ceiling_reached"),
     "agents that do not say who they are": ({"scope": "agent"}, {}, {"X_Agent_Id": "named"}, "agent_ceiling_reached"),
 }
 
@@ -224,8 +224,6 @@ def test_each_scope_counts_across_runs_and_blocks_at_its_limit(
     under: Callable[..., GatewayProcess], provider: FaultProvider, run: str, what: str
 ) -> None:
     budget, counted, another, expected = SCOPES[what]
-    if budget.get("window") == "minute" and time.time() % 60 > 50:
-        time.sleep(61 - time.time() % 60)  # the whole test in one minute
     gateway = under({"name": f"of-{what.replace(' ', '-')}", "limit": "$0.021", **budget})
     [gate] = gateway.get("/readyz")["gates"]
     scope = budget["scope"]
@@ -236,6 +234,20 @@ def test_each_scope_counts_across_runs_and_blocks_at_its_limit(
     assert code(refused) == expected
     assert refused.headers["X-Budget-Blocking-Scope"] == gate["scope"]
     assert ask(gateway, f"{run}.2", **another).status_code == 200
+
+
+def test_where_a_minute_helps_the_caller_is_told_to_wait(
+    under: Callable[..., GatewayProcess], provider: FaultProvider, run: str
+) -> None:
+    gateway = under({"name": "of-the-minute", "scope": "team", "window": "minute", "limit": "$0.021"})
+    if time.time() % 60 > 50:
+        time.sleep(61 - time.time() % 60)  # the whole test in one minute
+    assert [ask(gateway, f"{run}.{number}", X_Team_Id="hasty").status_code for number in range(2)] == [200, 200]
+    refused = ask(gateway, f"{run}.2", X_Team_Id="hasty")
+    assert (refused.status_code, refused.json()["code"]) == (429, "rate_of_spend")
+    assert 1 <= int(refused.headers["Retry-After"]) <= 60
+    assert "x-should-retry" not in refused.headers
+    assert ask(gateway, f"{run}.2", X_Team_Id="another").status_code == 200
 
 
 def test_the_tenants_budget_counts_everything(under: Callable[..., GatewayProcess], provider: FaultProvider, run: str) -> None:
