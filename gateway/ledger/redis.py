@@ -69,6 +69,14 @@ class _Known(NamedTuple):
     accounts: tuple[str, ...]
 
 
+class _Assumed(NamedTuple):
+    """What names the keys of a debit."""
+
+    day: int  # on which it counts
+    owner: str  # of its run
+    others: tuple[str, ...]  # its run's ancestors that the caller does not name
+
+
 class _Answer(Generic[T]):
     """Waits for a step that is under way, and reads its reply."""
 
@@ -377,28 +385,29 @@ class RedisLedger:
         caller = decision.call.caller
         tenant = await self._get(caller.tenant)
         shape = tenant.shapes.of(decision)
-        now_ms, owner = decision.at_ms, caller.key  # as far as is known: the script says if it is not so
+        # As far as is known; the script says if it is not so.
+        assumed = _Assumed(decision.at_ms // _DAY_MS, caller.key, ())
         for _ in range(_TRIES):
-            sent = self._send_debit(tenant, shape, decision, settlement, how, (now_ms // _DAY_MS, owner))
+            sent = self._send_debit(tenant, shape, decision, settlement, how, assumed)
             reply = self._slots.checked(tenant, await sent)
             if reply[0] == DONE:
                 return settled(shape.lines[0], reply)
             if reply[0] != AGAIN:
                 return refused(shape, decision, reply)
-            now_ms, owner = reply[2], reply[3].decode() or caller.key
+            others = [each for each in redis_reading.ancestry_of(reply[4]) if each not in (*caller.ancestry, caller.parent)]
+            assumed = _Assumed(reply[2] // _DAY_MS, reply[3].decode() or caller.key, tuple(others))
         raise LedgerUnavailable(f"{decision.id} can't be debited: its run changes hands all the time")
 
     def _send_debit(
-        self, tenant: Tenant, shape: Shape, decision: Decision, settlement: Settlement, how: Debiting, assumed: tuple[int, str]
+        self, tenant: Tenant, shape: Shape, decision: Decision, settlement: Settlement, how: Debiting, assumed: _Assumed
     ) -> "asyncio.Future[Any]":
-        """`assumed`: the day it counts on, and whose the run is."""
         keys, tail, cost = tenant.keys, decision.id.removeprefix("bdg_"), settlement.cost
-        day, owner = assumed
+        day, owner, others = assumed
         closing = closing_text(settlement.usage, settlement.ending).decode()
-        debit = orjson.dumps((_HOW[how], (cost.usd, cost.tokens, cost.calls), text_of(cost), closing, day, owner))
+        debit = orjson.dumps((_HOW[how], (cost.usd, cost.tokens, cost.calls), text_of(cost), closing, day, owner, others))
         named = (
             *(keys.call(tail), keys.leases, keys.open, keys.runs, keys.owner(owner), keys.active(owner), *shape.after),
-            *(keys.spend(day), *shape.runs, *shape.accounts[0]),
+            *(keys.spend(day), *shape.runs, *map(keys.run, others), *shape.accounts[0]),
         )
         return self._slots.evaluate(tenant, self._slots.scripts.reserve, named, arguments(shape, decision, tail, 0, debit))
 

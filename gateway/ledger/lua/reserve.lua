@@ -2,8 +2,8 @@
 --
 -- KEYS   1 meta  2 the call  3 leases  4 open  5 runs  6 the owner's runs  7 the owner's active runs  8 the run's recent holds  9 frozen
 --        10 refused  11 refused by time  12 the ring  13 accounts by end  14 accounts by run  15 shared accounts' scopes by end  16 ended
---        17 days  18 the day's spend; then a run each: the caller's, its ancestors, the parent named if it is none of them; then the
---        accounts of each text of lines
+--        17 days  18 the day's spend; then a run each: the caller's, its ancestors, the parent named if it is none of them, others that
+--        a debit names; then the accounts of each text of lines
 -- ARGV   1 epoch  2 sequence  3 tail  4 lease_ms  5 fingerprint  6 the owner  7 the run  8 its ancestry "parent/its parent"
 --        9 the caller (see CALLER)  10 what is rarely looked at (see RARE)  11 the record's rest, kept as it is  12 the debit (see DEBIT)
 --        or ''  13 the plans [[text, usd, tokens, calls, the three as text, end of the group] …]  14 start of the group
@@ -11,14 +11,14 @@
 -- Reply  {HELD, sequence, when, lease, plan, balances, warnings {line, limit, committed, reserved, unconfirmed}}
 --        {REFUSED, sequence, now, paused, blocking, accounts}, both {text, line, limit, committed, reserved, unconfirmed, aging}
 --        {BARRED, sequence, barrier, what}  {STALE, sequence, now, owner, ancestry}  {ENDED, sequence, state}
---        a debit: {DONE, sequence, state, changed, usd, tokens, calls, balances, alerts}  {AGAIN, sequence, now, owner}: its day is
---        another, or the run's owner
+--        a debit: {DONE, sequence, state, changed, usd, tokens, calls, balances, alerts}  {AGAIN, sequence, now, owner, ancestry}: its
+--        day is another, or the run's owner, or its ancestors, who did not all come in KEYS
 local BEFORE_RUNS, BEFORE_TEXTS = 18, 14
 local ISSUED, RUN_LIMIT, FROM, UNTIL, MAX_ACTIVE, IDLE = 1, 2, 3, 4, 5, 6 -- CALLER. FROM, UNTIL: of the windows. -1: none, any
 local SAME, WITHIN, OFFSETS, PARENT = 7, 8, 9, 10 -- OFFSETS: where each text's accounts start among those in KEYS; then their number
 local SCOPE, SCOPE_TEXT, VALUES, SHARED_END = 1, 2, 3, 4 -- RARE: the run's scope, percent-encoded too; ",agent=a1,run=r1,"
-local HOW, CHARGED, CHARGED_TEXT, CLOSING, DAY, INDEXED = 1, 2, 3, 4, 5, 6 -- DEBIT. CHARGED: {usd, tokens, calls}. INDEXED: whose
--- runs KEYS 6 and 7 are
+local HOW, CHARGED, CHARGED_TEXT, CLOSING, DAY, INDEXED, OTHERS = 1, 2, 3, 4, 5, 6, 7 -- DEBIT. CHARGED: {usd, tokens, calls}
+-- INDEXED: whose runs KEYS 6 and 7 are. OTHERS: names of further runs in KEYS
 local ASK, ALWAYS, REPLAY = 1, 2, 3
 local DEPTH, RING, DAY_MS = 8, 32, 86400000
 local ACTIVE, STOPPED, PAUSED = '0', '1', '2'
@@ -52,6 +52,10 @@ if ancestry ~= '' then
 end
 if caller[PARENT] then
   parent = caller[PARENT] == name and run or above[caller[PARENT]] or next_run(caller[PARENT])
+end
+local others = {}
+for _, each in ipairs(debit and debit[OTHERS] or {}) do
+  others[each] = next_run(each)
 end
 local first_account = #KEYS - caller[OFFSETS][#caller[OFFSETS]]
 
@@ -228,8 +232,16 @@ if how < ALWAYS then
     end
   end
 end
-if debit and (math.floor(now / DAY_MS) ~= debit[DAY] or (run.o and run.o ~= '' and run.o ~= debit[INDEXED])) then
-  return {AGAIN, sequence, now, run.o or owner}
+local takes = run.p ~= '1' and place -- its place from now on
+local ancestors = takes or run.a
+if debit then
+  local known_all = math.floor(now / DAY_MS) == debit[DAY] and (not run.o or run.o == '' or run.o == debit[INDEXED])
+  for each in string.gmatch(ancestors, '[^/]+') do
+    known_all = known_all and (above[each] or others[each] or (parent and parent.name == each))
+  end
+  if not known_all then
+    return {AGAIN, sequence, now, run.o or owner, ancestors}
+  end
 end
 
 -- -- the ladder ------------------------------------------------------------------------------------------------------------------
@@ -310,7 +322,6 @@ end
 
 -- The run exists from here on, is the caller's, has its place and the limit that the call asked for; its ancestors are used too.
 local function claim()
-  local takes = run.p ~= '1' and place
   local fields = use(run, caller[ISSUED], takes)
   if asks then
     fields[#fields + 1] = 'l'
@@ -318,14 +329,13 @@ local function claim()
     fields[#fields + 1] = 'q'
     fields[#fields + 1] = caller[RUN_LIMIT]
   end
-  local names = takes or run.a
-  if names == '' then
+  if ancestors == '' then
     return fields
   end
-  for each in string.gmatch(names, '[^/]+') do
-    local ancestor = above[each] or (parent and parent.name == each and parent)
+  for each in string.gmatch(ancestors, '[^/]+') do
+    local ancestor = above[each] or others[each] or parent
     local new_parent = takes and ancestor == parent
-    if ancestor and (ancestor.o or new_parent) then
+    if ancestor.o or new_parent then
       call('HSET', ancestor.key, unpack(use(ancestor, ancestor.i == '1', new_parent and '')))
     end
   end
