@@ -170,7 +170,10 @@ class BudgetApi:
         """A caller ends the pauses that it set itself; the admin ends any. A stopped run stays stopped."""
         principal, run, reason = self._act_on(inbound, params)
         view = await self._run(principal, run)
-        if not principal.admin and view.state is RunState.PAUSED and view.paused_by != principal.key:
+        if not principal.admin and view.state is not RunState.PAUSED:
+            # There is nothing to resume. The ledger is not asked, for it would also end a pause that the admin sets meanwhile.
+            return json_reply(run_json(view))
+        if not principal.admin and view.paused_by != principal.key:
             by = f"by {view.paused_by}" if view.paused_by else "because a budget has no room"
             way = "resume it" if view.paused_by else "raise that budget for it, or resume it"
             raise Refused(problem("admin_required", f"Run {run} was paused {by}: only the admin token can {way}."))

@@ -10,10 +10,10 @@ from dataclasses import dataclass, replace
 from typing import Final
 
 from gateway.core.money import format_usd
-from gateway.core.scopes import Amounts
+from gateway.core.scopes import Amounts, Caller
 from gateway.core.values import Balance, Ending, Hold, Mode, Usage, UsageSource
 from gateway.identity import Principal
-from gateway.ledger.contract import CallRecord, Ended, HoldState, RunView, Settled, Settlement
+from gateway.ledger.contract import Barrier, CallRecord, Ended, HoldState, RunView, Settled, Settlement
 from gateway.policy_file import MAX_COUNT
 from gateway.server.external import COMMON, External, amounts_of, spent
 from gateway.server.pages import bad_member, body_of, found, ledger_page, not_found, query_of, usd_of, whole_of
@@ -96,12 +96,14 @@ class ReservationsApi:
 
     async def extend(self, inbound: Inbound, params: Mapping[str, str]) -> Reply:
         """`{"ttl": "10m"}`: it lives that long from now. `estimate_usd` and `tokens` say what is to be held in all, where that is more than
-        is held: asked again, it holds no more."""
+        is held: asked again, it holds no more. Not where a live call would be ended."""
         external = self.external
         record = await self._own(external.principal(inbound.headers), params["id"])
         body = body_of(inbound, ("ttl", "estimate_usd", "tokens"))
         usd, tokens = usd_of(body, "estimate_usd"), whole_of(body, "tokens", MAX_COUNT)
         more = Amounts(max(0, (usd or 0) - record.held.usd), max(0, (tokens or 0) - record.held.tokens), 0)
+        if record.state is HoldState.LIVE:
+            await self._check_goes_on(record)
         extended = await external.ledger.extend(record.tenant, params["id"], self._ttl(body), more)
         now = found(await external.ledger.record(record.tenant, record.decision_id), "reservation")
         view = found(await external.ledger.run(record.tenant, record.run), "run")
@@ -118,6 +120,17 @@ class ReservationsApi:
         if record is None or record.state is None or record.owner != principal.key:
             raise not_found("reservation")
         return record
+
+    async def _check_goes_on(self, record: CallRecord) -> None:
+        """Refused run_stopped, scope_frozen: it can still be committed or released, but not live on."""
+        view = found(await self.external.ledger.run(record.tenant, record.run), "run")
+        caller = Caller(record.tenant, record.owner, record.run, record.run, dimensions=record.dimensions, ancestry=view.ancestry)
+        [barrier] = await self.external.ledger.halted(record.tenant, [caller])
+        if barrier is not None:
+            code, what = ("scope_frozen", "was frozen") if barrier is Barrier.FROZEN else ("run_stopped", "was stopped")
+            raise Refused(
+                problem(code, f"Run {record.run} {what}: commit or release what is held, which can be extended no more.")
+            )
 
     def _after(self, record: CallRecord, settled: Settled) -> Reply:
         self.external.settled(settled)

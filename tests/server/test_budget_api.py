@@ -10,7 +10,7 @@ from gateway.core.scopes import Amounts
 from gateway.core.values import Ending, Hold, Usage, UsageSource
 from gateway.identity import Principal
 from gateway.ledger.archive import Archive
-from gateway.ledger.contract import Barred, Barrier, Keep, LedgerLost, Refusal, Settlement
+from gateway.ledger.contract import Barred, Barrier, Keep, LedgerLost, Refusal, RunView, Settlement
 from gateway.ledger.sqlite import SqliteLedger
 from gateway.server.budget_api import BudgetApi
 from tests.support.clock import Clock
@@ -437,6 +437,23 @@ async def test_an_owner_cannot_end_the_admins_pause_nor_make_it_its_own(ask: Ask
     assert (status, shown["code"]) == (403, "admin_required")
     assert await barrier(ledger, clock) is Barrier.PAUSED
     assert (await ask("POST", "/budget/runs/r1/resume", as_="admin"))[1]["state"] == "active"
+
+
+async def test_an_owner_that_keeps_resuming_does_not_end_a_pause_that_the_admin_sets_meanwhile(
+    ask: Asking, ledger: SqliteLedger, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await call(ledger, clock, 1)
+    look = ledger.run
+
+    async def and_then_the_admin_pauses(tenant: str, run: str) -> RunView | None:
+        view = await look(tenant, run)
+        monkeypatch.setattr(ledger, "run", look)
+        await ledger.pause(tenant, run, "admin", "a look")
+        return view
+
+    monkeypatch.setattr(ledger, "run", and_then_the_admin_pauses)
+    assert (await ask("POST", "/budget/runs/r1/resume"))[0] == 200
+    assert await barrier(ledger, clock) is Barrier.PAUSED
 
 
 async def test_the_admin_takes_over_an_owners_pause(ask: Asking, ledger: SqliteLedger, clock: Clock) -> None:

@@ -203,6 +203,23 @@ async def test_an_extension_without_room_is_refused_and_leaves_the_hold(spending
 # -- whose ------------------------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("what", ["run_stopped", "scope_frozen"])
+async def test_where_a_live_call_would_be_ended_a_hold_is_not_extended_but_can_be_committed(
+    spending: Spending, what: str
+) -> None:
+    path = await held(spending)
+    if what == "run_stopped":
+        await spending.ledger.stop("default", "r1", "admin", "enough")
+    else:
+        await spending.ledger.freeze("default", (("run", "r1"),), "admin", "a look")
+    for body in ({"ttl": "10m"}, {"estimate_usd": "0.80"}):
+        status, refused = await spending.ask("POST", f"{path}/extend", body)
+        assert (status, refused["code"]) == (402, what)
+    assert await spending.balance() == (0, USD // 2)
+    assert (await spending.ask("POST", f"{path}/commit", {"cost_usd": "0.30"}))[0] == 200
+    assert (await spending.ask("POST", f"{path}/extend", {"ttl": "10m"}))[0] == 409
+
+
 @pytest.mark.parametrize(("method", "verb"), [("GET", ""), ("POST", "/commit"), ("POST", "/release"), ("POST", "/extend")])
 async def test_another_keys_reservation_and_one_that_never_was_are_not_found(spending: Spending, method: str, verb: str) -> None:
     path = await held(spending)
