@@ -15,7 +15,9 @@ from gateway.wire.problem import Alternative, Problem, Refused, budget_refusal, 
 T = TypeVar("T")
 
 _DECISIONS: Final = 3  # the first, and two more on new facts
-_WORTH_WAITING_MS: Final = 60_000
+# A minute; and a bucket more, because what was spent in a burst leaves a rolling minute only with the last of its buckets.
+_WORTH_WAITING_MS: Final = 61_500
+_LONGEST_WAIT_S: Final = 60  # SDKs do not wait for longer than that; who comes a second too soon is told to wait for that second
 
 
 async def admit(
@@ -45,7 +47,7 @@ def over_budget(refusal: Refusal, alternatives: Sequence[Alternative] = ()) -> R
     wait = None if refusal.paused else _shortest_wait(refusal)
     told = _told(refusal) if wait is None else wait[1]
     blocking = refusal.blocking[told]
-    retry_after = None if wait is None else -(-wait[0] // 1000)
+    retry_after = None if wait is None else min(_LONGEST_WAIT_S, -(-wait[0] // 1000))
     said = budget_refusal(decision, decision.ladder[told], blocking, alternatives, retry_after, refusal.paused)
     return Refused(said, refusal_headers(decision, blocking, refusal.balances))
 

@@ -108,7 +108,7 @@ def test_where_a_moment_is_all_it_takes_the_refusal_says_how_long() -> None:
 
 
 def test_a_wait_beyond_a_minute_is_none() -> None:
-    refused = over_budget(burning(USD // 2, ((NOW_MS + 61_000, USD // 2),), span_ms=10 * MINUTE))
+    refused = over_budget(burning(USD // 2, ((NOW_MS + 62_000, USD // 2),), span_ms=10 * MINUTE))
     assert (refused.problem.status, refused.problem.code) == (402, "run_ceiling_reached")
     assert refused.problem.retry_after is None
 

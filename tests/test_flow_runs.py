@@ -326,6 +326,21 @@ async def test_who_spends_too_fast_is_told_how_long_to_wait_and_that_it_may(tmp_
         assert (await here.ask(chat())).status == 200
 
 
+async def test_a_burst_that_fills_a_rolling_minute_at_once_may_wait_a_minute_and_then_what_is_left_of_its_bucket(
+    tmp_path: Path, provider: FaultProvider
+) -> None:
+    async with world(tmp_path, provider.base_url, policy(RUN, BURN)) as here:
+        for _ in range(3):
+            assert (await here.ask(chat())).status == 200
+        waits = []
+        while (got := await here.ask(chat())).status != 200:
+            assert (got.status, got.json["code"]) == (429, "rate_of_spend")
+            waits.append(int(got.headers["retry-after"]))
+            here.clock.now_ms += waits[-1] * 1000
+        assert waits[0] == 60
+        assert waits[1:] in ([], [1], [2])
+
+
 async def test_where_a_minute_does_not_help_nobody_is_told_to_wait(tmp_path: Path, provider: FaultProvider) -> None:
     hourly = replace(BURN, span_ms=3_600_000)
     async with world(tmp_path, provider.base_url, policy(RUN, hourly)) as here:
