@@ -182,21 +182,30 @@ class Flow:
         self._waiting.add(over)
         loop = asyncio.get_running_loop()
         until_s = loop.time() + patience.wait_ms / 1000
-        tenant, run = patience.tenant, patience.run
+        caller, run = patience.caller, patience.run
         try:
             while (left_s := until_s - loop.time()) > 0 and not over.is_set():
                 with contextlib.suppress(TimeoutError):
                     await asyncio.wait_for(over.wait(), min(_LOOK_S, left_s))
-                if over.is_set() or await self._is_paused(tenant, run):
+                halted = not over.is_set() and await self._is_halted(caller)
+                if over.is_set() or (not halted and await self._is_paused(caller.tenant, run)):
                     continue
                 answer = await again(self._shared.clock_ms())
                 more = _patience(answer)
-                if more is None:
+                if more is None or halted:
                     break
-                run = more.run
+                caller, run = more.caller, more.run
         finally:
             self._waiting.discard(over)
         return answer
+
+    async def _is_halted(self, caller: Caller) -> bool:
+        """No raise would let it in: the run, or one that it comes from, was stopped meanwhile, or it was frozen."""
+        try:
+            [barrier] = await self._shared.ledger.halted(caller.tenant, [caller])
+        except (LedgerUnavailable, LedgerLost):
+            return False
+        return barrier is not None
 
     async def _is_paused(self, tenant: str, run: str) -> bool:
         try:
@@ -313,9 +322,9 @@ class _Kin:
 
 @record
 class _Patience:
-    """How long a refused call waits for which run."""
+    """How long a refused call waits for which run: its caller's, or one that it comes from."""
 
-    tenant: str
+    caller: Caller
     run: str
     wait_ms: int
 
@@ -337,7 +346,7 @@ def _patience(answer: _Answer) -> _Patience | None:
         pausing, run = tuple(charge for charge in charges if charge.ceiling.account.key in blocking), caller.run
         paused = answer.paused
     wait_ms = max((charge.ceiling.wait_for_raise_ms for charge in pausing if charge.ceiling.pause), default=0)
-    return _Patience(caller.tenant, run, wait_ms) if paused and wait_ms else None
+    return _Patience(caller, run, wait_ms) if paused and wait_ms else None
 
 
 async def _read(body: bytes) -> chat.ChatRequest:

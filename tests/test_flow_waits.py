@@ -106,6 +106,7 @@ ENDS: dict[str, tuple[Callable[[World, Client], Any], int, str]] = {
     "the gateway is about to stop": (lambda here, _: here.flow.wait_no_more(), 402, "run_paused"),
     "the gateway stops": (lambda here, _: here.flow.shut_down(), 402, "run_paused"),
     "its run is stopped": (lambda here, _: here.ledger.stop(TENANT, "r1", "admin", "enough"), 402, "run_stopped"),
+    "it is frozen": (lambda here, _: here.ledger.freeze(TENANT, (("run", "r1"),), "admin", "a look"), 402, "run_paused"),
 }
 
 
@@ -122,6 +123,18 @@ async def test_a_wait_ends_when(what: str, tmp_path: Path, provider: FaultProvid
         assert client.status == status
         assert [event.code for event in here.told.calls] == [code]
         assert (here.flow._waiting, provider.requests) == (set(), [])
+
+
+async def test_a_wait_ends_when_a_run_that_its_own_comes_from_is_stopped(tmp_path: Path, provider: FaultProvider) -> None:
+    async with world(tmp_path, provider.base_url, policy(pausing(limit=USD))) as here:
+        await here.ask(chat(), run="root")
+        await here.ask(chat(), X_Parent_Run_Id="root")
+        await here.ledger.pause(TENANT, "r1", "admin", "a look")
+        asking, client = here.asking(chat())
+        await waiting(here)
+        await here.ledger.stop(TENANT, "root", "admin", "enough")
+        await asyncio.wait_for(asking, 5)
+        assert client.status == 402
 
 
 async def test_no_more_calls_wait_than_there_are_places(
@@ -143,7 +156,7 @@ async def test_no_more_calls_wait_than_there_are_places(
 @pytest.mark.parametrize("early", [True, False])
 async def test_a_wait_may_be_cancelled_at_any_await(early: bool, tmp_path: Path, provider: FaultProvider) -> None:
     async with world(tmp_path, provider.base_url, policy(pausing(wait_ms=100))) as here:
-        for at in range(1, 40):
+        for at in range(1, 80):
             run = f"r-{at}"
             steps = Steps(here.flow.serve(here.inbound(chat(), run), Client()), at, early)
 
