@@ -358,22 +358,15 @@ class RedisLedger:
         keys = tenant.keys
         named: tuple[str, ...] = (keys.call(tail), keys.leases)
         if more is None:
-            reply = await self._slots.run(tenant, self._slots.scripts.extend, named, tail, lease_ms, "", "", 0)
+            reply = await self._slots.run(tenant, self._slots.scripts.extend, named, tail, lease_ms, "", 0, 0, 0, 0)
             return bool(reply[0] == DONE)
-        for _ in range(_TRIES):
-            # What is held before and after makes it certain, however often the script is asked.
-            known = await self._look_up(tenant, tail)
-            before = await self._slots.command(tenant, "HGET", keys.call(tail), "h")
-            if known is None or before is None:
-                return False
-            usd, tokens, calls = map(int, before.split())
-            after = f"{usd + more.usd} {tokens + more.tokens} {calls + more.calls}"
-            with_accounts = (*named, *known.around[3:], *known.accounts)
-            args = (tail, lease_ms, before, after, known.runs)
-            reply = await self._slots.run(tenant, self._slots.scripts.extend, with_accounts, *args)
-            if reply[0] in (DONE, UNKNOWN):
-                return bool(reply[0] == DONE)
-        raise LedgerUnavailable(f"rsv_{tail} is extended by somebody else all the time")
+        known = await self._look_up(tenant, tail)
+        if known is None:
+            return False
+        with_accounts = (*named, *known.around[3:], *known.accounts)
+        args = (tail, lease_ms, secrets.token_hex(6), more.usd, more.tokens, more.calls, known.runs)
+        reply = await self._slots.run(tenant, self._slots.scripts.extend, with_accounts, *args)
+        return bool(reply[0] == DONE)
 
     def debit(self, decision: Decision, settlement: Settlement, how: Debiting) -> Awaitable[Settled | Refusal | Barred | Stale]:
         assert len(decision.ladder) == 1, decision

@@ -252,12 +252,12 @@ def test_settle_expires_no_lease_that_still_runs(run: Run, held: Account) -> Non
 
 def test_extend_holds_more_once_however_often_it_is_asked(server: Server, run: Run, held: Account) -> None:
     keys = [KEYS.call("t"), KEYS.leases, KEYS.run("r1"), KEYS.account(held.key)]
-    for _ in range(3):
-        assert run("extend", keys, "t", 100, "10 5 1", "16 5 1", 1)[0] == DONE
-    assert server.command("HGET", KEYS.account(held.key), "r") == b"16"
-    assert run("extend", keys, "t", 100, "10 5 1", "12 5 1", 1)[0] == AGAIN
-    assert run("extend", keys, "t", 100, "16 5 1", "116 5 1", 1)[0] == UNKNOWN
-    assert server.command("HMGET", KEYS.call("t"), "h", "l") == [b"16 5 1", str(START_MS + 100).encode()]
+    for name, holds in (("one", b"16"), ("one", b"16"), ("two", b"22"), ("one", b"22"), ("two", b"22"), ("", b"22")):
+        assert run("extend", keys, "t", 100, name, 6, 0, 0, 1)[0] == DONE
+        assert server.command("HGET", KEYS.account(held.key), "r") == holds
+    assert run("extend", keys, "t", 100, "three", 79, 0, 0, 1)[0] == UNKNOWN
+    assert run("extend", keys[:2], "t", 100, "four", 1, 0, 0, 1)[0] == AGAIN
+    assert server.command("HMGET", KEYS.call("t"), "h", "l") == [b"22 5 1", str(START_MS + 100).encode()]
 
 
 def test_balances_of_a_rolling_window_leave_out_what_has_fallen_out_of_it(server: Server, run: Run) -> None:

@@ -1,20 +1,23 @@
 -- The lease of a live hold ends later, and it may hold more, if every account has room by the rule it was reserved under.
 --
 -- KEYS   1 meta  2 the call  3 leases; then, to hold more, its run and its ancestors; then its accounts
--- ARGV   1 epoch  2 sequence  3 tail  4 lease_ms  5 '' or "usd tokens calls" as held so far  6 … as held after  7 how many runs in KEYS
--- Reply  {DONE, sequence}  {UNKNOWN, sequence}: refused, or not live  {AGAIN, sequence}: it holds neither, or has other accounts
--- Asked again after it was done, it finds what is held after, and only the lease moves.
-local BEFORE_RUNS = 3
-local tail, lease = ARGV[3], now + tonumber(ARGV[4])
-local found = call('HMGET', KEYS[2], 's', 'h', 'n', 'a')
+-- ARGV   1 epoch  2 sequence  3 tail  4 lease_ms  5 an id of this extension, or '': only the lease  6 usd  7 tokens  8 calls: more
+--        9 how many runs in KEYS
+-- Reply  {DONE, sequence}  {UNKNOWN, sequence}: refused, or not live  {AGAIN, sequence}: it has accounts that did not come in KEYS
+-- The ids of the last extensions stay with the call: one that is asked for again only moves the lease.
+local BEFORE_RUNS, REMEMBERED = 3, 200 -- characters of ids
+local tail, lease, id = ARGV[3], now + tonumber(ARGV[4]), ARGV[5]
+local found = call('HMGET', KEYS[2], 's', 'h', 'n', 'a', 'y')
 if tonumber(found[1]) ~= LIVE then
   return {UNKNOWN, sequence}
 end
-if ARGV[5] == '' or found[2] == ARGV[6] then
+local done = found[5] or ''
+if id == '' or string.find(done, id, 1, true) then
   advance()
+  call('HSET', KEYS[2], 'l', lease)
 else
-  local lines, run_count = cjson.decode(found[3]), tonumber(ARGV[7])
-  if found[2] ~= ARGV[5] or #KEYS < BEFORE_RUNS + run_count + accounts_of(lines) then
+  local lines, run_count = cjson.decode(found[3]), tonumber(ARGV[9])
+  if #KEYS < BEFORE_RUNS + run_count + accounts_of(lines) then
     return {AGAIN, sequence}
   end
   local function run_at(place)
@@ -27,10 +30,8 @@ else
     above[ancestor] = run_at(place)
   end
   meet(lines, BEFORE_RUNS + run_count, run, above)
-  local before, after, more = {three(ARGV[5])}, {three(ARGV[6])}, {}
-  for unit = 1, 3 do
-    more[unit] = after[unit] - before[unit]
-  end
+  local usd, tokens, calls = three(found[2])
+  local more = {tonumber(ARGV[6]), tonumber(ARGV[7]), tonumber(ARGV[8])}
   for _, line in ipairs(lines) do
     if not fits(line, more[line[UNIT]]) then
       return {UNKNOWN, sequence}
@@ -44,7 +45,10 @@ else
     end
   end
   call('HSET', KEYS[BEFORE_RUNS + 1], 'r', run.r + more[1])
+  call(
+    'HSET', KEYS[2], 'h', of_three(usd + more[1], tokens + more[2], calls + more[3]), 'l', lease,
+    'y', string.sub(id .. ' ' .. done, 1, REMEMBERED)
+  )
 end
-call('HSET', KEYS[2], 'h', ARGV[6] ~= '' and ARGV[6] or found[2], 'l', lease)
 call('ZADD', KEYS[3], lease, tail)
 return {DONE, sequence}

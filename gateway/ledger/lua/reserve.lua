@@ -49,6 +49,7 @@ if ancestry ~= '' then
   for each in string.gmatch(ancestry, '[^/]+') do
     above[each] = next_run(each)
   end
+  above[name] = above[name] and run -- a replayed debit may name anything
 end
 if caller[PARENT] then
   parent = caller[PARENT] == name and run or above[caller[PARENT]] or next_run(caller[PARENT])
