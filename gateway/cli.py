@@ -38,6 +38,9 @@ ConfigOption = Annotated[
     typer.Option("--config", "-c", help="The config file; default: config.yaml, else config.example.yaml.", show_default=False),
 ]
 GatewayOption = Annotated[str, typer.Option("--gateway", help="A running gateway's address.", envvar="PENSTOCK_GATEWAY")]
+TenantOption = Annotated[
+    str | None, typer.Option(help="The tenant acted on, with the admin token; default: default.", show_default=False)
+]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print the gateway's answer as it is.")]
 ScopeArgument = Annotated[list[str], typer.Argument(help='Such as team=research agent=a1; the word "tenant" is all of it.')]
 KeyArgument = Annotated[str, typer.Argument(help='Such as "run-ceiling|run=r42|lifetime|usd".')]
@@ -154,9 +157,9 @@ def demo(model: Annotated[str, typer.Option(help="scripted, or local: a real mod
 
 
 @runs_app.command("list")
-def runs_list(gateway: GatewayOption = HERE, limit: int = 50, as_json: JsonOption = False) -> None:
+def runs_list(gateway: GatewayOption = HERE, tenant: TenantOption = None, limit: int = 50, as_json: JsonOption = False) -> None:
     """The runs with the latest activity."""
-    told = _remote(gateway).get("/budget/runs", "runs", limit=str(limit))
+    told = _remote(gateway, tenant).get("/budget/runs", "runs", limit=str(limit))
     if as_json:
         _print_json(told)
         return
@@ -167,27 +170,33 @@ def runs_list(gateway: GatewayOption = HERE, limit: int = 50, as_json: JsonOptio
 
 
 @runs_app.command("show")
-def runs_show(run: str, gateway: GatewayOption = HERE, as_json: JsonOption = False) -> None:
+def runs_show(run: str, gateway: GatewayOption = HERE, tenant: TenantOption = None, as_json: JsonOption = False) -> None:
     """One run with every account that its calls count in."""
-    _print_run(_remote(gateway).get(f"/budget/runs/{quoted(run)}", "run_id"), as_json)
+    _print_run(_remote(gateway, tenant).get(f"/budget/runs/{quoted(run)}", "run_id"), as_json)
 
 
 @runs_app.command("stop")
-def runs_stop(run: str, gateway: GatewayOption = HERE, reason: str = "", as_json: JsonOption = False) -> None:
+def runs_stop(
+    run: str, gateway: GatewayOption = HERE, tenant: TenantOption = None, reason: str = "", as_json: JsonOption = False
+) -> None:
     """Stops a run for good: live calls end, later ones are refused."""
-    _print_run(_remote(gateway).post(f"/budget/runs/{quoted(run)}/stop", "run_id", _why(reason)), as_json)
+    _print_run(_remote(gateway, tenant).post(f"/budget/runs/{quoted(run)}/stop", "run_id", _why(reason)), as_json)
 
 
 @runs_app.command("pause")
-def runs_pause(run: str, gateway: GatewayOption = HERE, reason: str = "", as_json: JsonOption = False) -> None:
+def runs_pause(
+    run: str, gateway: GatewayOption = HERE, tenant: TenantOption = None, reason: str = "", as_json: JsonOption = False
+) -> None:
     """A run takes no calls until it is resumed; live ones finish."""
-    _print_run(_remote(gateway).post(f"/budget/runs/{quoted(run)}/pause", "run_id", _why(reason)), as_json)
+    _print_run(_remote(gateway, tenant).post(f"/budget/runs/{quoted(run)}/pause", "run_id", _why(reason)), as_json)
 
 
 @runs_app.command("resume")
-def runs_resume(run: str, gateway: GatewayOption = HERE, reason: str = "", as_json: JsonOption = False) -> None:
+def runs_resume(
+    run: str, gateway: GatewayOption = HERE, tenant: TenantOption = None, reason: str = "", as_json: JsonOption = False
+) -> None:
     """Ends a pause. One that the admin or a budget set needs the admin token."""
-    _print_run(_remote(gateway).post(f"/budget/runs/{quoted(run)}/resume", "run_id", _why(reason)), as_json)
+    _print_run(_remote(gateway, tenant).post(f"/budget/runs/{quoted(run)}/resume", "run_id", _why(reason)), as_json)
 
 
 @runs_app.command("limit")
@@ -195,10 +204,11 @@ def runs_limit(
     run: str,
     limit: Annotated[str, typer.Argument(help='Such as "$2.00".')],
     gateway: GatewayOption = HERE,
+    tenant: TenantOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Sets a run's own ceiling. Raising it needs the admin token."""
-    _print_run(_remote(gateway).put(f"/budget/runs/{quoted(run)}", "run_id", {"limit": limit}), as_json)
+    _print_run(_remote(gateway, tenant).put(f"/budget/runs/{quoted(run)}", "run_id", {"limit": limit}), as_json)
 
 
 @runs_app.command("settle")
@@ -207,31 +217,32 @@ def runs_settle(
     cost: Annotated[str | None, typer.Argument(help="What it really cost, in USD, such as 0.12.")] = None,
     release: Annotated[bool, typer.Option("--release", help="It cost nothing.")] = False,
     gateway: GatewayOption = HERE,
+    tenant: TenantOption = None,
     reason: str = "",
 ) -> None:
     """Settles a hold that is still open, or that was charged provisionally. Needs the admin token."""
     if (cost is None) is not release:
         _fail("name either what the hold cost, or --release")
     body: dict[str, Any] = {"release": True} if release else {"cost_usd": (cost or "").removeprefix("$")}
-    _print_json(_remote(gateway).post(f"/admin/holds/{quoted(hold)}/settle", "reservation_id", body | _why(reason)))
+    _print_json(_remote(gateway, tenant).post(f"/admin/holds/{quoted(hold)}/settle", "reservation_id", body | _why(reason)))
 
 
 @runs_app.command("freeze")
-def runs_freeze(scope: ScopeArgument, gateway: GatewayOption = HERE, reason: str = "") -> None:
+def runs_freeze(scope: ScopeArgument, gateway: GatewayOption = HERE, tenant: TenantOption = None, reason: str = "") -> None:
     """Whoever has all these values takes no more calls, and live ones end. Needs the admin token."""
-    _print_json(_remote(gateway).post("/admin/freeze", "frozen", {"scope": _scope(scope)} | _why(reason)))
+    _print_json(_remote(gateway, tenant).post("/admin/freeze", "frozen", {"scope": _scope(scope)} | _why(reason)))
 
 
 @runs_app.command("thaw")
-def runs_thaw(scope: ScopeArgument, gateway: GatewayOption = HERE, reason: str = "") -> None:
+def runs_thaw(scope: ScopeArgument, gateway: GatewayOption = HERE, tenant: TenantOption = None, reason: str = "") -> None:
     """Ends the freeze of that scope. Needs the admin token."""
-    _print_json(_remote(gateway).post("/admin/thaw", "frozen", {"scope": _scope(scope)} | _why(reason)))
+    _print_json(_remote(gateway, tenant).post("/admin/thaw", "frozen", {"scope": _scope(scope)} | _why(reason)))
 
 
 @runs_app.command("frozen")
-def runs_frozen(gateway: GatewayOption = HERE, as_json: JsonOption = False) -> None:
+def runs_frozen(gateway: GatewayOption = HERE, tenant: TenantOption = None, as_json: JsonOption = False) -> None:
     """What is frozen now. Needs the admin token."""
-    told = _remote(gateway).get("/admin/frozen", "frozen")
+    told = _remote(gateway, tenant).get("/admin/frozen", "frozen")
     if as_json:
         _print_json(told)
         return
@@ -242,9 +253,9 @@ def runs_frozen(gateway: GatewayOption = HERE, as_json: JsonOption = False) -> N
 
 
 @runs_app.command("acts")
-def runs_acts(gateway: GatewayOption = HERE, limit: int = 50, as_json: JsonOption = False) -> None:
+def runs_acts(gateway: GatewayOption = HERE, tenant: TenantOption = None, limit: int = 50, as_json: JsonOption = False) -> None:
     """What was done by hand, newest first: who, when, why. Needs the admin token."""
-    told = _remote(gateway).get("/admin/acts", "acts", limit=str(limit))
+    told = _remote(gateway, tenant).get("/admin/acts", "acts", limit=str(limit))
     if as_json:
         _print_json(told)
         return
@@ -252,9 +263,11 @@ def runs_acts(gateway: GatewayOption = HERE, limit: int = 50, as_json: JsonOptio
 
 
 @account_app.command("show")
-def account_show(key: KeyArgument, gateway: GatewayOption = HERE, as_json: JsonOption = False) -> None:
+def account_show(
+    key: KeyArgument, gateway: GatewayOption = HERE, tenant: TenantOption = None, as_json: JsonOption = False
+) -> None:
     """What is committed, reserved and adjusted there."""
-    _print_account(_remote(gateway).get(f"/admin/accounts/{quoted(key)}", "account"), as_json)
+    _print_account(_remote(gateway, tenant).get(f"/admin/accounts/{quoted(key)}", "account"), as_json)
 
 
 @account_app.command("limit")
@@ -262,12 +275,13 @@ def account_limit(
     key: KeyArgument,
     limit: Annotated[str, typer.Argument(help='Such as "$10.00", "200k tokens", "60 calls"; none: as the policy says.')],
     gateway: GatewayOption = HERE,
+    tenant: TenantOption = None,
     reason: str = "",
     as_json: JsonOption = False,
 ) -> None:
     """Sets the limit of one account, whatever the policy says."""
     body = {"limit": None if limit == "none" else limit} | _why(reason)
-    _print_account(_remote(gateway).post(f"/admin/accounts/{quoted(key)}/limit", "account", body), as_json)
+    _print_account(_remote(gateway, tenant).post(f"/admin/accounts/{quoted(key)}/limit", "account", body), as_json)
 
 
 @account_app.command("adjust", context_settings={"ignore_unknown_options": True})  # or -1.50 would be an option
@@ -276,19 +290,22 @@ def account_adjust(
     amount: Annotated[str, typer.Argument(help="What is added: 1.50 in USD, or 500 tokens or calls; -1.50 takes away.")],
     reason: Annotated[str, typer.Option(help="Why; kept with it.")],
     gateway: GatewayOption = HERE,
+    tenant: TenantOption = None,
     act_id: Annotated[str | None, typer.Option("--id", help="The same id again changes nothing.")] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Adds to what was committed in an account, or takes away."""
     given: Any = amount.replace("$", "") if key.endswith("|usd") else _whole(amount)
     body = {"amount": given, "reason": reason} | ({} if act_id is None else {"id": act_id})
-    _print_account(_remote(gateway).post(f"/admin/accounts/{quoted(key)}/adjust", "account", body), as_json)
+    _print_account(_remote(gateway, tenant).post(f"/admin/accounts/{quoted(key)}/adjust", "account", body), as_json)
 
 
 @account_app.command("reset")
-def account_reset(key: KeyArgument, gateway: GatewayOption = HERE, reason: str = "", as_json: JsonOption = False) -> None:
+def account_reset(
+    key: KeyArgument, gateway: GatewayOption = HERE, tenant: TenantOption = None, reason: str = "", as_json: JsonOption = False
+) -> None:
     """Forgets what was committed there. What is held stays held."""
-    _print_account(_remote(gateway).post(f"/admin/accounts/{quoted(key)}/reset", "account", _why(reason)), as_json)
+    _print_account(_remote(gateway, tenant).post(f"/admin/accounts/{quoted(key)}/reset", "account", _why(reason)), as_json)
 
 
 @app.command()
@@ -297,10 +314,11 @@ def spend(
     from_: Annotated[str | None, typer.Option("--from", help="A date, such as 2026-11-01. Default: 30 days.")] = None,
     to: Annotated[str | None, typer.Option(help="A date; that day is included. Default: today.")] = None,
     gateway: GatewayOption = HERE,
+    tenant: TenantOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """What was spent, and on what."""
-    told = _remote(gateway).get("/budget/spend", "rows", by=by, to=to, **{"from": from_})
+    told = _remote(gateway, tenant).get("/budget/spend", "rows", by=by, to=to, **{"from": from_})
     if as_json:
         _print_json(told)
         return
@@ -420,8 +438,8 @@ def _token() -> str | None:
     return os.environ.get("PENSTOCK_ADMIN_TOKEN") or os.environ.get("PENSTOCK_KEY")
 
 
-def _remote(gateway: str) -> Remote:
-    return Remote(gateway, _token())
+def _remote(gateway: str, tenant: str | None = None) -> Remote:
+    return Remote(gateway, _token(), tenant)
 
 
 def _on_ledger(config: Path | None, work: Callable[[Any], Awaitable[Any]]) -> Any:

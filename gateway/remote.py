@@ -18,15 +18,16 @@ class RemoteError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Remote:
-    """`url` without a path: `http://127.0.0.1:8080`. `token`: the admin token, or a caller's own key."""
+    """`url` without a path: `http://127.0.0.1:8080`. `token`: the admin token, or a caller's own key. `tenant`: the one that the admin
+    acts on."""
 
     url: str
     token: str | None = field(default=None, repr=False)
+    tenant: str | None = None
 
     def get(self, path: str, member: str, **query: str | None) -> dict[str, Any]:
         """`member`: what a gateway's answer has, and another server's has not."""
-        given = {name: value for name, value in query.items() if value is not None}
-        return self._ask("GET", f"{path}?{urllib.parse.urlencode(given)}" if given else path, member, None)
+        return self._ask("GET", path, member, None, query)
 
     def put(self, path: str, member: str, body: Mapping[str, Any]) -> dict[str, Any]:
         return self._ask("PUT", path, member, body)
@@ -34,11 +35,15 @@ class Remote:
     def post(self, path: str, member: str, body: Mapping[str, Any]) -> dict[str, Any]:
         return self._ask("POST", path, member, body)
 
-    def _ask(self, method: str, path: str, member: str, body: Mapping[str, Any] | None) -> dict[str, Any]:
+    def _ask(
+        self, method: str, path: str, member: str, body: Mapping[str, Any] | None, query: Mapping[str, str | None] | None = None
+    ) -> dict[str, Any]:
         if not self.url.startswith(("http://", "https://")):
             raise RemoteError(f"--gateway: found {self.url!r}, expected an address such as http://127.0.0.1:8080")
+        given = {name: value for name, value in {**(query or {}), "tenant": self.tenant}.items() if value is not None}
+        target = f"{path}?{urllib.parse.urlencode(given)}" if given else path
         request = urllib.request.Request(  # noqa: S310 - the scheme was checked above
-            self.url.rstrip("/") + path, method=method, data=None if body is None else json.dumps(body).encode()
+            self.url.rstrip("/") + target, method=method, data=None if body is None else json.dumps(body).encode()
         )
         request.add_header("Content-Type", "application/json")
         if self.token:

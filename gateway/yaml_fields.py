@@ -172,7 +172,9 @@ Dimension = Annotated[str, Reads(named(own_allowed=True), _A_DIMENSION, _DIMENSI
 BoundDimension = Annotated[str, Reads(named(own_allowed=False), _A_DIMENSION, _DIMENSION_SCHEMA)]
 Glob = Annotated[str, matching(r"[^\s\x00-\x1f]{1,200}", 'a name or a pattern such as "gpt-5*"', "gpt-5*")]
 ModelName = Annotated[str, matching(r"[^\s\x00-\x1f*?]{1,200}", "a model's name, without * and ?", "gpt-5-mini")]
-Word = Annotated[str, matching(r"[A-Za-z0-9._-]{1,64}", "1 to 64 letters, digits, dots, dashes or underscores")]
+WORD: Final = r"[A-Za-z0-9._-]{1,64}"
+A_WORD: Final = "1 to 64 letters, digits, dots, dashes or underscores"
+Word = Annotated[str, matching(WORD, A_WORD)]
 EnvironmentName = Annotated[
     str, matching("[A-Za-z_][A-Za-z0-9_]{0,127}", "the name of an environment variable (not its value)", hidden=True)
 ]

@@ -412,6 +412,11 @@ def test_an_operators_acts_on_a_running_gateway(
     assert json.loads(penstock("runs", "account", "show", steps, "--json").out)["committed"] == 6
     assert "no such account" in penstock("runs", "account", "show", "nonsense").complaint
 
+    assert "no such account" in penstock("runs", "account", "show", steps, "--tenant", "acme").complaint
+    assert "no such run" in penstock("runs", "show", "r42", "--tenant", "acme").complaint
+    assert json.loads(penstock("spend", "--tenant", "acme", "--json").out)["rows"] == []
+    assert "tenant" in penstock("runs", "frozen", "--tenant", "a b").complaint
+
     acts = penstock("runs", "acts", "--limit", "3").out
     assert [line.split()[2] for line in acts.splitlines()[1:]] == ["reset", "adjust", "adjust"]
     assert "anew" in acts

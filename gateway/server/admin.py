@@ -1,12 +1,13 @@
-"""`/admin/*`: what only the operator does. Needs the admin token, which opens no model route. Every act is kept with who, when and why."""
+"""`/admin/*`: what only the operator does. Needs the admin token, which opens no model route. Every act is kept with who, when and why.
+
+A page shows and changes one tenant: the one that `?tenant=` names, by default `default`.
+"""
 
 import re
 import secrets
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final, TypeAlias
-
-from multidict import CIMultiDictProxy
 
 from gateway.core.money import MAX_AMOUNT, parse_usd
 from gateway.core.scopes import Unit
@@ -15,13 +16,13 @@ from gateway.ledger.contract import AccountView, Adjusting, Ledger
 from gateway.policy_file import MAX_COUNT, parse_amount
 from gateway.server.pages import (
     PrincipalOf,
+    asked,
     bad_member,
     body_of,
     count_of,
     found,
     json_reply,
     ledger_page,
-    query_of,
     reason_of,
     text_of,
     usd_of,
@@ -73,8 +74,7 @@ class Admin:
     async def holds(self, inbound: Inbound, params: Mapping[str, str]) -> Reply:
         """Live holds and those whose lease ran out (charged in full, unconfirmed), oldest first. `?run=` narrows it to one run."""
         del params
-        principal = self._admin(inbound.headers)
-        query = query_of(inbound, ("run", "limit"))
+        principal, query = self._admin(inbound, ("run", "limit"))
         limit = count_of(query, "limit", 100, 1_000)
         run = run_id(query["run"]) if "run" in query else None
         holds = await self.ledger.holds(principal.tenant, run, limit)
@@ -82,7 +82,7 @@ class Admin:
 
     async def settle(self, inbound: Inbound, params: Mapping[str, str]) -> Reply:
         """`{"cost_usd": "0.12"}` says what the call really cost, `{"release": true}` that it cost nothing; `reason` is kept with it."""
-        principal = self._admin(inbound.headers)
+        principal, _ = self._admin(inbound)
         hold_id = params["id"]
         body = body_of(inbound, ("cost_usd", "release", "reason"))
         cost, reason = _cost_in(body), reason_of(body)
@@ -97,20 +97,24 @@ class Admin:
 
     async def frozen(self, inbound: Inbound, params: Mapping[str, str]) -> Reply:
         del params
-        principal = self._admin(inbound.headers)
-        query_of(inbound, ())
+        principal, _ = self._admin(inbound)
         return json_reply({"frozen": [frozen_json(each) for each in await self.ledger.frozen(principal.tenant)]})
 
     async def freeze(self, inbound: Inbound, params: Mapping[str, str]) -> Reply:
-        """`{"scope": {"team": "research"}}`: callers with all these values take no more calls; `{}` is the whole tenant."""
+        """`{"scope": {"team": "research"}}`: callers with all these values take no more calls; `{}` is the whole tenant that is acted
+        on, another one is no scope in it."""
         del params
-        principal = self._admin(inbound.headers)
+        principal, _ = self._admin(inbound)
         body = body_of(inbound, ("scope", "reason"))
         scope, reason = _scope_in(body), reason_of(body)
         known = {*_OWN, *self.dimensions()}
         for name, _ in scope:
             if name not in known:
                 raise bad_member("scope", f"dimensions that callers have here: {', '.join(sorted(known))}; found {name!a}")
+        if any(name == "tenant" and value != principal.tenant for name, value in scope):
+            # It would freeze nobody, and seem to.
+            here = f"{principal.tenant}, the tenant acted on; for all of another one use ?tenant=NAME and the scope {{}}"
+            raise bad_member("scope.tenant", here)
         changed = await self.ledger.freeze(principal.tenant, scope, principal.key, reason)
         self.on_frozen(principal.tenant, scope)
         return json_reply({"scope": dict(scope), "frozen": True, "changed": changed})
@@ -118,7 +122,7 @@ class Admin:
     async def thaw(self, inbound: Inbound, params: Mapping[str, str]) -> Reply:
         """The same scope that was frozen: thawing the tenant leaves a frozen team as it is."""
         del params
-        principal = self._admin(inbound.headers)
+        principal, _ = self._admin(inbound)
         body = body_of(inbound, ("scope", "reason"))
         scope, reason = _scope_in(body), reason_of(body)
         changed = await self.ledger.thaw(principal.tenant, scope, principal.key, reason)
@@ -127,13 +131,12 @@ class Admin:
     # -- accounts -------------------------------------------------------------------------------------------------------------
 
     async def account(self, inbound: Inbound, params: Mapping[str, str]) -> Reply:
-        principal = self._admin(inbound.headers)
-        query_of(inbound, ())
+        principal, _ = self._admin(inbound)
         return _account_reply(await self.ledger.account(principal.tenant, params["key"]))
 
     async def limit(self, inbound: Inbound, params: Mapping[str, str]) -> Reply:
         """`{"limit": "$10"}`, `"200k tokens"` or `"60 calls"`, by the account's unit; null: the policy's counts again."""
-        principal, key = self._admin(inbound.headers), params["key"]
+        (principal, _), key = self._admin(inbound), params["key"]
         body = body_of(inbound, ("limit", "reason"))
         reason = reason_of(body)
         account = found(await self.ledger.account(principal.tenant, key), "account")
@@ -142,7 +145,7 @@ class Admin:
 
     async def adjust(self, inbound: Inbound, params: Mapping[str, str]) -> Reply:
         """`{"amount": "-1.50", "reason": "…"}` adds to what was committed, or takes away; once for each `id`."""
-        principal, key = self._admin(inbound.headers), params["key"]
+        (principal, _), key = self._admin(inbound), params["key"]
         body = body_of(inbound, ("amount", "reason", "id"))
         reason = reason_of(body)
         if not reason:
@@ -160,7 +163,7 @@ class Admin:
 
     async def reset(self, inbound: Inbound, params: Mapping[str, str]) -> Reply:
         """Forgets what was committed there, but for what is unconfirmed. What is held stays held."""
-        principal = self._admin(inbound.headers)
+        principal, _ = self._admin(inbound)
         reason = reason_of(body_of(inbound, ("reason",)))
         return _account_reply(await self.ledger.reset(principal.tenant, params["key"], principal.key, reason))
 
@@ -169,20 +172,19 @@ class Admin:
     async def acts(self, inbound: Inbound, params: Mapping[str, str]) -> Reply:
         """What somebody did by hand, newest first. `next` is the `before` of the next page, null on the last one."""
         del params
-        principal = self._admin(inbound.headers)
-        query = query_of(inbound, ("limit", "before"))
+        principal, query = self._admin(inbound, ("limit", "before"))
         limit = count_of(query, "limit", 50, 1_000)
         acts = await self.ledger.acts(principal.tenant, limit + 1, query.get("before"))
         following = acts[limit - 1].id if len(acts) > limit else None
         return json_reply({"acts": [act_json(act) for act in acts[:limit]], "next": following})
 
-    def _admin(self, headers: CIMultiDictProxy[str]) -> Principal:
-        principal = self.principal_of(headers)
-        if not principal.admin:
+    def _admin(self, inbound: Inbound, known: Collection[str] = ()) -> tuple[Principal, dict[str, str]]:
+        """The admin in the tenant acted on, and the query."""
+        if not self.principal_of(inbound.headers).admin:
             unset = self.unset_token_env
             way = "send it as the bearer token" if unset is None else f"none is configured: set {unset} and restart"
             raise Refused(problem("admin_required", f"This page needs the admin token; {way}."))
-        return principal
+        return asked(self.principal_of, inbound, known)
 
 
 def _account_reply(view: AccountView | None) -> Reply:

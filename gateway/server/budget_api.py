@@ -1,7 +1,7 @@
 """`/budget/*`: what a caller may know of its calls, runs and spend; how it tightens a run, and how it stops or pauses one.
 
-A caller sees and changes only its own key's runs: another's are 404, as are those that never were. The admin sees the tenant, and
-alone may raise a limit.
+A caller sees and changes only its own key's runs: another's are 404, as are those that never were. The admin sees all of the tenant
+that `?tenant=` names, and alone may raise a limit.
 """
 
 import asyncio
@@ -16,6 +16,7 @@ from gateway.identity import ANONYMOUS, Principal
 from gateway.ledger.contract import CallRecord, Ledger, RunState, RunView, SetLimit, SpendRow
 from gateway.server.pages import (
     PrincipalOf,
+    asked,
     bad_member,
     body_of,
     count_of,
@@ -23,7 +24,6 @@ from gateway.server.pages import (
     json_reply,
     ledger_page,
     not_found,
-    query_of,
     reason_of,
     usd_of,
 )
@@ -69,7 +69,7 @@ class BudgetApi:
 
     async def decision(self, inbound: Inbound, params: Mapping[str, str]) -> Reply:
         """By decision id (`bdg_…`) or by the id of its hold (`rsv_…`)."""
-        principal = self.principal_of(inbound.headers)
+        principal, _ = asked(self.principal_of, inbound)
         match = _DECISION.fullmatch(params["id"])
         record = await self._record(principal.tenant, f"bdg_{match.group(1)}") if match else None
         if record is None or not _may_see(principal, record.owner):
@@ -85,8 +85,7 @@ class BudgetApi:
     async def runs(self, inbound: Inbound, params: Mapping[str, str]) -> Reply:
         """Newest activity first. `next` is the `before` of the next page, null on the last one."""
         del params
-        principal = self.principal_of(inbound.headers)
-        query = query_of(inbound, ("limit", "before"))
+        principal, query = asked(self.principal_of, inbound, ("limit", "before"))
         limit = count_of(query, "limit", 50, 200)
         before = run_id(query["before"]) if "before" in query else None
         owner = None if principal.admin else principal.key
@@ -98,15 +97,14 @@ class BudgetApi:
         return json_reply({"runs": page, "next": following})
 
     async def run(self, inbound: Inbound, params: Mapping[str, str]) -> Reply:
-        principal = self.principal_of(inbound.headers)
+        principal, _ = asked(self.principal_of, inbound)
         return json_reply(run_json(await self._run(principal, run_id(params["id"]))))
 
     async def spend(self, inbound: Inbound, params: Mapping[str, str]) -> Reply:
         """`by`: dimensions, run, key, model, provider, day, in this order in each row. The ledger adds up whole UTC days: `from` and
         `to` (both included) name the days that were counted."""
         del params
-        principal = self.principal_of(inbound.headers)
-        query = query_of(inbound, ("by", "from", "to", "limit"))
+        principal, query = asked(self.principal_of, inbound, ("by", "from", "to", "limit"))
         by = _groups(query.get("by", "model"))
         most = count_of(query, "limit", 1_000, 10_000)
         today = _day(self.now_ms())
@@ -136,7 +134,7 @@ class BudgetApi:
 
     async def set_limit(self, inbound: Inbound, params: Mapping[str, str]) -> Reply:
         """`{"limit": "$2.00"}`, also before the run's first call. The answer is the run as it stands then."""
-        principal = self.principal_of(inbound.headers)
+        principal, _ = asked(self.principal_of, inbound)
         run = run_id(params["id"])
         limit = usd_of(body_of(inbound, ("limit",)), "limit")
         if limit is None:
@@ -181,7 +179,7 @@ class BudgetApi:
 
     def _act_on(self, inbound: Inbound, params: Mapping[str, str]) -> tuple[Principal, str, str]:
         """Who acts, on which run, and why."""
-        principal = self.principal_of(inbound.headers)
+        principal, _ = asked(self.principal_of, inbound)
         return principal, run_id(params["id"]), reason_of(body_of(inbound, ("reason",)))
 
     async def _run(self, principal: Principal, run: str) -> RunView:

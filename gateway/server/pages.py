@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Callable, Collection, Mapping
+from dataclasses import replace
 from typing import Final, TypeVar
 from urllib.parse import parse_qsl
 
@@ -15,12 +16,14 @@ from gateway.server.routes import Page, Route
 from gateway.wire.body import parse_object
 from gateway.wire.exchange import Headers, Inbound, Reply
 from gateway.wire.problem import Refused, bad_request, problem
+from gateway.yaml_fields import A_WORD, WORD
 
 PrincipalOf = Callable[[CIMultiDictProxy[str]], Principal]  # Refused 401 invalid_key
 
 T = TypeVar("T")
 
 _MAX_REASON: Final = 500
+_TENANT: Final = re.compile(WORD, re.ASCII)  # as `keys` in the config names them
 
 
 def json_reply(value: Mapping[str, object], status: int = 200, headers: Headers = ()) -> Reply:
@@ -54,12 +57,26 @@ def found(thing: T | None, what: str) -> T:
     return thing
 
 
+def asked(principal_of: PrincipalOf, inbound: Inbound, known: Collection[str] = ()) -> tuple[Principal, dict[str, str]]:
+    """Who asks, and the query. The admin acts in the tenant that `?tenant=` names; everybody else in their key's own, whatever they
+    send: to them the parameter is unknown."""
+    principal = principal_of(inbound.headers)
+    if not principal.admin:
+        return principal, query_of(inbound, known)
+    query = query_of(inbound, (*known, "tenant"))
+    tenant = query.pop("tenant", principal.tenant)
+    if _TENANT.fullmatch(tenant) is None:
+        raise bad_member("tenant", f"a tenant's name, {A_WORD}")
+    return replace(principal, tenant=tenant), query
+
+
 def query_of(inbound: Inbound, known: Collection[str]) -> dict[str, str]:
     """The query's parameters. One that is unknown or comes twice is refused: ignoring a misspelt `form=` would answer another question."""
     query: dict[str, str] = {}
     for name, value in parse_qsl(inbound.query, keep_blank_values=True):
         if name not in known:
-            raise bad_request("bad_request", f"Unknown parameter {name[:80]!a}; this page takes {', '.join(known)}.", name[:80])
+            takes = ", ".join(known) or "none"
+            raise bad_request("bad_request", f"Unknown parameter {name[:80]!a}; this page takes {takes}.", name[:80])
         if name in query:
             raise bad_request("bad_request", f"The parameter {name} was sent twice.", name)
         query[name] = value

@@ -11,7 +11,7 @@ import openai
 import pytest
 
 from tests.support.config import Setup, free_port, listed, policy, run_ceiling
-from tests.support.gateway import GatewayProcess
+from tests.support.gateway import ADMIN_TOKEN, GatewayProcess
 from tests.support.load import chat
 from tests.support.provider import FaultProvider
 
@@ -98,6 +98,31 @@ def test_keys_do_not_see_each_others_runs_and_tenants_share_nothing(
     assert ask(gateway, run, Authorization=f"Bearer {NIGHTLY}").json()["code"] == "run_owned_by_another"
     assert ask(gateway, run, Authorization=f"Bearer {ACME}").status_code == 200  # its own run of that name
     assert gateway.run(run, key=ACME)["calls"] == gateway.run(run, key=CI)["calls"] == 1
+
+
+def test_the_admin_resumes_another_tenants_run_by_naming_the_tenant(
+    gateway: GatewayProcess, provider: FaultProvider, run: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    acme = {"Authorization": f"Bearer {ACME}"}
+    assert ask(gateway, run, **acme).status_code == 200
+    assert gateway.admin("POST", f"/budget/runs/{run}/pause?tenant=acme").json()["paused_by"] == "admin"
+    assert ask(gateway, run, **acme).json()["code"] == "run_paused"
+    for page in ("resume", "stop"):
+        assert gateway.admin("POST", f"/budget/runs/{run}/{page}").status_code == 404  # default has no such run
+    own = httpx.post(f"{gateway.url}/budget/runs/{run}/resume?tenant=acme", headers=acme, trust_env=False)
+    assert own.status_code == 400
+    monkeypatch.setenv("PENSTOCK_ADMIN_TOKEN", ADMIN_TOKEN)
+    monkeypatch.setenv("PENSTOCK_GATEWAY", gateway.url)
+    told = subprocess.run(
+        [sys.executable, "-m", "gateway", "runs", "resume", run, "--tenant", "acme"],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert "state            active" in told.stdout, told.stderr
+    assert ask(gateway, run, **acme).status_code == 200
+    assert gateway.admin("GET", f"/budget/runs/{run}").status_code == 404  # nor was one made there
 
 
 def test_a_key_that_is_known_makes_any_host_name_good(gateway: GatewayProcess, provider: FaultProvider, run: str) -> None:

@@ -1,5 +1,6 @@
 """What only the operator does: settle holds, freeze scopes, correct accounts; and what is kept of it."""
 
+from dataclasses import replace
 from typing import Any
 from urllib.parse import quote
 
@@ -194,6 +195,7 @@ async def test_the_whole_tenant_can_be_frozen(ask: Asking, ledger: SqliteLedger,
         ({"scope": {"team": ""}}, "scope.team"),
         ({"scope": {"team": "a\nb"}}, "scope.team"),
         ({"scope": {"team": "x"}, "why": "y"}, "why"),
+        ({"scope": {"tenant": "acme"}}, "use ?tenant=NAME and the scope {}"),  # of default, it would freeze nobody
     ],
 )
 async def test_a_scope_that_cannot_be_is_refused_and_nobody_is_frozen(
@@ -204,6 +206,41 @@ async def test_a_scope_that_cannot_be_is_refused_and_nobody_is_frozen(
     assert words in shown["detail"]
     assert ended == []
     assert (await ask("GET", "/admin/frozen", as_="admin"))[1] == {"frozen": []}
+
+
+# -- tenants --------------------------------------------------------------------------------------------------------------------
+
+
+async def test_the_admin_acts_on_the_tenant_that_is_named_and_on_no_other(
+    ask: Asking, ledger: SqliteLedger, clock: Clock, ended: list[tuple[str, Any]]
+) -> None:
+    theirs = decision("bdg_1", replace(caller("r1"), tenant="acme"), at_ms=clock.now_ms)
+    assert isinstance(await ledger.reserve(theirs, LEASE_MS), Hold)
+    assert isinstance(await reserved(ledger, clock, 1), Hold)
+    assert (await ask("POST", f"{ACCOUNT}/limit?tenant=acme", {"limit": "$0.15"}, as_="admin"))[1]["limit"] == "0.15"
+    assert (await ask("GET", ACCOUNT, as_="admin"))[1]["limit"] is None
+    assert (await ask("POST", "/admin/holds/rsv_1/settle?tenant=acme", {"release": True}, as_="admin"))[1]["changed"] is True
+    assert (await ask("GET", "/admin/holds?tenant=acme", as_="admin"))[1]["holds"] == []
+    assert len((await ask("GET", "/admin/holds", as_="admin"))[1]["holds"]) == 1
+    assert (await ask("POST", "/admin/freeze?tenant=acme", {"scope": {"tenant": "acme"}}, as_="admin"))[0] == 200
+    assert ended == [("acme", (("tenant", "acme"),))]
+    assert isinstance(await ledger.reserve(replace(theirs, id="bdg_2"), LEASE_MS), Barred)
+    assert (await ask("GET", "/admin/frozen", as_="admin"))[1] == {"frozen": []}
+    _, told = await ask("GET", "/admin/acts?tenant=acme", as_="admin")
+    assert [act["act"] for act in told["acts"]] == ["freeze", "settle", "set_account_limit"]
+    assert (await ask("GET", "/admin/acts", as_="admin"))[1]["acts"] == []
+
+
+@pytest.mark.parametrize(
+    "query", ["tenant=", "tenant=a%20b", "tenant=a/b", f"tenant={'x' * 65}", "tenant=a&tenant=b", "tennant=a"]
+)
+async def test_a_tenant_that_cannot_be_is_refused_before_anything_is_done(
+    ask: Asking, ended: list[tuple[str, Any]], query: str
+) -> None:
+    status, shown = await ask("POST", f"/admin/freeze?{query}", {"scope": {}}, as_="admin")
+    assert (status, shown["code"]) == (400, "bad_request")
+    assert ended == []
+    assert (await ask("GET", f"/admin/acts?{query}", as_="admin"))[0] == 400
 
 
 # -- accounts -------------------------------------------------------------------------------------------------------------------

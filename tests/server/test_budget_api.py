@@ -588,3 +588,43 @@ async def test_rows_beyond_the_limit_are_counted_and_stay_in_the_total(ask: Aski
 async def test_a_spend_question_that_cannot_be_read_is_refused(ask: Asking, query: str) -> None:
     status, shown = await ask("GET", f"/budget/spend?{query}")
     assert (status, shown["code"]) == (400, "bad_request")
+
+
+# -- tenants --------------------------------------------------------------------------------------------------------------------
+
+
+async def test_the_admin_sees_and_changes_the_runs_of_the_tenant_that_it_names(
+    ask: Asking, ledger: SqliteLedger, clock: Clock, stopped: Stopped
+) -> None:
+    theirs = decision("bdg_1", replace(caller("r1"), tenant="acme"), limit=CEILING, at_ms=clock.now_ms)
+    assert isinstance(await ledger.reserve(theirs, LEASE_MS), Hold)
+    _, shown = await ask("PUT", "/budget/runs/r1?tenant=acme", {"limit": "$7"}, as_="admin")
+    assert shown["limit_usd"] == "7.00"
+    assert (await ask("POST", "/budget/runs/r1/pause?tenant=acme", as_="admin"))[1]["state"] == "paused"
+    assert (await ask("POST", "/budget/runs/r1/resume?tenant=acme", as_="admin"))[1]["state"] == "active"
+    assert (await ask("POST", "/budget/runs/r1/stop?tenant=acme", as_="admin"))[1]["state"] == "stopped"
+    assert stopped.runs == [("acme", "r1")]
+    assert (await ask("GET", "/budget/runs/r1?tenant=acme", as_="admin"))[1]["state"] == "stopped"
+    assert (await ask("GET", "/budget/decisions/bdg_1?tenant=acme", as_="admin"))[0] == 200
+    assert [run["run_id"] for run in (await ask("GET", "/budget/runs?tenant=acme", as_="admin"))[1]["runs"]] == ["r1"]
+    assert (await ask("GET", "/budget/runs", as_="admin"))[1]["runs"] == []
+    assert (await ask("GET", "/budget/spend?tenant=acme", as_="admin"))[0] == 200
+
+
+@pytest.mark.parametrize("tenant", ["acme", "default"])
+async def test_a_caller_names_no_tenant(ask: Asking, ledger: SqliteLedger, clock: Clock, tenant: str) -> None:
+    await call(ledger, clock, 1)
+    for method, path in (
+        ("GET", "/budget/decisions/bdg_1"),
+        ("GET", "/budget/runs"),
+        ("GET", "/budget/runs/r1"),
+        ("GET", "/budget/spend"),
+        ("POST", "/budget/runs/r1/stop"),
+        ("POST", "/budget/runs/r1/pause"),
+        ("POST", "/budget/runs/r1/resume"),
+        ("PUT", "/budget/runs/r1"),
+    ):
+        status, shown = await ask(method, f"{path}?tenant={tenant}", {"limit": "$1"} if method == "PUT" else None)
+        assert (status, shown["code"]) == (400, "bad_request"), path
+        assert "tenant" in shown["detail"]
+    assert (await ask("GET", "/budget/runs/r1"))[1]["state"] == "active"

@@ -25,8 +25,8 @@ from tests.support.clock import NOW_MS
 USD = MICROCENTS_PER_USD
 
 
-def run_account(run: str = "r1", budget: str = "run-ceiling", unit: Unit = Unit.USD) -> Account:
-    return Account("default", budget, (("run", run),), LIFETIME, unit)
+def run_account(run: str = "r1", budget: str = "run-ceiling", unit: Unit = Unit.USD, tenant: str = "default") -> Account:
+    return Account(tenant, budget, (("run", run),), LIFETIME, unit)
 
 
 def caller(run: str = "r1", key: str = "key_a", **dimensions: str) -> Caller:
@@ -48,7 +48,7 @@ def decision(
     prompt: str = "hello",
 ) -> Decision:
     who = who or caller()
-    charge = Charge(Ceiling(run_account(who.run_scope), limit, Mode.HARD_GATE, Basis.RESERVED_AND_COMMITTED, own=True))
+    charge = Charge(Ceiling(run_account(who.run_scope, tenant=who.tenant), limit, Mode.HARD_GATE, Basis.RESERVED_AND_COMMITTED, own=True))
     directives = Directives(run_limit=None if run_limit is None else Microcents(run_limit))
     call = Call(who, "chat", model, False, 1, None, (Part("user", (prompt,)),), directives=directives)
     return Decision(id, call, (plan((charge,), usd, model),), at_ms, "2026-11-01+abc")
