@@ -33,7 +33,7 @@ from gateway.keeper import Keeper
 from gateway.ledger import opening
 from gateway.ledger.archive import KEEP_MS as ARCHIVE_KEEP_MS
 from gateway.ledger.archive import Archive
-from gateway.ledger.contract import Expired, Keep, Ledger, LedgerUnavailable
+from gateway.ledger.contract import Expired, Keep, Ledger, LedgerLost, LedgerUnavailable
 from gateway.ledger.journal import Journal
 from gateway.ledger.resilient import ResilientLedger
 from gateway.metrics import Metrics
@@ -220,16 +220,24 @@ class Gateway:
             self.observer.alert(alert)
 
     def _reaping_failed(self, failure: Exception) -> None:
-        if self._may_tell("reaping"):
+        if not self._may_tell("reaping", failure):
+            return
+        if isinstance(failure, LedgerUnavailable | LedgerLost):
             self.events.log.warning("holds_wait_for_the_ledger", why=str(failure))
+        else:
+            self.events.problem("ending holds whose lease ran out", failure)
 
     def _keeping_failed(self, failure: Exception) -> None:
-        if self._may_tell("keeping"):
+        if not self._may_tell("keeping", failure):
+            return
+        if isinstance(failure, LedgerUnavailable | LedgerLost):
             self.events.log.warning("old_records_wait_for_the_ledger", why=str(failure))
+        else:
+            self.events.problem("keeping the ledger small", failure)
 
-    def _may_tell(self, trouble: str) -> bool:
-        """No surprise, and it may last: the calls that it refuses tell of it too."""
-        now_ms = clock_ms()
+    def _may_tell(self, work: str, failure: Exception) -> bool:
+        """It may last, and then comes every few seconds."""
+        trouble, now_ms = f"{work}: {type(failure).__name__}", clock_ms()
         told = now_ms - self._told_ms.get(trouble, 0) < _TELL_AGAIN_MS
         if not told:
             self._told_ms[trouble] = now_ms

@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 from typing import Final
 
 from gateway.ledger.archive import Archive
-from gateway.ledger.contract import CallRecord, Keep, Ledger, LedgerLost, LedgerUnavailable
+from gateway.ledger.contract import CallRecord, Keep, Ledger
 
 _EVERY_S: Final = 5.0
 _PAUSE_S: Final = 0.02  # between batches: the calls of that time go first
@@ -15,7 +15,7 @@ _BATCH: Final = 24
 
 class Keeper:
     """`keep` is asked each time: a new policy may say otherwise. `archive` None: the ledger itself keeps records long enough.
-    `on_failure` is told of a store that does not answer, each time it is asked in vain."""
+    `on_failure` is told of a store that does not answer, and of whatever else went wrong, each time."""
 
     def __init__(
         self,
@@ -36,7 +36,7 @@ class Keeper:
         while True:
             try:
                 await self.tidy()
-            except (LedgerUnavailable, LedgerLost) as failure:  # what is due stays due
+            except Exception as failure:  # noqa: BLE001 - a background loop: without it ledgers would grow. What is due stays due
                 self._on_failure(failure)
             await asyncio.sleep(_EVERY_S)
 

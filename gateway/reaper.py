@@ -4,13 +4,13 @@ import asyncio
 from collections.abc import Callable
 from typing import Final
 
-from gateway.ledger.contract import Expired, Ledger, LedgerLost, LedgerUnavailable
+from gateway.ledger.contract import Expired, Ledger
 
 _BATCH: Final = 100
 
 
 class Reaper:
-    """`on_expired` is told of each hold; `on_failure` of a ledger that does not answer, each time it is asked in vain."""
+    """`on_expired` is told of each hold; `on_failure` of a ledger that does not answer, and of whatever else went wrong, each time."""
 
     def __init__(
         self, ledger: Ledger, every_ms: int, on_expired: Callable[[Expired], None], on_failure: Callable[[Exception], None]
@@ -25,7 +25,7 @@ class Reaper:
         while True:
             try:
                 await self.sweep()
-            except (LedgerUnavailable, LedgerLost) as failure:  # the holds wait in the store until it is back
+            except Exception as failure:  # noqa: BLE001 - a background loop: without it no hold would be ended any more. They wait
                 self._on_failure(failure)
             await asyncio.sleep(self._every_s)
 

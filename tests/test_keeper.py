@@ -137,8 +137,8 @@ class Scripted:
         return 0
 
 
-@pytest.mark.parametrize("failure", [LedgerUnavailable("away"), LedgerLost("behind")])
-async def test_a_ledger_that_does_not_answer_is_reported_and_asked_again(
+@pytest.mark.parametrize("failure", [LedgerUnavailable("away"), LedgerLost("behind"), ZeroDivisionError("a bug")])
+async def test_a_ledger_that_does_not_answer_or_fails_is_reported_and_asked_again(
     monkeypatch: pytest.MonkeyPatch, clock: Clock, failure: Exception
 ) -> None:
     monkeypatch.setattr("gateway.keeper._EVERY_S", 0.0)
@@ -152,9 +152,3 @@ async def test_a_ledger_that_does_not_answer_is_reported_and_asked_again(
     assert failures == [failure, failure]
     assert not task.done()
     task.cancel()
-
-
-async def test_a_bug_in_the_ledger_ends_the_task_so_that_it_is_seen(clock: Clock) -> None:
-    ledger: Any = Scripted(ZeroDivisionError())
-    with pytest.raises(ZeroDivisionError):
-        await keeper(ledger, None, clock).run()
