@@ -7,6 +7,7 @@ import shutil
 import sys
 import tempfile
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Any, Final, NoReturn, TextIO
 
@@ -380,6 +381,9 @@ def ledger_export(
         draft.replace(file)
     except OSError as error:
         _fail(f"{file}: {error.strerror}")
+    finally:
+        with suppress(OSError):
+            draft.unlink()  # of an export that failed, also where it ended in _fail
     _print_verdict(verdict, "exported")
 
 

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 import apsw
 import pytest
@@ -319,8 +319,25 @@ def test_a_file_that_is_not_there_is_one_line(penstock: Callable[..., Done], con
 
 def test_a_ledger_that_was_lost_is_neither_verified_nor_exported(penstock: Callable[..., Done], spent: Path) -> None:
     (spent.parent / "ledger.db").unlink()
-    for verb in (["verify"], ["export", "-"]):
+    file = spent.parent / "export.jsonl"
+    for verb in (["verify"], ["export", "-"], ["export", file]):
         assert "the ledger: the ledger file" in penstock("ledger", *verb, "-c", spent).complaint
+    assert not list(spent.parent.glob("export.jsonl*"))
+
+
+def test_an_export_that_failed_halfway_leaves_nothing_behind_and_the_one_before_as_it_was(
+    penstock: Callable[..., Done], spent: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def broken(ledger: object, out: BinaryIO) -> None:
+        out.write(b"a part of it")
+        raise OSError(28, "No space left on device")
+
+    file = spent.parent / "export.jsonl"
+    file.write_text("the one before")
+    monkeypatch.setattr("gateway.ledger.moving.export_to", broken)
+    assert "No space left on device" in penstock("ledger", "export", file, "-c", spent).complaint
+    assert file.read_text() == "the one before"
+    assert list(spent.parent.glob("export.jsonl*")) == [file]
 
 
 # -- a running gateway ------------------------------------------------------------------------------------------------------------
