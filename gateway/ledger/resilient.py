@@ -125,7 +125,7 @@ class ResilientLedger:
         self._refuses = False  # no tenant has been served since the last failure
         self._unacknowledged: deque[_Ending] = deque()  # in the order of their deadlines
         self._timer: asyncio.TimerHandle | None = None
-        self._replays: deque[Ticket] = deque()
+        self._replays: dict[str, deque[Ticket]] = {}  # by tenant; none is empty
         self._to_replay = asyncio.Event()
         self._tasks: list[asyncio.Task[None]] = []
 
@@ -228,7 +228,8 @@ class ResilientLedger:
         try:
             await self._there().extend(tenant, _PROBE, 1)
         except LedgerUnavailable:
-            return
+            if tenant in self._away:
+                self._away[tenant] = self._away.pop(tenant)  # to the end: of many, others are asked about first, next time
         except LedgerLost as failure:
             self._set_down(failure)
         else:
@@ -325,26 +326,34 @@ class ResilientLedger:
     # -- replaying ------------------------------------------------------------------------------------------------------------
 
     def _replay_later(self, *tickets: Ticket) -> None:
-        self._replays.extend(tickets)
-        if self._replays:
+        for ticket in tickets:
+            self._replays.setdefault(ticket.entry.tenant, deque()).append(ticket)
             self._to_replay.set()
 
     async def _replay(self) -> None:
-        """Until it is cancelled. Entries go in their order; no two are of one hold, so some may go side by side."""
+        """Until it is cancelled. A tenant's entries go in their order; no two are of one hold, so some may go side by side."""
         while True:
             await self._to_replay.wait()
-            batch = [self._replays.popleft() for _ in range(min(_AT_ONCE, len(self._replays)))]
-            try:
-                taken = await asyncio.gather(*(self._replayed(ticket) for ticket in batch))
-            except BaseException:
-                self._replays.extendleft(reversed(batch))
-                raise
+            batch = self._next_replays()
+            taken = await asyncio.gather(*(self._replayed(ticket) for ticket in batch))
             left = [ticket for ticket, done in zip(batch, taken, strict=True) if not done]
-            self._replays.extend(left)
+            for ticket in reversed(left):
+                self._replays.setdefault(ticket.entry.tenant, deque()).appendleft(ticket)
             if not self._replays:
                 self._to_replay.clear()
-            if left:
+            if not any(taken):  # no tenant is served that has entries here
                 await asyncio.sleep(_TEND_S)
+
+    def _next_replays(self) -> list[Ticket]:
+        """A share for each tenant that is served: those of a tenant that is away wait for its breaker to close, and delay no other's."""
+        served = [tenant for tenant in self._replays if tenant not in self._away][:_AT_ONCE]
+        batch: list[Ticket] = []
+        for tenant in served:
+            waiting = self._replays[tenant]
+            batch += [waiting.popleft() for _ in range(min(_AT_ONCE // len(served), len(waiting)))]
+            if not waiting:
+                del self._replays[tenant]
+        return batch
 
     async def _replayed(self, ticket: Ticket) -> bool:
         """Whether it is done with."""

@@ -274,6 +274,43 @@ async def test_where_neither_ledger_nor_journal_takes_it_the_caller_hears_of_it(
         assert await here.run() == (4, 10, 2)  # the other is left to its lease
 
 
+async def test_what_waits_for_a_tenant_that_is_away_delays_no_other_tenant_and_keeps_its_order(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(resilient, "_AT_ONCE", 4)
+    async with gateway(tmp_path) as here:
+        theirs = [await here.hold() for _ in range(8)]
+        plans = plan(charge(account(tenant="other")))
+        ours = [await here.hold(decision(plans, of=caller(f"r{each}", tenant="other"))) for each in range(3)]
+        here.faults.everywhere(BEFORE)
+        for hold in theirs:
+            await commit(here.ledger, hold)
+        for hold in ours:
+            await here.ledger.commit("other", hold.id, settlement(4))
+        here.faults.of, here.faults.away, here.faults.asked = {}, TENANT, []
+        await until(lambda: here.journal.waiting == 8)  # the other's
+        assert here.faults.asked.count("commit") == 3  # and nobody waited for what could not be had
+        assert here.ledger.health()["ok"] is True
+        here.faults.away, here.faults.taken = None, []
+        await until(lambda: idle(here.journal))
+        assert here.faults.taken == [hold.id for hold in theirs]
+
+
+async def test_of_more_tenants_that_are_away_than_are_asked_about_at_once_each_gets_its_turn(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(resilient, "_AT_ONCE", 1)
+    async with gateway(tmp_path) as here:
+        here.faults.everywhere(BEFORE)
+        for tenant in (TENANT, "other"):
+            with pytest.raises(LedgerUnavailable):
+                await here.ledger.reserve(decision(plan(charge(account(tenant=tenant))), of=caller(tenant=tenant)), LEASE_MS)
+        here.faults.of, here.faults.away = {}, TENANT
+        await until(lambda: here.ledger.health()["ok"] is True)
+        other = plan(charge(account(tenant="other")))
+        assert isinstance(await here.ledger.reserve(decision(other, of=caller(tenant="other")), LEASE_MS), Hold)
+
+
 # -- reserve ----------------------------------------------------------------------------------------------------------------------
 
 

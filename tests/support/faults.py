@@ -30,6 +30,8 @@ class Faults:
     start: Exception | None = None
     go: asyncio.Event = field(default_factory=asyncio.Event)
     closed: int = 0
+    away: str | None = None  # the tenant of whom no end and no probe gets through
+    taken: list[str] = field(default_factory=list)  # holds, as their commits and releases got through
 
     def everywhere(self, kind: str) -> None:
         self.of = dict.fromkeys(STEPS, kind)
@@ -49,6 +51,10 @@ class Faulty:
 
         def asked(*given: Any, **named: Any) -> Awaitable[Any]:
             self._faults.asked.append(name)
+            if given[0] == self._faults.away:
+                return asyncio.ensure_future(_away())
+            if name in ("commit", "release"):
+                self._faults.taken.append(given[1])
             return asyncio.ensure_future(self._do(name, lambda: step(*given, **named)))
 
         return asked
@@ -76,3 +82,7 @@ class Faulty:
         if fault == AFTER:
             raise OutcomeUnknown("the connection broke")
         return answer
+
+
+async def _away() -> None:
+    raise LedgerUnavailable("the slot is away")
