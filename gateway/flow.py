@@ -257,27 +257,36 @@ class Flow:
     async def watch(self) -> None:
         """Runs as long as the gateway: keeps the leases of calls that last, and notices what was stopped or frozen elsewhere."""
         told_s = -_TELL_AGAIN_S
-        while True:
-            await asyncio.sleep(_WATCH_S)
-            try:
-                for relay in list(self._live):
-                    relay.keep_lease()
-                await self._notice_halted()
-            except (LedgerUnavailable, LedgerLost) as failure:
-                # A ledger that is away is told of by the calls it refuses; this loop only must not end.
-                if time.monotonic() - told_s >= _TELL_AGAIN_S:
-                    told_s = time.monotonic()
-                    self._observer.events.log.warning("watch_failed", why=str(failure))
-            except Exception as failure:  # noqa: BLE001 - a background loop: without it no stop would be noticed any more
-                self._observer.events.problem("watching live calls", failure)
+        # By tenant. Each has a slot of its own: one that is away, or only slow, keeps no other's stops from being noticed.
+        asking: dict[str, asyncio.Task[None]] = {}
+        try:
+            while True:
+                await asyncio.sleep(_WATCH_S)
+                try:
+                    for relay in list(self._live):
+                        relay.keep_lease()
+                    self._notice_halted(asking)
+                except (LedgerUnavailable, LedgerLost) as failure:
+                    # A ledger that is away is told of by the calls it refuses; this loop only must not end.
+                    if time.monotonic() - told_s >= _TELL_AGAIN_S:
+                        told_s = time.monotonic()
+                        self._observer.events.log.warning("watch_failed", why=str(failure))
+                except Exception as failure:  # noqa: BLE001 - a background loop: without it no stop would be noticed any more
+                    self._observer.events.problem("watching live calls", failure)
+        finally:
+            for task in asking.values():
+                task.cancel()
 
-    async def _notice_halted(self) -> None:
+    def _notice_halted(self, asking: dict[str, asyncio.Task[None]]) -> None:
+        """Asks about every tenant that has answered the time before, and raises what that one ended in."""
+        answered = [asking.pop(tenant) for tenant, task in list(asking.items()) if task.done()]
         by_tenant: dict[str, list[Relay]] = {}
         for relay in self._live:
             by_tenant.setdefault(relay.caller.tenant, []).append(relay)
-        # Each tenant has a slot of its own: one that is away keeps no other's stops from being noticed.
-        noticed = (self._notice_of(tenant, relays) for tenant, relays in by_tenant.items())
-        for failure in await asyncio.gather(*noticed, return_exceptions=True):
+        for tenant, relays in by_tenant.items():
+            if tenant not in asking:
+                asking[tenant] = asyncio.create_task(self._notice_of(tenant, relays))
+        for failure in [task.exception() for task in answered]:
             if failure is not None:
                 raise failure
 

@@ -259,14 +259,19 @@ async def test_a_stop_of_an_ancestor_or_a_freeze_ends_live_calls_that_it_concern
             watching.cancel()
 
 
+@pytest.mark.parametrize("silent", [False, True], ids=["fails", "never answers"])
 async def test_a_tenant_whose_slot_is_away_keeps_no_other_tenants_stop_from_being_noticed(
-    tmp_path: Path, provider: FaultProvider, monkeypatch: pytest.MonkeyPatch
+    silent: bool, tmp_path: Path, provider: FaultProvider, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("gateway.flow._WATCH_S", 0.02)
+    asked = asyncio.Event()
 
     def wrap(real: SqliteLedger) -> Any:
         async def halted(tenant: str, callers: Any) -> Any:
             if tenant == "away":
+                asked.set()
+                if silent:
+                    await asyncio.Event().wait()
                 raise LedgerUnavailable("the shard is away")
             return await real.halted(tenant, callers)
 
@@ -282,6 +287,7 @@ async def test_a_tenant_whose_slot_is_away_keeps_no_other_tenants_stop_from_bein
         ours = asyncio.create_task(here.ask(chat(stream=True), "r1", other, Authorization=f"Bearer {TENANT}"))
         await asyncio.to_thread(provider.wait_for, lambda: bool(other.text))
         watching = asyncio.create_task(here.flow.watch())
+        await asyncio.wait_for(asked.wait(), 2)
         await here.ledger.stop(TENANT, "r1", "admin", "enough")
         await asyncio.wait_for(ours, 2)
         assert [error["code"] for error in other.errors] == ["budget_exceeded"]
