@@ -94,6 +94,14 @@ def read_line(line: bytes) -> tuple[int, Entry | Done]:
         raise Unreadable(f"it is no entry that is known here ({type(error).__name__})") from error
 
 
+def number_of(line: bytes) -> int | None:
+    """As `read_line`, only the number; None where the line is damaged."""
+    seal, _, text = line.partition(b" ")
+    if seal != b"%08x" % zlib.crc32(text):
+        return None
+    return int(orjson.loads(text)[0])
+
+
 def _sealed(content: list[Any]) -> bytes:
     text = orjson.dumps(content)
     return b"%08x %s\n" % (zlib.crc32(text), text)

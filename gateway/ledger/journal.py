@@ -3,7 +3,8 @@
 One file a process, in a folder that the processes of a host share. Its owner holds a lock on it for as long as it lives; a file whose
 owner is gone is taken over by whoever looks next, entry by entry, and removed once the ledger has all of them. An entry is appended,
 flushed to the disk (one flush for all that wait), and marked as done when the ledger has it: what is marked is not replayed, and what
-was replayed just before a crash, and not marked, is recognised by the ledger by its id.
+was replayed just before a crash, and not marked, is recognised by the ledger by its id. A file in which hardly anything still waits is
+replaced by one with only that, so that one entry which waits for days does not keep all that came after it.
 
     the end of a file is torn       its writer died while writing: nobody was told that it was recorded. Left out
     any other line is damaged       kept in `aside.jsonl`, and told: somebody has to look
@@ -23,11 +24,13 @@ import orjson
 
 from gateway.core.record import record
 from gateway.ledger.contract import LedgerUnavailable
-from gateway.ledger.entries import Done, Entry, Unreadable, done_line, line_of, read_line
+from gateway.ledger.entries import Done, Entry, Unreadable, done_line, line_of, number_of, read_line
 
 MAX_ENTRIES: Final = 50_000  # that wait, in a process: some 100 MB of memory at most
 ASIDE: Final = "aside.jsonl"
 _SUFFIX: Final = ".journal"
+_DRAFT: Final = ".draft"  # of a file that will take another's place: nobody looks for entries in it
+_DEAD_AT_MOST: Final = 10_000  # lines of a file that nobody needs
 
 
 class JournalFull(LedgerUnavailable):
@@ -54,13 +57,14 @@ class Damage:
 class _File:
     """One journal file, locked. Only the journal's thread touches it."""
 
-    __slots__ = ("descriptor", "length", "next_number", "own", "path", "waiting")
+    __slots__ = ("descriptor", "length", "lines", "next_number", "own", "path", "waiting")
 
     def __init__(self, path: Path, descriptor: int, *, own: bool) -> None:
         self.path = path
         self.descriptor = descriptor
         self.own = own
         self.length = 0
+        self.lines = 0
         self.next_number = 1
         self.waiting: set[int] = set()  # the entries on the disk that are not done
 
@@ -78,13 +82,39 @@ class _File:
                 os.ftruncate(self.descriptor, self.length)
             raise
         self.length += len(text)
+        self.lines += text.count(b"\n")
 
     def empty(self) -> None:
         os.ftruncate(self.descriptor, 0)
-        self.length = 0
+        self.length = self.lines = 0
+
+    @property
+    def mostly_dead(self) -> bool:
+        return self.lines - len(self.waiting) > max(_DEAD_AT_MOST, len(self.waiting))
+
+    def compact(self) -> None:
+        """Leaves the lines of what waits, and those that can't be read, which are for whoever takes the file over. They are on the disk
+        in a locked file before it takes this one's place: a crash or an OSError leaves one of the two, whole."""
+        lines = os.pread(self.descriptor, self.length, 0).splitlines(keepends=True)
+        self.lines = len(self.waiting)  # where it fails, it is tried again only after as many lines
+        draft = self.path.with_suffix(_DRAFT)
+        descriptor = os.open(draft, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+        fresh = _File(draft, descriptor, own=self.own)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+            kept = [line for line in lines if (number := number_of(line.rstrip(b"\n"))) is None or number in self.waiting]
+            fresh.append(b"".join(kept), durable=True)
+            draft.replace(self.path)
+        except OSError:
+            fresh.remove()
+            raise
+        os.close(self.descriptor)  # who waited for its lock finds that it is not at its path any more
+        self.descriptor, self.length, self.lines = descriptor, fresh.length, fresh.lines
+        _flush_folder(self.path.parent)
 
     def remove(self) -> None:
         """While it is locked, so that nobody takes over a file that is about to go."""
+        self.path.with_suffix(_DRAFT).unlink(missing_ok=True)  # of a process that died while it compacted
         self.path.unlink(missing_ok=True)
         self.let_go()
 
@@ -248,6 +278,9 @@ class Journal:
             numbers = tuple(ticket.number for ticket in dones if ticket.file is file)
             with suppress(OSError):  # it is replayed once more then, and the ledger knows it by its id
                 _mark(file, numbers, entries_follow=bool(entries) and file is own)
+        if own.mostly_dead:
+            with suppress(OSError):
+                own.compact()
         if not entries:
             return ()
         tickets = [Ticket(own, own.next_number + place, entry) for place, entry in enumerate(entries)]

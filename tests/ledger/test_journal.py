@@ -63,6 +63,10 @@ def files(folder: Path) -> list[Path]:
     return sorted(folder.glob("*.journal"))
 
 
+def suffixes(folder: Path) -> list[str]:
+    return [path.suffix for path in folder.iterdir()]
+
+
 def died(journal: Journal) -> None:
     """As the kernel would leave it: the lock is gone, the file is as it was written."""
     assert journal._own is not None
@@ -293,6 +297,82 @@ async def test_a_disk_that_takes_half_a_line_spoils_no_other(
     await journal.put(commit(3))
     assert [read_line(line)[1] for line in file.read_bytes().splitlines()] == [commit(1), Done(()), commit(3)]
     assert journal.waiting == 2
+
+
+async def came_and_went(journal: Journal, number: int) -> None:
+    for each in range(number):
+        journal.done(await journal.put(commit(1_000 + each)))
+    while journal._flushing is not None:
+        await journal._flushing
+
+
+async def test_one_entry_that_waits_does_not_keep_all_that_came_after_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(journal_module, "_DEAD_AT_MOST", 10)
+    journal = Journal(tmp_path)
+    await journal.open()
+    await journal.put(commit(1))
+    await came_and_went(journal, 100)
+    [file] = files(tmp_path)
+    assert file.read_bytes().count(b"\n") < 15
+    other, nothing = await successor(tmp_path)
+    assert nothing == []  # its owner lives, and holds the lock of the new file too
+    late = await journal.put(Release("acme", "rsv_2", Ending.NOT_SENT))
+    assert late.number == 102
+    died(journal)
+    assert [ticket.entry for ticket in await other.take_over(damage)] == [commit(1), late.entry]
+    await other.close()
+
+
+async def test_a_file_that_could_not_be_made_smaller_stays_as_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(journal_module, "_DEAD_AT_MOST", 10)
+
+    def full(self: Path, target: Path) -> None:
+        raise OSError(28, f"no room for {target} in place of {self}")
+
+    monkeypatch.setattr(Path, "replace", full)
+    journal = Journal(tmp_path)
+    await journal.open()
+    await journal.put(commit(1))
+    await came_and_went(journal, 50)
+    last = await journal.put(commit(2))
+    assert suffixes(tmp_path) == [".journal"]
+    died(journal)
+    other, found = await successor(tmp_path)
+    assert [ticket.entry for ticket in found] == [commit(1), last.entry]
+    await other.close()
+
+
+@pytest.mark.parametrize("cut", [0, 1, 40, None])
+async def test_a_process_that_died_while_it_made_its_file_smaller_loses_nothing(cut: int | None, tmp_path: Path) -> None:
+    lines = [line_of(1, commit(1)), line_of(2, commit(2)), done_line(Done((2,)))]
+    (tmp_path / "1-x.journal").write_bytes(b"".join(lines))
+    (tmp_path / "1-x.draft").write_bytes(lines[0][:cut])
+    other, [ticket] = await successor(tmp_path)
+    assert ticket.entry == commit(1)
+    other.done(ticket)
+    while other._flushing is not None:
+        await other._flushing
+    await other.close()
+    assert suffixes(tmp_path) == []
+
+
+async def test_a_damaged_line_is_not_lost_when_its_file_is_made_smaller(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(journal_module, "_DEAD_AT_MOST", 10)
+    journal = Journal(tmp_path)
+    await journal.open()
+    await journal.put(commit(1))
+    await journal.put(commit(2))
+    [file] = files(tmp_path)
+    file.write_bytes(file.read_bytes().replace(b"rsv_1", b"rsv_9"))
+    await came_and_went(journal, 50)
+    assert file.read_bytes().count(b"\n") < 15
+    died(journal)
+    told: list[Damage] = []
+    other = Journal(tmp_path)
+    await other.open()
+    assert [ticket.entry for ticket in await other.take_over(told.append)] == [commit(2)]
+    assert [damage.why for damage in told] == ["its checksum is wrong"]
+    await other.close()
 
 
 async def test_a_folder_that_cannot_be_written_is_told_at_the_start(tmp_path: Path) -> None:
