@@ -27,6 +27,7 @@ _PACED_AFTER_S: Final = 1.0  # a connection that lived for less was none: the pa
 _PARTIAL: Final = object()  # the reader has no whole reply yet
 # Redis 6.2 puts the word of a failed call inside a script behind this.
 _IN_A_SCRIPT = re.compile(r"-([A-Z]+) ")
+IMPOSSIBLE: Final = "IMPOSSIBLE"  # the word for a script that ended itself (lua/lines.lua)
 
 # Its own type hint means a tuple of one.
 _packed: Final = cast("Callable[[tuple[Argument, ...]], bytes]", hiredis.pack_command)
@@ -39,7 +40,9 @@ class ServerError(LedgerUnavailable):
     def __init__(self, message: str) -> None:
         super().__init__(message)
         code = message.partition(" ")[0]
-        if code == "ERR" and (inner := _IN_A_SCRIPT.search(message)):
+        if "impossible: " in message:
+            code = IMPOSSIBLE
+        elif code == "ERR" and (inner := _IN_A_SCRIPT.search(message)):
             code = inner[1]
         self.code = code
 

@@ -16,8 +16,8 @@ from hashlib import sha1
 from typing import Any, Final
 
 from gateway.core.record import record
-from gateway.ledger.contract import LedgerUnavailable, OutcomeUnknown
-from gateway.ledger.resp import Argument, Asked, Link, ServerError, Unfit
+from gateway.ledger.contract import Impossible, LedgerUnavailable, OutcomeUnknown
+from gateway.ledger.resp import IMPOSSIBLE, Argument, Asked, Link, ServerError, Unfit
 from gateway.store_url import Address, StoreUrl, Topology, shown
 
 SLOTS: Final = 16_384
@@ -229,6 +229,9 @@ class Servers(ABC):
             if error.code in _REPLICA_NOW:
                 self._doubt(where)
             self._park(call)
+        elif error.code == IMPOSSIBLE:
+            if not call.future.done():
+                call.future.set_exception(Impossible(str(error).partition("impossible: ")[2].partition(" script:")[0]))
         else:
             call.gave_up(error)
 

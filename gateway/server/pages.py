@@ -11,7 +11,7 @@ from multidict import CIMultiDictProxy
 
 from gateway.core.money import Microcents, parse_usd
 from gateway.identity import Principal
-from gateway.ledger.contract import LedgerLost, LedgerUnavailable
+from gateway.ledger.contract import Impossible, LedgerLost, LedgerUnavailable
 from gateway.server.routes import Page, Route
 from gateway.wire.body import parse_object
 from gateway.wire.exchange import Headers, Inbound, Reply
@@ -32,7 +32,7 @@ def json_reply(value: Mapping[str, object], status: int = 200, headers: Headers 
 
 
 def ledger_page(method: str, path: str, page: Page) -> Route:
-    """A page that needs the ledger: 503 where it does not serve."""
+    """A page that needs the ledger: 503 where it does not serve, 400 where an account can't count what is asked for."""
 
     async def answer(inbound: Inbound, params: Mapping[str, str]) -> Reply:
         try:
@@ -42,6 +42,8 @@ def ledger_page(method: str, path: str, page: Page) -> Route:
         except LedgerLost:
             lost = "The ledger is not what this gateway saw before; see `penstock ledger adopt`."
             raise Refused(problem("ledger_lost", lost)) from None
+        except Impossible as error:
+            raise bad_request("bad_request", f"The amount is too large: {error}.") from None
 
     return Route(method, path, answer)
 

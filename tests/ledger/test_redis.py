@@ -12,14 +12,24 @@ import pytest
 
 from gateway.core.scopes import Amounts, Unit
 from gateway.core.values import Ending, Hold
-from gateway.ledger.contract import Adjusting, Debiting, HoldState, Keep, LedgerLost, LedgerUnavailable, Refusal, SetLimit
+from gateway.ledger.contract import (
+    Adjusting,
+    Debiting,
+    HoldState,
+    Impossible,
+    Keep,
+    LedgerLost,
+    LedgerUnavailable,
+    Refusal,
+    SetLimit,
+)
 from gateway.ledger.keys import TENANTS, TenantKeys
 from gateway.ledger.redis import RedisLedger, adopt
 from gateway.ledger.servers import servers, slot_of
 from gateway.ledger.verify import verify_ledger
 from gateway.ledger.witness import Seen, Witness
 from gateway.store_url import parse
-from tests.ledger.asking import balance, hold, spend
+from tests.ledger.asking import balance, debit, hold, spend
 from tests.ledger.builders import LEASE_MS, TENANT, account, caller, charge, decision, own_run_charge, plan, settlement
 from tests.support.between import Between
 from tests.support.valkey import DURABLE, Server, cluster, redis_6_2
@@ -383,6 +393,30 @@ async def huge(host: Host) -> None:
 
 async def test_amounts_are_exact_up_to_the_bound(host: Host) -> None:
     await huge(host)
+
+
+@pytest.mark.parametrize("step", ["reserve", "debit", "commit", "extend", "adjust"])
+async def test_no_step_takes_an_account_beyond_what_is_counted_exactly(host: Host, step: str) -> None:
+    of, nearly = account(), 2**53 - 10
+    async with host.opened() as ledger:
+        await debit(ledger, decision(plan(charge(limit=None), usd=1)), settlement(nearly), Debiting.ALWAYS)
+        held = await hold(ledger, decision(plan(charge(limit=None), usd=5)))
+        more = decision(plan(charge(limit=None), usd=6))
+        steps: dict[str, Callable[[], Any]] = {
+            "reserve": lambda: ledger.reserve(more, LEASE_MS),
+            "debit": lambda: ledger.debit(more, settlement(6), Debiting.ALWAYS),
+            "commit": lambda: ledger.commit(TENANT, held.id, settlement(11)),
+            "extend": lambda: ledger.extend(TENANT, held.id, LEASE_MS, Amounts(6, 0, 0)),
+            "adjust": lambda: ledger.adjust(TENANT, of.key, 6, "act_1", "op", "why"),
+        }
+        with pytest.raises(Impossible, match="more than it can count"):
+            await steps[step]()
+        stands = await balance(ledger, of)
+        assert (stands.committed, stands.reserved) == (nearly, 5)
+        assert await ledger.commit(TENANT, held.id, settlement(10))
+        assert (await balance(ledger, of)).committed == 2**53
+        verdict = await verify_ledger(ledger.dump())
+        assert verdict.differences == ()
 
 
 @pytest.mark.deep

@@ -41,6 +41,7 @@ elseif what == 'adjust' then
   elseif account.c - account.u + amount < 0 then
     return done('below_zero')
   end
+  must_count(account, amount)
   advance()
   account.c, adjusted = account.c + amount, adjusted + amount
   call('HSET', KEYS[2], 'c', account.c, 'j', adjusted)

@@ -36,6 +36,7 @@ else
     if not fits(line, more[line[UNIT]]) then
       return {UNKNOWN, sequence}
     end
+    must_count(line.account, more[line[UNIT]])
   end
   advance()
   for _, line in ipairs(lines) do

@@ -5,6 +5,18 @@ local ORDINAL, UNIT, LIMIT, BASIS = 1, 2, 3, 4 -- LIMIT -1: none. BASIS 0: reser
 local ALERTS, OWN, SHARE, MARGIN, TWIN = 5, 6, 7, 8, 9 -- OWN: the run whose own limit replaces this one. SHARE: false is all of it
 local BUCKET, PAUSE, PINNED, PINNED_TO = 10, 11, 12, 13 -- BUCKET: the length of a rolling window's. PINNED_TO: the place of a line
 local BUCKETS, END_OF_TIME = 60, 9007199254740992
+local MOST = 9007199254740992 -- that one account can count; so no sum is made that may be above it
+
+-- Ends the step, with nothing written so far: it would break the books.
+local function impossible(why, account)
+  error('impossible: ' .. why .. ': ' .. account.key)
+end
+
+local function must_count(account, more)
+  if account.c + account.r > MOST - more then
+    impossible('more than it can count', account)
+  end
+end
 
 -- An account: c(ommitted) r(eserved) u(nconfirmed) a(lerted) l(imit) f(orwarded: carried) j (adjusted) e(nd), as its hash has them. Of a
 -- rolling window also o, the oldest bucket that c and u count, and a field b<index> = "committed unconfirmed carried" per bucket.
@@ -58,6 +70,7 @@ end
 
 -- Adds; to committed and unconfirmed in the bucket `index`, by default the present one.
 local function move(account, reserved, committed, unconfirmed, index)
+  must_count(account, reserved + committed)
   account.r = account.r + reserved
   account.c = account.c + committed
   account.u = account.u + unconfirmed
@@ -66,7 +79,7 @@ local function move(account, reserved, committed, unconfirmed, index)
     bucket[1], bucket[2] = bucket[1] + committed, bucket[2] + unconfirmed
   end
   if account.r < 0 or account.u < 0 or account.u > account.c then
-    error('below zero: ' .. account.key)
+    impossible('below zero', account)
   end
 end
 

@@ -409,6 +409,9 @@ local function list(account, names)
   call('HSET', account.key, 'e', ends)
 end
 
+for _, line in ipairs(lines) do
+  must_count(line.account, (debit and debit[CHARGED] or amounts)[line[UNIT]])
+end
 advance()
 local alerts, all_names = {}, nil
 for at_line, line in ipairs(lines) do
