@@ -1,6 +1,7 @@
 """The Lua scripts of the Redis ledger: their texts, put together, and what the gateway calls them by.
 
-Every script that looks at a tenant's books has `lua/common.lua` before it; those that move money also `lua/lines.lua`.
+Every script that looks at a tenant's books has `lua/common.lua` before it; those that move money also `lua/lines.lua`. The longest one,
+reserve, goes on in the parts of a folder.
 """
 
 from collections.abc import Callable
@@ -24,6 +25,8 @@ _PARTS: Final = {
     "settle": _MONEY,
     "sweep": _MONEY,
 }
+# What stands behind a script's own file.
+_GOES_ON: Final = {"reserve": tuple(f"reserve/{part}.lua" for part in ("barriers", "ladder", "claim", "refuse", "hold"))}
 
 
 class Scripts:
@@ -52,7 +55,9 @@ class Scripts:
 def text_of(name: str, now: str | None = None) -> str:
     """A script as it is sent to the server. `now` replaces the server's clock."""
     folder = files("gateway.ledger") / "lua"
-    text = "".join((folder / part).read_text(encoding="utf-8") for part in (*_PARTS[name], f"{name}.lua"))
+    text = "".join(
+        (folder / part).read_text(encoding="utf-8") for part in (*_PARTS[name], f"{name}.lua", *_GOES_ON.get(name, ()))
+    )
     if now is None or not _PARTS[name]:
         return text
     assert text.count(_NOW) == 1, name

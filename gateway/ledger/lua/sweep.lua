@@ -10,6 +10,7 @@
 --                                                                                               then a key and bucket_ms each
 --        shared     KEYS 2 accounts by end  3 accounts by run  4 shared scopes by end; then its accounts   ARGV 4 its text, as above
 --        spend      KEYS 2 days  3 the day's spend                                         ARGV 4 day
+--        acts       KEYS 2 acts  3 acts in order      ARGV 4 how old, in ms  5 how many stay at most  6 how many may go now
 -- Reply  {DONE, sequence, how many things}
 local what = ARGV[3]
 
@@ -99,5 +100,19 @@ elseif what == 'spend' then
   advance()
   call('DEL', KEYS[3])
   call('SREM', KEYS[2], ARGV[4])
+elseif what == 'acts' then
+  local too_many = call('ZCARD', KEYS[3]) - ARGV[5]
+  for place, id in ipairs(call('ZRANGE', KEYS[3], 0, ARGV[6] - 1)) do
+    local at_ms = tonumber(string.match(call('HGET', KEYS[2], id), '^%d+'))
+    if place > too_many and at_ms + ARGV[4] > now then
+      break
+    end
+    if gone == 0 then
+      advance()
+    end
+    call('HDEL', KEYS[2], id)
+    call('ZREM', KEYS[3], id)
+    gone = gone + 1
+  end
 end
 return {DONE, sequence, gone}
