@@ -298,6 +298,9 @@ class Books:
     def remove_refusals(self, refusals: Sequence[tuple[str, str, int]]) -> None:
         self._many("DELETE FROM refusals WHERE tenant = ? AND ring = ? AND number = ?", refusals)
 
+    def remove_acts(self, acts: Sequence[tuple[str, str, int]]) -> None:
+        self._many("DELETE FROM acts WHERE tenant = ? AND id = ? AND number = ?", acts)
+
     def remove_spend(self, groups: Sequence[_Group]) -> None:
         for group in groups:
             self._known_spend.pop(group, None)

@@ -361,12 +361,14 @@ class Keep:
     (reserved = 0, committed = carried + adjusted; of a rolling one: no bucket that still counts has more than its carried part). A run
     goes `runs_ms` after its last use, but not within `records_ms` of it, not while a call of it is live or expired, and only together
     with all accounts whose scope names it. The shared accounts of calls without a run id go like a run that was last used at the end
-    of their day.
+    of their day. An act goes `spend_ms` after it was done, or once its tenant has `acts_at_most` newer ones, the oldest first; an
+    adjustment's id is known for as long.
     """
 
     records_ms: int  # ended calls, tombstones, refusals; what expired and was never confirmed counts as confirmed then
     runs_ms: int  # forget_after: runs with their own accounts, stop, limit and place
     spend_ms: int = 400 * 86_400_000  # and `records_ms` on top: a day's spend never goes before its receipts
+    acts_at_most: int = 100_000
 
 
 class Ledger(Protocol):

@@ -24,6 +24,11 @@ _SHARED: Final = (
     "untagged/"  # how the value of `run` begins in accounts that calls without a run id share: untagged/KEY/2026-11-22
 )
 _SHARED_END: Final = "untagged0"  # "0" comes after "/"
+# Of the oldest only a few are looked at: whether they are old enough, or more than enough are newer.
+_OLD_ACTS: Final = (
+    "SELECT ?1, id, number FROM (SELECT id, number, at_ms FROM acts WHERE tenant = ?1 ORDER BY number LIMIT ?4)"
+    " WHERE at_ms <= ?2 OR number <= (SELECT number FROM acts WHERE tenant = ?1 ORDER BY number DESC LIMIT 1 OFFSET ?3)"
+)
 _Spend: TypeAlias = tuple[str, int, str, str, str, str, str]  # a row's primary key
 
 
@@ -87,9 +92,11 @@ class Due:
     accounts: list[Where] = field(default_factory=list)
     runs: list[tuple[str, str, int]] = field(default_factory=list)  # with the last use that was seen
     spend: list[_Spend] = field(default_factory=list)
+    acts: list[tuple[str, str, int]] = field(default_factory=list)
 
     def __len__(self) -> int:
-        return len(self.tombstones) + len(self.refusals) + len(self.accounts) + len(self.runs) + len(self.spend)
+        kinds = (self.tombstones, self.refusals, self.accounts, self.runs, self.spend, self.acts)
+        return sum(len(kind) for kind in kinds)
 
 
 class Search:
@@ -118,7 +125,7 @@ class Search:
             " AND committed = carried + adjusted ORDER BY end_ms LIMIT ?",
             (old_ms, at_most - len(due)),
         )
-        known = tenants(cursor, ("accounts", "runs", "spend"))
+        known = tenants(cursor, ("accounts", "runs", "spend", "acts"))
         last_day = (now_ms - keep.spend_ms - keep.records_ms) // _DAY_MS
         for tenant in known:
             if len(due) < at_most:
@@ -130,6 +137,8 @@ class Search:
                     " ORDER BY day LIMIT ?",
                     (tenant, last_day, at_most - len(due)),
                 )
+            if len(due) < at_most:
+                due.acts += _rows(cursor, _OLD_ACTS, (tenant, now_ms - keep.spend_ms, keep.acts_at_most, at_most - len(due)))
         due.accounts += self._shared(cursor, known, now_ms - max(keep.runs_ms, keep.records_ms), at_most - len(due))
         return due
 
@@ -215,7 +224,8 @@ def remove(books: Books, due: Due) -> int:
             accounts += own
     books.remove(accounts=accounts, runs=runs)
     books.remove_spend(due.spend)
-    gone += len(accounts) + len(runs) + len(due.spend)
+    books.remove_acts(due.acts)
+    gone += len(accounts) + len(runs) + len(due.spend) + len(due.acts)
     books.changes += gone
     return gone
 

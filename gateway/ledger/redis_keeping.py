@@ -75,7 +75,7 @@ async def sweep(slots: Slots, progress: Progress, keep: Keep, at_most: int) -> i
     gone = 0
     for tenant in await slots.all():
         each = _Sweep(slots, progress, keep, tenant)
-        for remove in (each.tombstones, each.refusals, each.accounts, each.runs, each.shared, each.spend):
+        for remove in (each.tombstones, each.refusals, each.accounts, each.runs, each.shared, each.spend, each.acts):
             if gone < at_most:
                 gone += await remove(at_most - gone)
     return gone
@@ -185,6 +185,10 @@ class _Sweep:
             if day < oldest and gone < at_most:
                 gone += await self._remove("spend", (keys.days, keys.spend(day)), day)
         return gone
+
+    async def acts(self, at_most: int) -> int:
+        listed = (self._keys.acts, self._keys.acts_order)
+        return await self._remove("acts", listed, self._keep.spend_ms, self._keep.acts_at_most, at_most)
 
 
 def _named(account: Account) -> str:

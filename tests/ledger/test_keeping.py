@@ -272,6 +272,47 @@ async def test_spend_stays_longer_than_what_it_was_spent_on(ledger: Ledger, cloc
     assert await ledger.spend(TENANT, ["model"], START_MS, START_MS + 1, None) == []
 
 
+async def done_by_hand(ledger: Ledger, tenant: str = TENANT) -> list[str]:
+    return [act.why for act in reversed(await ledger.acts(tenant, 100))]
+
+
+async def test_acts_go_as_spend_does_the_oldest_first(ledger: Ledger, clock: Clock) -> None:
+    await settled(ledger)
+    for day in range(5):
+        await ledger.adjust(TENANT, account().key, 1, f"act_{day}", "ann", str(day))
+        await ledger.freeze("other", (("team", str(day)),), "ann", str(day))
+        clock.now_ms += DAY_MS
+    clock.now_ms += 395 * DAY_MS - 1
+    await retired(ledger)
+    await swept(ledger)
+    assert await done_by_hand(ledger) == ["0", "1", "2", "3", "4"]
+    clock.now_ms += DAY_MS + 1
+    assert await swept(ledger) == 4
+    assert await done_by_hand(ledger) == await done_by_hand(ledger, "other") == ["2", "3", "4"]
+    assert len(await ledger.frozen("other")) == 5  # what was done stays done
+    assert (await figures(ledger, account().key))[0] == 9
+    assert await ledger.acts(TENANT, 10, "act_0") == []  # of a page that began with what is gone, nothing
+    clock.now_ms += 4 * DAY_MS
+    assert await swept(ledger) == 7  # six, and the spend of that day
+    assert await done_by_hand(ledger) == await done_by_hand(ledger, "other") == []
+    await verdict(ledger)
+
+
+async def test_only_so_many_acts_of_a_tenant_are_kept(ledger: Ledger, clock: Clock) -> None:
+    keep = replace(KEEP, acts_at_most=3)
+    for tenant, number in ((TENANT, 8), ("other", 3)):
+        for each in range(number):
+            await ledger.freeze(tenant, (("team", str(each)),), "ann", str(each))
+    assert await ledger.sweep(keep, 2) == 2
+    assert await done_by_hand(ledger) == ["2", "3", "4", "5", "6", "7"]
+    assert await swept(ledger, keep) == 3
+    assert await done_by_hand(ledger) == ["5", "6", "7"]
+    assert await done_by_hand(ledger, "other") == ["0", "1", "2"]
+    await ledger.thaw(TENANT, (("team", "1"),), "ann", "late")
+    assert await swept(ledger, keep) == 1
+    assert await done_by_hand(ledger) == ["6", "7", "late"]
+
+
 async def test_a_retired_id_is_a_new_one(ledger: Ledger, clock: Clock) -> None:
     """What keeps an id from being used twice is its record: docs/guarantees.md says how long."""
     hold = await settled(ledger)
