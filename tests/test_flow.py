@@ -15,7 +15,7 @@ from gateway.core.scopes import Unit
 from gateway.core.values import Mode
 from gateway.core.windows import WindowKind
 from gateway.ledger.contract import LedgerLost, LedgerUnavailable, SetLimit
-from gateway.ledger.sqlite import SqliteLedger
+from gateway.ledger.sqlite.ledger import SqliteLedger
 from gateway.wire import chat as wire_chat
 from tests.support.config import Setup
 from tests.support.config import policy as policy_file

@@ -18,7 +18,7 @@ import pytest
 from gateway import relay
 from gateway.core.money import price_of
 from gateway.ledger.contract import LedgerUnavailable
-from gateway.ledger.sqlite import SqliteLedger
+from gateway.ledger.sqlite.ledger import SqliteLedger
 from tests.support.config import free_port
 from tests.support.flow import TENANT, Broken, Client, Steps, World, chat, quick_retries, world
 from tests.support.provider import Behaviour, FaultProvider

@@ -14,7 +14,7 @@ from gateway.core.scopes import Unit
 from gateway.core.values import RunTerms
 from gateway.core.windows import WindowKind
 from gateway.ledger.contract import LedgerUnavailable
-from gateway.ledger.sqlite import SqliteLedger
+from gateway.ledger.sqlite.ledger import SqliteLedger
 from gateway.settings import StaticKey
 from tests.support.flow import TENANT, Broken, Client, World, chat, world
 from tests.support.provider import Behaviour, FaultProvider

@@ -12,7 +12,7 @@ from gateway.core.policy import Budget
 from gateway.core.values import Ending, Mode
 from gateway.ledger.contract import Debiting, LedgerLost, LedgerUnavailable, OutcomeUnknown, SetLimit
 from gateway.ledger.journal import JournalFull
-from gateway.ledger.sqlite import SqliteLedger
+from gateway.ledger.sqlite.ledger import SqliteLedger
 from tests.support.flow import TENANT, Broken, Client, Steps, World, chat, world
 from tests.support.provider import Behaviour, FaultProvider
 from tests.support.records import USD

@@ -11,7 +11,7 @@ from gateway.core.values import Hold
 from gateway.keeper import Keeper
 from gateway.ledger.archive import KEEP_MS, Archive
 from gateway.ledger.contract import CallRecord, Keep, Ledger, LedgerLost, LedgerUnavailable
-from gateway.ledger.sqlite import SqliteLedger
+from gateway.ledger.sqlite.ledger import SqliteLedger
 from gateway.ledger.verify import verify_ledger
 from gateway.ledger.witness import Witness
 from tests.ledger.builders import DAY_MS, LEASE_MS, START_MS, TENANT, account, caller, charge, decision, plan, settlement

@@ -10,7 +10,7 @@ import pytest
 from gateway.core.scopes import Amounts
 from gateway.core.values import Hold
 from gateway.ledger.contract import Expired, Ledger, LedgerLost, LedgerUnavailable
-from gateway.ledger.sqlite import SqliteLedger
+from gateway.ledger.sqlite.ledger import SqliteLedger
 from gateway.ledger.witness import Witness
 from gateway.reaper import Reaper
 from tests.ledger.builders import LEASE_MS, START_MS, TENANT, account, charge, decision, plan

@@ -14,7 +14,7 @@ from gateway.core.money import price_of
 from gateway.core.profiles import OnDisconnect, Profile
 from gateway.demo.replies import Script
 from gateway.ledger.contract import LedgerLost, LedgerUnavailable
-from gateway.ledger.sqlite import SqliteLedger
+from gateway.ledger.sqlite.ledger import SqliteLedger
 from gateway.settings import Drain
 from gateway.wire.chat import read_answer
 from tests.support.config import free_port

@@ -19,7 +19,7 @@ import orjson
 from gateway.core.scopes import Amounts
 from gateway.core.values import Usage, UsageSource
 from gateway.ledger.contract import CallRecord, HoldState, LedgerUnavailable
-from gateway.ledger.schema import TROUBLE, connect
+from gateway.ledger.sqlite.schema import TROUBLE, connect
 
 T = TypeVar("T")
 KEEP_MS: Final = 30 * 86_400_000  # since the call

@@ -110,6 +110,10 @@ class LedgerLost(Exception):
     """The store is behind what this gateway saw, or another store: refuse until `penstock ledger adopt`."""
 
 
+class Unfit(LedgerUnavailable):
+    """The store must not be used as it is set up. Somebody has to mend it: the message says how."""
+
+
 class Impossible(Exception):
     """The step would break the books: a balance below zero, which is our bug, or beyond what the store counts exactly (2^53 in Redis,
     2^63 in SQLite). Nothing happened, and asking again will not help."""

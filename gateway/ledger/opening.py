@@ -6,7 +6,7 @@ from typing import Final
 
 from gateway.ledger import redis, sqlite
 from gateway.ledger.contract import Ledger
-from gateway.ledger.servers import servers
+from gateway.ledger.redis.servers import servers
 from gateway.ledger.witness import Witness
 from gateway.settings import LedgerSettings, SqliteSettings
 

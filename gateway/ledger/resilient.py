@@ -44,10 +44,10 @@ from gateway.ledger.contract import (
     Settlement,
     SpendRow,
     Stale,
+    Unfit,
 )
 from gateway.ledger.entries import Commit, Debit, Entry, Release
 from gateway.ledger.journal import Damage, Journal, JournalFull, Ticket
-from gateway.ledger.resp import Unfit
 
 _TEND_S: Final = 0.5
 _TAKE_OVER_EVERY: Final = 10  # rounds: a neighbour's journal waits for five seconds at most

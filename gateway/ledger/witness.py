@@ -7,6 +7,7 @@ an older epoch never overwrites a newer one.
 
 import fcntl
 import os
+import secrets
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -26,6 +27,10 @@ class Seen:
 
     epoch: str
     sequence: int
+
+
+def new_epoch() -> str:
+    return secrets.token_hex(8)
 
 
 class Witness:

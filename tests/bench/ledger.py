@@ -27,9 +27,9 @@ from gateway.core.scopes import Account, Amounts, Caller, Unit
 from gateway.core.values import Basis, Call, Ceiling, Charge, Decision, Ending, Hold, Mode, Plan, Usage, UsageSource
 from gateway.core.windows import LIFETIME, Window, WindowKind
 from gateway.ledger.contract import Ledger, Settlement
-from gateway.ledger.redis import RedisLedger
-from gateway.ledger.servers import servers
-from gateway.ledger.sqlite import SqliteLedger
+from gateway.ledger.redis.ledger import RedisLedger
+from gateway.ledger.redis.servers import servers
+from gateway.ledger.sqlite.ledger import SqliteLedger
 from gateway.ledger.witness import Witness
 from tests.support.valkey import Server
 

@@ -16,7 +16,7 @@ import httpx
 import pytest
 
 from gateway.demo.replies import Script
-from gateway.ledger.scripts import text_of
+from gateway.ledger.redis.scripts import text_of
 from tests.support.between import Between
 from tests.support.config import Setup, policy, run_ceiling
 from tests.support.gateway import GatewayProcess

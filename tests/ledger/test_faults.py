@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import rule
 
 from gateway.ledger.contract import Ledger, LedgerUnavailable
-from gateway.ledger.sqlite import SqliteLedger
+from gateway.ledger.sqlite.ledger import SqliteLedger
 from tests.ledger.compare import agree
 from tests.ledger.test_state_machine import Ask, Machine, Tell, run_machine
 from tests.support.between import Between

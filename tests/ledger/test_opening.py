@@ -8,8 +8,7 @@ from pathlib import Path
 import pytest
 
 from gateway.ledger import opening
-from gateway.ledger.contract import LedgerLost
-from gateway.ledger.resp import Unfit
+from gateway.ledger.contract import LedgerLost, Unfit
 from gateway.settings import LedgerSettings, RedisSettings, SqliteSettings
 from gateway.store_url import parse
 from tests.ledger.asking import of_run, spend, view

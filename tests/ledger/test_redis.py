@@ -23,9 +23,9 @@ from gateway.ledger.contract import (
     Refusal,
     SetLimit,
 )
-from gateway.ledger.keys import TENANTS, TenantKeys
-from gateway.ledger.redis import RedisLedger, adopt
-from gateway.ledger.servers import servers, slot_of
+from gateway.ledger.redis.keys import TENANTS, TenantKeys
+from gateway.ledger.redis.ledger import RedisLedger, adopt
+from gateway.ledger.redis.servers import servers, slot_of
 from gateway.ledger.verify import verify_ledger
 from gateway.ledger.witness import Seen, Witness
 from gateway.store_url import parse

@@ -27,7 +27,7 @@ from gateway.ledger.contract import (
 from gateway.ledger.entries import Commit, Debit
 from gateway.ledger.journal import Journal, JournalFull
 from gateway.ledger.resilient import ResilientLedger
-from gateway.ledger.sqlite import SqliteLedger
+from gateway.ledger.sqlite.ledger import SqliteLedger
 from gateway.ledger.witness import Witness
 from tests.ledger.builders import LEASE_MS, START_MS, TENANT, account, caller, charge, decision, own_run_charge, plan, settlement
 from tests.support.clock import Clock
@@ -451,7 +451,7 @@ def deleted(folder: Path) -> None:
 
 
 async def test_a_lost_ledger_refuses_until_it_is_adopted_and_needs_no_restart(tmp_path: Path) -> None:
-    from gateway.ledger.sqlite import adopt
+    from gateway.ledger.sqlite.ledger import adopt
 
     async with gateway(tmp_path) as here:
         hold = await here.hold()

@@ -13,9 +13,9 @@ from gateway.core.values import Hold
 from gateway.ledger import resilient
 from gateway.ledger.contract import Ledger, LedgerLost, LedgerUnavailable, Settled
 from gateway.ledger.journal import Journal
-from gateway.ledger.redis import RedisLedger, adopt
+from gateway.ledger.redis.ledger import RedisLedger, adopt
+from gateway.ledger.redis.servers import servers
 from gateway.ledger.resilient import ResilientLedger
-from gateway.ledger.servers import servers
 from gateway.ledger.witness import Witness
 from gateway.store_url import parse
 from tests.ledger.builders import LEASE_MS, TENANT, decision, own_run_charge, plan, settlement

@@ -9,8 +9,8 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from gateway.ledger.contract import LedgerUnavailable, OutcomeUnknown
-from gateway.ledger.resp import Asked, Link, ServerError, Unfit, _Wire
+from gateway.ledger.contract import LedgerUnavailable, OutcomeUnknown, Unfit
+from gateway.ledger.redis.resp import Asked, Link, ServerError, _Wire
 from gateway.store_url import parse
 from tests.support.between import Between
 from tests.support.scripted import scripted, until

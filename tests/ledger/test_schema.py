@@ -8,7 +8,7 @@ import pytest
 
 from gateway.core.windows import LIFETIME
 from gateway.ledger.contract import Barred, Barrier, Ended, HoldState, LedgerUnavailable, RunState
-from gateway.ledger.sqlite import SqliteLedger, adopt
+from gateway.ledger.sqlite.ledger import SqliteLedger, adopt
 from gateway.ledger.witness import Witness
 from tests.ledger.builders import LEASE_MS, START_MS, TENANT, account, caller, day_of, decision, settlement
 from tests.support.clock import Clock

@@ -13,14 +13,14 @@ import pytest
 from gateway.core.scopes import Account, Amounts, Unit
 from gateway.core.values import Ending, RunTerms
 from gateway.core.windows import rolling
-from gateway.ledger import scripts
 from gateway.ledger.contract import Debiting, Keep, SetLimit
-from gateway.ledger.keys import TenantKeys
-from gateway.ledger.lines import Lines
-from gateway.ledger.redis import RedisLedger
-from gateway.ledger.scripts import text_of
-from gateway.ledger.servers import servers
-from gateway.ledger.shapes import AGAIN, DONE, LOST, UNKNOWN
+from gateway.ledger.redis import scripts
+from gateway.ledger.redis.keys import TenantKeys
+from gateway.ledger.redis.ledger import RedisLedger
+from gateway.ledger.redis.lines import Lines
+from gateway.ledger.redis.scripts import text_of
+from gateway.ledger.redis.servers import servers
+from gateway.ledger.redis.shapes import AGAIN, DONE, LOST, UNKNOWN
 from gateway.ledger.witness import Witness
 from gateway.store_url import parse
 from tests.ledger.builders import LEASE_MS, START_MS, TENANT, account, caller, charge, decision, own_run_charge, plan, settlement

@@ -8,9 +8,9 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from gateway.ledger.contract import LedgerUnavailable, OutcomeUnknown
-from gateway.ledger.resp import ServerError, Unfit
-from gateway.ledger.servers import Cluster, Servers, Standalone, servers, slot_of
+from gateway.ledger.contract import LedgerUnavailable, OutcomeUnknown, Unfit
+from gateway.ledger.redis.resp import ServerError
+from gateway.ledger.redis.servers import Cluster, Servers, Standalone, servers, slot_of
 from gateway.store_url import parse
 from tests.support.between import Between
 from tests.support.scripted import scripted, until

@@ -8,7 +8,7 @@ import pytest
 
 from gateway.ledger import opening
 from gateway.ledger.contract import Ledger, LedgerLost
-from gateway.ledger.keys import TenantKeys
+from gateway.ledger.redis.keys import TenantKeys
 from gateway.settings import RedisSettings
 from gateway.store_url import parse
 from tests.ledger.asking import of_run, spend, view

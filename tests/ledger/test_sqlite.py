@@ -14,7 +14,7 @@ import pytest
 from gateway.core.scopes import Amounts
 from gateway.core.values import Balance, Decision, Ending, Hold, RunTerms
 from gateway.ledger.contract import Barred, Ended, HoldState, LedgerUnavailable, Refusal
-from gateway.ledger.sqlite import SqliteLedger
+from gateway.ledger.sqlite.ledger import SqliteLedger
 from gateway.ledger.witness import Witness
 from tests.ledger.builders import (
     LEASE_MS,

@@ -9,7 +9,7 @@ import pytest
 
 from gateway.core.values import Ending, Hold
 from gateway.ledger.contract import LedgerLost, LedgerUnavailable
-from gateway.ledger.sqlite import SqliteLedger, adopt
+from gateway.ledger.sqlite.ledger import SqliteLedger, adopt
 from gateway.ledger.witness import Seen, Witness
 from tests.ledger.builders import LEASE_MS, TENANT, account, decision, settlement
 from tests.support.clock import Clock
@@ -178,7 +178,7 @@ async def test_a_file_that_is_removed_or_replaced_under_a_running_gateway_is_not
     house.file.unlink()
     if replaced:
         shutil.copy(house.snapshot, house.file)
-    monkeypatch.setattr("gateway.ledger.store._LOOK_EVERY_S", 0.0)
+    monkeypatch.setattr("gateway.ledger.sqlite.store._LOOK_EVERY_S", 0.0)
     with pytest.raises(LedgerLost, match="deleted or replaced"):
         await ledger.reserve(decision(), LEASE_MS)
     await ledger.close()
@@ -214,7 +214,7 @@ def test_the_sequence_only_grows_and_an_older_epoch_never_comes_back(tmp_path: P
 
 
 async def test_the_witness_follows_a_running_ledger(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("gateway.ledger.sqlite._TIDY_EVERY_S", 0.01)
+    monkeypatch.setattr("gateway.ledger.sqlite.ledger._TIDY_EVERY_S", 0.01)
     ledger = await house.open()
     await pay(ledger, 4)
     for _ in range(500):
@@ -231,7 +231,7 @@ async def test_the_witness_follows_a_running_ledger(house: House, monkeypatch: p
 async def test_a_witness_that_cannot_be_written_shows_in_health_and_stops_no_call(
     house: House, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("gateway.ledger.sqlite._TIDY_EVERY_S", 0.01)
+    monkeypatch.setattr("gateway.ledger.sqlite.ledger._TIDY_EVERY_S", 0.01)
     ledger = await house.open()
     written = house.witness.path.read_bytes()
     house.witness.path.write_bytes(b"scribbled over")

@@ -10,7 +10,7 @@ from gateway.core.catalog import Catalog
 from gateway.core.policy import Budget
 from gateway.identity import Identity
 from gateway.ledger.contract import Alert
-from gateway.ledger.sqlite import SqliteLedger
+from gateway.ledger.sqlite.ledger import SqliteLedger
 from gateway.ledger.witness import Witness
 from gateway.server.budget_api import BudgetApi
 from gateway.server.events_api import EventsApi

@@ -8,7 +8,7 @@ import pytest
 
 from gateway.core.values import Hold
 from gateway.ledger.contract import Barred, Barrier, Refusal
-from gateway.ledger.sqlite import SqliteLedger
+from gateway.ledger.sqlite.ledger import SqliteLedger
 from gateway.server.admin import Admin
 from tests.support.clock import Clock
 from tests.support.pages import Asking, principal_of

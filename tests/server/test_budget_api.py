@@ -11,7 +11,7 @@ from gateway.core.values import Ending, Hold, Usage, UsageSource
 from gateway.identity import Principal
 from gateway.ledger.archive import Archive
 from gateway.ledger.contract import Barred, Barrier, Keep, LedgerLost, Refusal, RunView, Settlement
-from gateway.ledger.sqlite import SqliteLedger
+from gateway.ledger.sqlite.ledger import SqliteLedger
 from gateway.server.budget_api import BudgetApi
 from tests.support.clock import Clock
 from tests.support.pages import Asking, principal_of

@@ -8,7 +8,7 @@ from gateway.core.policy import Budget, Limit, Override, Policy, Share, Terms
 from gateway.core.scopes import Unit
 from gateway.core.values import Mode, Outcome
 from gateway.core.windows import WindowKind
-from gateway.ledger.sqlite import SqliteLedger
+from gateway.ledger.sqlite.ledger import SqliteLedger
 from gateway.metrics import Metrics
 from gateway.server.ops import Ops, Serving
 from tests.support.pages import Asking, principal_of

@@ -29,7 +29,7 @@ from gateway.events import CallEvent
 from gateway.flow import Flow
 from gateway.identity import Identity
 from gateway.ledger.contract import CallRecord, Ledger, RunView
-from gateway.ledger.sqlite import SqliteLedger
+from gateway.ledger.sqlite.ledger import SqliteLedger
 from gateway.ledger.witness import Witness
 from gateway.metrics import Metrics
 from gateway.observer import Observer

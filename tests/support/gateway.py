@@ -22,7 +22,7 @@ import httpx
 import openai
 
 from gateway.ledger.contract import RunView
-from gateway.ledger.sqlite import SqliteLedger
+from gateway.ledger.sqlite.ledger import SqliteLedger
 from gateway.ledger.witness import Witness
 from tests.support.config import Setup
 

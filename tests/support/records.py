@@ -48,7 +48,9 @@ def decision(
     prompt: str = "hello",
 ) -> Decision:
     who = who or caller()
-    charge = Charge(Ceiling(run_account(who.run_scope, tenant=who.tenant), limit, Mode.HARD_GATE, Basis.RESERVED_AND_COMMITTED, own=True))
+    charge = Charge(
+        Ceiling(run_account(who.run_scope, tenant=who.tenant), limit, Mode.HARD_GATE, Basis.RESERVED_AND_COMMITTED, own=True)
+    )
     directives = Directives(run_limit=None if run_limit is None else Microcents(run_limit))
     call = Call(who, "chat", model, False, 1, None, (Part("user", (prompt,)),), directives=directives)
     return Decision(id, call, (plan((charge,), usd, model),), at_ms, "2026-11-01+abc")

@@ -14,9 +14,9 @@ from urllib.parse import unquote, urlsplit
 
 from gateway import store_url
 from gateway.ledger.contract import Ledger
-from gateway.ledger.redis import RedisLedger
-from gateway.ledger.servers import servers
-from gateway.ledger.sqlite import SqliteLedger
+from gateway.ledger.redis.ledger import RedisLedger
+from gateway.ledger.redis.servers import servers
+from gateway.ledger.sqlite.ledger import SqliteLedger
 from gateway.ledger.witness import Witness
 from tests.support.clock import Clock
 from tests.support.valkey import commands, shared_url

@@ -16,7 +16,7 @@ from typing import Any, Final, TypeAlias, cast
 
 import hiredis
 
-from gateway.ledger.contract import LedgerUnavailable, OutcomeUnknown
+from gateway.ledger.contract import LedgerUnavailable, OutcomeUnknown, Unfit
 from gateway.store_url import Address, StoreUrl, Tls, shown
 
 Argument: TypeAlias = str | bytes | int
@@ -45,10 +45,6 @@ class ServerError(LedgerUnavailable):
         elif code == "ERR" and (inner := _IN_A_SCRIPT.search(message)):
             code = inner[1]
         self.code = code
-
-
-class Unfit(LedgerUnavailable):
-    """The server must not be used as it is set up. Somebody has to mend it: the message says how."""
 
 
 class Asked:

@@ -13,19 +13,13 @@ import apsw
 import orjson
 
 from gateway.ledger import rows
-from gateway.ledger.contract import Frozen, HoldState, LedgerUnavailable, RunState
+from gateway.ledger.contract import Frozen, LedgerUnavailable
 from gateway.ledger.packed import account_of, run_in, unpack_closing, unpack_record
-from gateway.ledger.schema import ACTIVE, COMMITTED, EXPIRED, LIVE, PAUSED, RELEASED, STOPPED, connect, mapped_errors, read_meta
+from gateway.ledger.sqlite.schema import connect, mapped_errors, read_meta
+from gateway.ledger.states import LIVE, RUN_STATES, STATES, STOPPED
 
-_STATES: Final = {
-    LIVE: HoldState.LIVE,
-    EXPIRED: HoldState.EXPIRED,
-    COMMITTED: HoldState.COMMITTED,
-    RELEASED: HoldState.RELEASED,
-}
-_NUMBERS: Final = {word.value: number for number, word in _STATES.items()}
-_RUN_STATES: Final = {ACTIVE: RunState.ACTIVE, STOPPED: RunState.STOPPED, PAUSED: RunState.PAUSED}
-_RUN_NUMBERS: Final = {word.value: number for number, word in _RUN_STATES.items()}
+_NUMBERS: Final = {word.value: number for number, word in STATES.items()}
+_RUN_NUMBERS: Final = {word.value: number for number, word in RUN_STATES.items()}
 _BATCH: Final = 1_000
 _TIMEOUT_MS: Final = 30_000
 _TABLES: Final = ("tenants", "accounts", "runs", "calls", "refusals", "spend", "acts", "frozen")
@@ -150,7 +144,7 @@ def _runs(cursor: apsw.Cursor, tenant: str) -> Iterator[rows.Run]:
             owner=owner,
             first_ms=first_ms,
             last_ms=last_ms,
-            state=_RUN_STATES[state],
+            state=RUN_STATES[state],
             paused_no=paused_no,
             paused_by=paused_by,
             limit=limit,
@@ -174,7 +168,7 @@ def _calls(cursor: apsw.Cursor, tenant: str) -> Iterator[rows.CallRow]:
         yield rows.CallRow(
             tenant,
             tail,
-            _STATES[state],
+            STATES[state],
             due_ms if state == LIVE else 0,
             None if record is None else orjson.loads(record),
             None if closing is None else orjson.loads(closing),

@@ -16,8 +16,8 @@ from hashlib import sha1
 from typing import Any, Final
 
 from gateway.core.record import record
-from gateway.ledger.contract import Impossible, LedgerUnavailable, OutcomeUnknown
-from gateway.ledger.resp import IMPOSSIBLE, Argument, Asked, Link, ServerError, Unfit
+from gateway.ledger.contract import Impossible, LedgerUnavailable, OutcomeUnknown, Unfit
+from gateway.ledger.redis.resp import IMPOSSIBLE, Argument, Asked, Link, ServerError
 from gateway.store_url import Address, StoreUrl, Topology, shown
 
 SLOTS: Final = 16_384

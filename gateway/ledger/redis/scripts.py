@@ -54,7 +54,7 @@ class Scripts:
 
 def text_of(name: str, now: str | None = None) -> str:
     """A script as it is sent to the server. `now` replaces the server's clock."""
-    folder = files("gateway.ledger") / "lua"
+    folder = files("gateway.ledger.redis") / "lua"
     text = "".join(
         (folder / part).read_text(encoding="utf-8") for part in (*_PARTS[name], f"{name}.lua", *_GOES_ON.get(name, ()))
     )

@@ -17,8 +17,6 @@ import apsw
 
 from gateway.core.scopes import Account, Amounts, Caller
 from gateway.core.values import Balance, Decision, Ending, Hold
-from gateway.ledger import acts, copying, keeping, reading, steps
-from gateway.ledger.books import Books
 from gateway.ledger.contract import (
     AccountView,
     Act,
@@ -42,8 +40,10 @@ from gateway.ledger.contract import (
     Stale,
     scope_text,
 )
-from gateway.ledger.schema import connect, mapped_errors
-from gateway.ledger.store import Store, adopt
+from gateway.ledger.sqlite import acts, copying, keeping, reading, steps
+from gateway.ledger.sqlite.books import Books
+from gateway.ledger.sqlite.schema import connect, mapped_errors
+from gateway.ledger.sqlite.store import Store, adopt
 from gateway.ledger.witness import Seen, Witness
 
 __all__ = ["SqliteLedger", "adopt"]

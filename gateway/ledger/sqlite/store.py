@@ -11,20 +11,19 @@ from typing import Final, TypeAlias
 
 import apsw
 
-from gateway.ledger.books import Books
 from gateway.ledger.contract import LedgerLost, LedgerUnavailable
-from gateway.ledger.schema import (
+from gateway.ledger.sqlite.books import Books
+from gateway.ledger.sqlite.schema import (
     TROUBLE,
     carry_over,
     connect,
     create_tables,
     file_identity,
     mapped_errors,
-    new_epoch,
     read_meta,
     read_rules,
 )
-from gateway.ledger.witness import ADOPT_HINT, Seen, Witness
+from gateway.ledger.witness import ADOPT_HINT, Seen, Witness, new_epoch
 
 Work: TypeAlias = Callable[[Books], object]
 _LOOK_EVERY_S: Final = 1.0  # how often the file at the path is compared with the one that is open

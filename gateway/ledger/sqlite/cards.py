@@ -8,7 +8,7 @@ import orjson
 from gateway.core.scopes import Account
 from gateway.core.windows import BUCKETS
 from gateway.ledger.packed import Closing, Record, unpack_closing, unpack_record
-from gateway.ledger.schema import STOPPED
+from gateway.ledger.states import STOPPED
 
 ACCOUNT_COLUMNS: Final = "id, committed, reserved, unconfirmed, alerted, end_ms, carried, adjusted, stored_limit, run, buckets"
 RUN_COLUMNS: Final = (

@@ -14,7 +14,6 @@ import orjson
 
 from gateway.core.scopes import Account, Amounts, Caller
 from gateway.core.values import Balance, Decision, Ending, Usage, UsageSource
-from gateway.ledger import redis_copying, redis_keeping, redis_reading
 from gateway.ledger.contract import (
     AccountView,
     Act,
@@ -39,11 +38,12 @@ from gateway.ledger.contract import (
     Stale,
     scope_text,
 )
-from gateway.ledger.lines import NUMBERS, Lines, closing_text, read_lines, run_of, text_of
-from gateway.ledger.resp import Argument
-from gateway.ledger.servers import Servers
-from gateway.ledger.shapes import AGAIN, DONE, HELD, UNKNOWN, Shape, arguments, refused, reserved, settled
-from gateway.ledger.slots import Slots, Tenant, adopt
+from gateway.ledger.redis import copying, keeping, reading
+from gateway.ledger.redis.lines import NUMBERS, Lines, closing_text, read_lines, run_of, text_of
+from gateway.ledger.redis.resp import Argument
+from gateway.ledger.redis.servers import Servers
+from gateway.ledger.redis.shapes import AGAIN, DONE, HELD, UNKNOWN, Shape, arguments, refused, reserved, settled
+from gateway.ledger.redis.slots import Slots, Tenant, adopt
 from gateway.ledger.witness import Witness
 
 __all__ = ["RedisLedger", "adopt"]
@@ -124,7 +124,7 @@ class RedisLedger:
         self._tidying: asyncio.Task[None] | None = None
         self._connected = False
         self._trouble: str | None = None
-        self._swept = redis_keeping.Progress()
+        self._swept = keeping.Progress()
 
     # -- life -----------------------------------------------------------------------------------------------------------------
 
@@ -343,7 +343,7 @@ class RedisLedger:
             return None
         lines = read_lines(tenant.name, text, names)
         name = run_of(group)
-        runs = [keys.run(each) for each in (name, *redis_reading.ancestry_of(ancestry))]
+        runs = [keys.run(each) for each in (name, *reading.ancestry_of(ancestry))]
         around = (keys.recent(name), keys.acts, keys.acts_order, *runs)
         return _Known(lines, int(at_ms) // _DAY_MS, len(runs), around, tuple([keys.account(key) for key in lines.keys]))
 
@@ -387,7 +387,7 @@ class RedisLedger:
                 return settled(shape.lines[0], reply)
             if reply[0] != AGAIN:
                 return refused(shape, decision, reply)
-            others = [each for each in redis_reading.ancestry_of(reply[4]) if each not in (*caller.ancestry, caller.parent)]
+            others = [each for each in reading.ancestry_of(reply[4]) if each not in (*caller.ancestry, caller.parent)]
             assumed = _Assumed(reply[2] // _DAY_MS, reply[3].decode() or caller.key, tuple(others))
         raise LedgerUnavailable(f"{decision.id} can't be debited: its run changes hands all the time")
 
@@ -409,7 +409,7 @@ class RedisLedger:
     async def expire(self, at_most: int = 100) -> Sequence[Expired]:
         self._known_tenant("")
         tenants = await self._slots.all()
-        found = await asyncio.gather(*[redis_keeping.due(self._slots, each, each.keys.leases, at_most) for each in tenants])
+        found = await asyncio.gather(*[keeping.due(self._slots, each, each.keys.leases, at_most) for each in tenants])
         due = [(lease, each.name, tail, each) for each, (_, pairs) in zip(tenants, found, strict=True) for lease, tail in pairs]
         due.sort(key=lambda each: each[:3])
         ended = await asyncio.gather(*[self._expire(tenant, tail) for _, _, tail, tenant in due[:at_most]])
@@ -427,14 +427,14 @@ class RedisLedger:
 
     async def halted(self, tenant: str, callers: Sequence[Caller]) -> Sequence[Barrier | None]:
         found = await self._find(tenant)
-        return [None] * len(callers) if found is None else await redis_reading.halted(self._slots, found, callers)
+        return [None] * len(callers) if found is None else await reading.halted(self._slots, found, callers)
 
     async def set_limit(self, tenant: str, run: str, owner: str, change: SetLimit) -> RunView | None:
         assert change.limit >= 0, change
         found = await self._get(tenant)
         asked = (change.limit, "1" if change.by_admin else "0", owner)
         done = await self._act_on_run(found, "set_limit", run, f"{run} {change.limit}", change.who, "", asked, owner)
-        return await redis_reading.run(self._slots, found, run, self._standing) if done else None
+        return await reading.run(self._slots, found, run, self._standing) if done else None
 
     async def stop(self, tenant: str, run: str, who: str, why: str) -> RunView | None:
         return await self._change(tenant, "stop", run, who, why)
@@ -449,7 +449,7 @@ class RedisLedger:
         found = await self._find(tenant)
         if found is None or not await self._act_on_run(found, what, run, run, who, why):
             return None
-        return await redis_reading.run(self._slots, found, run, self._standing)
+        return await reading.run(self._slots, found, run, self._standing)
 
     async def _act_on_run(
         self,
@@ -511,7 +511,7 @@ class RedisLedger:
     ) -> tuple[str, AccountView] | None:
         """How it went, and the account after it. None: no such account."""
         found = await self._find(tenant)
-        known = None if found is None else await redis_reading.account(self._slots, found, key)
+        known = None if found is None else await reading.account(self._slots, found, key)
         if found is None or known is None:
             return None
         account = known.balance.account
@@ -541,63 +541,63 @@ class RedisLedger:
 
     async def run(self, tenant: str, run: str) -> RunView | None:
         found = await self._find(tenant)
-        return None if found is None else await redis_reading.run(self._slots, found, run, self._standing)
+        return None if found is None else await reading.run(self._slots, found, run, self._standing)
 
     async def runs(self, tenant: str, owner: str | None, limit: int, before: str | None = None) -> Sequence[RunView]:
         found = await self._find(tenant)
-        return [] if found is None else await redis_reading.runs(self._slots, found, owner, limit, before)
+        return [] if found is None else await reading.runs(self._slots, found, owner, limit, before)
 
     async def record(self, tenant: str, decision_id: str) -> CallRecord | None:
         found = await self._find(tenant)
-        return None if found is None else await redis_reading.record(self._slots, found, decision_id)
+        return None if found is None else await reading.record(self._slots, found, decision_id)
 
     async def balances(self, tenant: str, accounts: Sequence[Account]) -> Sequence[Balance]:
         found = await self._find(tenant)
         if found is None:
             return [Balance(each, None, 0, 0) for each in accounts]
-        return await redis_reading.balances(self._slots, found, accounts)
+        return await reading.balances(self._slots, found, accounts)
 
     async def account(self, tenant: str, key: str) -> AccountView | None:
         found = await self._find(tenant)
-        return None if found is None else await redis_reading.account(self._slots, found, key)
+        return None if found is None else await reading.account(self._slots, found, key)
 
     async def frozen(self, tenant: str) -> Sequence[Frozen]:
         found = await self._find(tenant)
-        return [] if found is None else await redis_reading.frozen(self._slots, found)
+        return [] if found is None else await reading.frozen(self._slots, found)
 
     async def acts(self, tenant: str, limit: int, before: str | None = None) -> Sequence[Act]:
         found = await self._find(tenant)
-        return [] if found is None else await redis_reading.acts(self._slots, found, limit, before)
+        return [] if found is None else await reading.acts(self._slots, found, limit, before)
 
     async def holds(self, tenant: str, run: str | None, limit: int) -> Sequence[CallRecord]:
         found = await self._find(tenant)
-        return [] if found is None else await redis_reading.holds(self._slots, found, run, limit)
+        return [] if found is None else await reading.holds(self._slots, found, run, limit)
 
     async def spend(self, tenant: str, by: Sequence[str], from_ms: int, to_ms: int, owner: str | None) -> Sequence[SpendRow]:
         found = await self._find(tenant)
-        return [] if found is None else await redis_reading.spend(self._slots, found, by, from_ms, to_ms, owner)
+        return [] if found is None else await reading.spend(self._slots, found, by, from_ms, to_ms, owner)
 
     # -- keeping --------------------------------------------------------------------------------------------------------------
 
     async def aged(self, keep: Keep, at_most: int) -> Sequence[CallRecord]:
         self._known_tenant("")
-        return await redis_keeping.aged(self._slots, keep, at_most)
+        return await keeping.aged(self._slots, keep, at_most)
 
     async def retire(self, tenant: str, decision_ids: Sequence[str], keep: Keep) -> int:
         found = await self._find(tenant)
-        return 0 if found is None else await redis_keeping.retire(self._slots, found, decision_ids, keep)
+        return 0 if found is None else await keeping.retire(self._slots, found, decision_ids, keep)
 
     async def sweep(self, keep: Keep, at_most: int) -> int:
         self._known_tenant("")
-        return await redis_keeping.sweep(self._slots, self._swept, keep, at_most)
+        return await keeping.sweep(self._slots, self._swept, keep, at_most)
 
     def dump(self) -> AsyncIterator[Mapping[str, object]]:
         self._known_tenant("")
-        return redis_copying.dump(self._slots)
+        return copying.dump(self._slots)
 
     async def load(self, rows: AsyncIterator[Mapping[str, object]]) -> int:
         self._known_tenant("")
-        return await redis_copying.load(self._slots, rows)
+        return await copying.load(self._slots, rows)
 
 
 def _act(act: str, what: str, who: str, why: str, act_id: str | None = None) -> tuple[str, bytes]:

@@ -12,8 +12,9 @@ import orjson
 from gateway.core.scopes import Caller
 from gateway.core.values import Balance, Decision, Hold
 from gateway.ledger.contract import Alert, Barred, Barrier, Ended, Refusal, Reserved, Settled, Stale
-from gateway.ledger.keys import TenantKeys
-from gateway.ledger.lines import STATES, Lines, amounts_of, group_end, group_start, rest_of, text_of
+from gateway.ledger.redis.keys import TenantKeys
+from gateway.ledger.redis.lines import Lines, amounts_of, group_end, group_start, rest_of, text_of
+from gateway.ledger.states import STATES
 
 # What the scripts answer.
 LOST, DONE, UNKNOWN, AGAIN, HELD, REFUSED, BARRED, STALE, ENDED = range(9)

@@ -17,10 +17,11 @@ from gateway.core.values import Outcome
 from gateway.core.windows import END_OF_TIME_MS
 from gateway.ledger import rows
 from gateway.ledger.contract import Frozen, HoldState, LedgerUnavailable, RunState
-from gateway.ledger.keys import TENANTS, TenantKeys
-from gateway.ledger.lines import (
+from gateway.ledger.packed import account_of, ancestry_in, pack_closing, pack_record, run_in, unpack_closing, unpack_record
+from gateway.ledger.redis.keeping import due
+from gateway.ledger.redis.keys import TENANTS, TenantKeys
+from gateway.ledger.redis.lines import (
     NUMBERS,
-    STATES,
     Lines,
     closing_of,
     closing_text,
@@ -30,9 +31,7 @@ from gateway.ledger.lines import (
     refusal_of,
     text_of,
 )
-from gateway.ledger.packed import account_of, ancestry_in, pack_closing, pack_record, run_in, unpack_closing, unpack_record
-from gateway.ledger.redis_keeping import due
-from gateway.ledger.redis_reading import (
+from gateway.ledger.redis.reading import (
     PAUSED,
     STOPPED,
     ancestry_of,
@@ -43,11 +42,11 @@ from gateway.ledger.redis_reading import (
     read_act,
     run_hashes,
 )
-from gateway.ledger.resp import Argument
-from gateway.ledger.schema import new_epoch
-from gateway.ledger.shapes import end_of_day
-from gateway.ledger.slots import Slots, Tenant
-from gateway.ledger.witness import Seen
+from gateway.ledger.redis.resp import Argument
+from gateway.ledger.redis.shapes import end_of_day
+from gateway.ledger.redis.slots import Slots, Tenant
+from gateway.ledger.states import STATES
+from gateway.ledger.witness import Seen, new_epoch
 
 _PAGE: Final = 500
 _TRIES: Final = 5

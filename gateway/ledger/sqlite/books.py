@@ -14,7 +14,9 @@ import apsw
 import orjson
 
 from gateway.core.scopes import Account, Amounts
-from gateway.ledger.cards import (
+from gateway.ledger.contract import Frozen
+from gateway.ledger.packed import Record, account_of, pack_closing, pack_record, run_in
+from gateway.ledger.sqlite.cards import (
     ACCOUNT_COLUMNS,
     RUN_COLUMNS,
     AccountRow,
@@ -25,9 +27,7 @@ from gateway.ledger.cards import (
     run_row,
     wide_columns,
 )
-from gateway.ledger.contract import Frozen
-from gateway.ledger.packed import Record, account_of, pack_closing, pack_record, run_in
-from gateway.ledger.schema import ACTIVE, EXPIRED, LIVE
+from gateway.ledger.states import ACTIVE, EXPIRED, LIVE
 
 RING: Final = 32  # refusals kept per run
 _KNOWN_AT_MOST: Final = 8_192  # rows of each kind

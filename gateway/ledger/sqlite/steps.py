@@ -15,8 +15,6 @@ from typing import Final, NamedTuple, TypeAlias
 
 from gateway.core.scopes import Amounts
 from gateway.core.values import Balance, Basis, Ceiling, Charge, Decision, Ending, Hold, Plan, Usage, UsageSource
-from gateway.ledger.books import Books, minus
-from gateway.ledger.cards import AccountRow, CallRow, RunRow
 from gateway.ledger.contract import (
     Alert,
     Barred,
@@ -40,15 +38,11 @@ from gateway.ledger.packed import (
     inputs_of,
     refusal_record,
 )
-from gateway.ledger.schema import ACTIVE, COMMITTED, EXPIRED, LIVE, PAUSED, RELEASED
-from gateway.ledger.tree import barrier_above, is_paused, place_of, take_place, use_ancestors
+from gateway.ledger.sqlite.books import Books, minus
+from gateway.ledger.sqlite.cards import AccountRow, CallRow, RunRow
+from gateway.ledger.sqlite.tree import barrier_above, is_paused, place_of, take_place, use_ancestors
+from gateway.ledger.states import ACTIVE, COMMITTED, EXPIRED, LIVE, PAUSED, RELEASED, STATES
 
-STATES: Final = {
-    LIVE: HoldState.LIVE,
-    EXPIRED: HoldState.EXPIRED,
-    COMMITTED: HoldState.COMMITTED,
-    RELEASED: HoldState.RELEASED,
-}
 _ALL: Final = 1_000_000
 # Why a refusal is in the ring: the codes that callers see. The other barriers leave nothing there.
 _WHY: Final = {

@@ -11,13 +11,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Final
 
 from gateway.ledger.contract import LedgerLost, LedgerUnavailable
-from gateway.ledger.keys import TENANTS, TenantKeys
-from gateway.ledger.resp import Argument
-from gateway.ledger.schema import new_epoch
-from gateway.ledger.scripts import Scripts
-from gateway.ledger.servers import Servers
-from gateway.ledger.shapes import LOST, Shapes
-from gateway.ledger.witness import ADOPT_HINT, Seen, Witness
+from gateway.ledger.redis.keys import TENANTS, TenantKeys
+from gateway.ledger.redis.resp import Argument
+from gateway.ledger.redis.scripts import Scripts
+from gateway.ledger.redis.servers import Servers
+from gateway.ledger.redis.shapes import LOST, Shapes
+from gateway.ledger.witness import ADOPT_HINT, Seen, Witness, new_epoch
 
 _SAMPLE: Final = 256  # tenants that are looked at when a new one is made: a server that lost its data shows in one of them
 

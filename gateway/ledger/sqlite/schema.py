@@ -1,6 +1,5 @@
 """The tables of the SQLite ledger, and how its file is opened. Foreign exceptions are mapped here, once."""
 
-import secrets
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -11,20 +10,9 @@ import apsw
 
 from gateway.ledger.contract import LedgerLost, LedgerUnavailable
 from gateway.ledger.packed import account_of, run_in
-from gateway.ledger.witness import ADOPT_HINT, Seen
+from gateway.ledger.witness import ADOPT_HINT, Seen, new_epoch
 
 VERSION: Final = 2
-
-# States of a call, as numbers, in the order of their lives.
-LIVE: Final = 1
-EXPIRED: Final = 2
-COMMITTED: Final = 3
-RELEASED: Final = 4
-
-# States of a run.
-ACTIVE: Final = 0
-STOPPED: Final = 1
-PAUSED: Final = 2
 
 _TABLES: Final = """
 CREATE TABLE meta (
@@ -277,10 +265,6 @@ def _run_of_account(*arguments: object) -> str:
     (key,) = arguments
     assert isinstance(key, str)
     return run_in(account_of("", key, 0).scope)
-
-
-def new_epoch() -> str:
-    return secrets.token_hex(8)
 
 
 def read_meta(connection: apsw.Connection | apsw.Cursor, path: str) -> Seen:

@@ -1,10 +1,10 @@
 """Where a run stands among the runs: its ancestors, and what of theirs reaches it. See `The tree` in the contract."""
 
 from gateway.core.scopes import Caller
-from gateway.ledger.books import Books
-from gateway.ledger.cards import RunRow
 from gateway.ledger.contract import DEPTH, Barrier
-from gateway.ledger.schema import PAUSED, STOPPED
+from gateway.ledger.sqlite.books import Books
+from gateway.ledger.sqlite.cards import RunRow
+from gateway.ledger.states import PAUSED, STOPPED
 
 
 def place_of(books: Books, caller: Caller, run: RunRow | None) -> tuple[str, ...] | Barrier:

@@ -10,11 +10,11 @@ import orjson
 
 from gateway.core.scopes import Account
 from gateway.ledger.contract import CallRecord, Keep, LedgerUnavailable
-from gateway.ledger.lines import read_lines, run_of
 from gateway.ledger.packed import account_of, run_in
-from gateway.ledger.redis_reading import call_hash, days, told
-from gateway.ledger.shapes import AGAIN
-from gateway.ledger.slots import Slots, Tenant
+from gateway.ledger.redis.lines import read_lines, run_of
+from gateway.ledger.redis.reading import call_hash, days, told
+from gateway.ledger.redis.shapes import AGAIN
+from gateway.ledger.redis.slots import Slots, Tenant
 
 _DAY_MS: Final = 86_400_000
 

@@ -11,13 +11,12 @@ from typing import Any, Final, TypeAlias
 
 import apsw
 
-from gateway.ledger.books import Books, Where
-from gateway.ledger.cards import AccountRow, CallRow, RollingRow
 from gateway.ledger.contract import CallRecord, Keep
-from gateway.ledger.copying import tenants
 from gateway.ledger.packed import call_record, unpack_closing, unpack_record
-from gateway.ledger.schema import COMMITTED, EXPIRED, LIVE, RELEASED
-from gateway.ledger.steps import STATES
+from gateway.ledger.sqlite.books import Books, Where
+from gateway.ledger.sqlite.cards import AccountRow, CallRow, RollingRow
+from gateway.ledger.sqlite.copying import tenants
+from gateway.ledger.states import COMMITTED, EXPIRED, LIVE, RELEASED, STATES
 
 _DAY_MS: Final = 86_400_000
 _SHARED: Final = (

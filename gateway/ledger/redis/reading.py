@@ -12,10 +12,10 @@ import orjson
 from gateway.core.scopes import NO_VALUE, Account, Caller
 from gateway.core.values import Balance
 from gateway.ledger.contract import AccountView, Act, Barrier, CallRecord, Frozen, RunState, RunView, SpendRow
-from gateway.ledger.lines import CALL_FIELDS, STATES, closing_of, record_of, refusal_of, run_of
-from gateway.ledger.packed import account_of, call_record
-from gateway.ledger.reading import day_name
-from gateway.ledger.slots import Slots, Tenant
+from gateway.ledger.packed import account_of, call_record, day_name
+from gateway.ledger.redis.lines import CALL_FIELDS, closing_of, record_of, refusal_of, run_of
+from gateway.ledger.redis.slots import Slots, Tenant
+from gateway.ledger.states import STATES
 
 _DAY_MS: Final = 86_400_000
 _PAGE: Final = 500

@@ -1,7 +1,6 @@
 """What the ledger shows to readers: queries on a connection of their own. Nothing here changes anything."""
 
 from collections.abc import Sequence
-from datetime import date, timedelta
 from typing import Any
 
 import apsw
@@ -9,14 +8,14 @@ import orjson
 
 from gateway.core.scopes import NO_VALUE, Account, Caller
 from gateway.core.values import Balance
-from gateway.ledger.acts import view as account_view
-from gateway.ledger.books import Books, frozen_scopes
-from gateway.ledger.cards import RUN_COLUMNS, RunRow, run_row
 from gateway.ledger.contract import AccountView, Act, Barrier, CallRecord, Frozen, RunState, RunView, SpendRow
-from gateway.ledger.packed import call_record, unpack_closing, unpack_record
-from gateway.ledger.schema import STOPPED
-from gateway.ledger.steps import STATES, standing
-from gateway.ledger.tree import is_paused
+from gateway.ledger.packed import call_record, day_name, unpack_closing, unpack_record
+from gateway.ledger.sqlite.acts import view as account_view
+from gateway.ledger.sqlite.books import Books, frozen_scopes
+from gateway.ledger.sqlite.cards import RUN_COLUMNS, RunRow, run_row
+from gateway.ledger.sqlite.steps import standing
+from gateway.ledger.sqlite.tree import is_paused
+from gateway.ledger.states import STATES, STOPPED
 
 _DAY_MS = 86_400_000
 _COLUMNS = {"day": "day", "key": "owner", "run": "run", "model": "model", "provider": "provider"}
@@ -175,8 +174,3 @@ def _group_value(word: str, value: object) -> str:
         return str(value)
     dimensions = orjson.loads(str(value))
     return str(dimensions.get(word, NO_VALUE))
-
-
-def day_name(day: int) -> str:
-    """Days since the epoch → "2026-11-22"."""
-    return (date(1970, 1, 1) + timedelta(days=day)).isoformat()

@@ -5,12 +5,12 @@ from typing import TypeVar
 
 from gateway.core.scopes import Account, Amounts
 from gateway.core.values import Balance, Ending, Usage, UsageSource
-from gateway.ledger.books import Books
-from gateway.ledger.cards import AccountRow
 from gateway.ledger.contract import AccountView, Adjusting, Frozen, SetLimit, Settled, Settlement
-from gateway.ledger.schema import ACTIVE, PAUSED, STOPPED
-from gateway.ledger.steps import commit, release
-from gateway.ledger.tree import is_paused
+from gateway.ledger.sqlite.books import Books
+from gateway.ledger.sqlite.cards import AccountRow
+from gateway.ledger.sqlite.steps import commit, release
+from gateway.ledger.sqlite.tree import is_paused
+from gateway.ledger.states import ACTIVE, PAUSED, STOPPED
 
 T = TypeVar("T")
 

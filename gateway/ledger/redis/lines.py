@@ -8,8 +8,8 @@ import orjson
 
 from gateway.core.scopes import Account, Amounts, Unit
 from gateway.core.values import Balance, Basis, Ceiling, Charge, Decision, Mode, Outcome, Usage, UsageSource
-from gateway.ledger.contract import HoldState
 from gateway.ledger.packed import Closing, Record, account_of, inputs_of
+from gateway.ledger.states import STATES
 
 _UNITS: Final = {Unit.USD: 1, Unit.TOKENS: 2, Unit.CALLS: 3}
 _BASES: Final = {Basis.RESERVED_AND_COMMITTED: 0, Basis.COMMITTED: 1, Basis.NONE: 2}
@@ -18,7 +18,6 @@ _BASIS: Final = {number: basis for basis, number in _BASES.items()}
 # at the end is left off.
 _DEFAULT: Final = False
 _ALL: Final = 1_000_000  # a share, in ppm
-STATES: Final = {1: HoldState.LIVE, 2: HoldState.EXPIRED, 3: HoldState.COMMITTED, 4: HoldState.RELEASED}
 NUMBERS: Final = {state: number for number, state in STATES.items()}
 
 # The fields of a call's hash.
