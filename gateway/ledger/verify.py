@@ -70,10 +70,11 @@ class _Account:
 class _Run:
     """The same of a run, whose row would be too much to keep."""
 
-    __slots__ = ("calls", "charged", "committed", "held", "made", "provisional", "reserved", "unconfirmed")
+    __slots__ = ("calls", "charged", "committed", "first_ms", "held", "made", "provisional", "reserved", "unconfirmed")
 
     def __init__(self, row: Run) -> None:
         self.committed, self.reserved, self.unconfirmed, self.calls = row.committed, row.reserved, row.unconfirmed, row.calls
+        self.first_ms = row.first_ms
         self.held = self.charged = self.provisional = self.made = 0
 
 
@@ -162,6 +163,8 @@ class Audit:
             if row.state in (HoldState.LIVE, HoldState.EXPIRED):
                 self._differ(hold, "its run", kept.run, "no such run")
             return
+        if kept.at_ms < run.first_ms:
+            return  # of the run that had this id before, and was forgotten
         if closing is None:
             self._counts["live"] += 1
             run.held += kept.held.usd

@@ -214,6 +214,18 @@ async def test_a_run_with_a_live_hold_stays_though_it_holds_nothing(ledger: Ledg
     await verdict(ledger)
 
 
+async def test_an_audit_tells_a_run_from_the_forgotten_one_that_had_its_id(ledger: Ledger, clock: Clock) -> None:
+    keep = Keep(records_ms=DAY_MS, runs_ms=DAY_MS)
+    hold = await held(ledger)
+    clock.now_ms += LEASE_MS // 2
+    await ledger.commit(TENANT, hold.id, settlement(4))  # so its record outlives the last use of its run
+    clock.now_ms += DAY_MS - 1
+    await swept(ledger, keep)
+    assert await ledger.run(TENANT, "r1") is None
+    await settled(ledger, usd=1)
+    assert (await verdict(ledger)).calls == 2
+
+
 async def test_a_stopped_run_stays_stopped_until_it_is_forgotten(ledger: Ledger, clock: Clock) -> None:
     await settled(ledger, run="r1")
     await ledger.stop(TENANT, "r1", "me", "why")
