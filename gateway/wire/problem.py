@@ -84,7 +84,7 @@ class BudgetFacts:
 
     name: str
     scope: str
-    run_id: str
+    run_id: str  # the caller's
     unit: Unit
     limit: int
     committed: int
@@ -94,11 +94,12 @@ class BudgetFacts:
     effective_max_output_tokens: int
     client_requested_max_output_tokens: int | None
     price_table_version: str
+    ancestor: str | None = None  # whose ceiling it is, where that is not the caller's own run
 
     def members(self) -> dict[str, Any]:
         """USD as decimal strings in `…_usd`; tokens and calls as numbers, with their `unit`."""
         amounts = ("limit", "committed", "reserved", "remaining", "estimate")
-        members: dict[str, Any] = {"name": self.name, "scope": self.scope, "run_id": self.run_id}
+        members: dict[str, Any] = {"name": self.name, "scope": self.scope, "run_id": self.ancestor or self.run_id}
         if self.unit is Unit.USD:
             members |= {f"{amount}_usd": format_usd(getattr(self, amount)) for amount in amounts}
         else:
@@ -234,6 +235,7 @@ def budget_refusal(
         name=account.name,
         scope=account.scope_name,
         run_id=run,
+        ancestor=next((value for name, value in account.scope if name == "run" and value in decision.call.caller.ancestry), None),
         unit=account.unit,
         limit=limit,
         committed=blocking.committed,

@@ -32,7 +32,7 @@ def refused(
     account = Account("default", "the-budget", scope, LIFETIME, unit)
     charge = Charge(Ceiling(account, limit, Mode.HARD_GATE, basis, margin, own))
     plan = Plan("gpt-5", "openai", 4096, 900, amounts, (charge,))
-    base = records.decision(who=records.caller("r42"))
+    base = records.decision(who=replace(records.caller("r42"), ancestry=("r0",)))
     decision = Decision(base.id, replace(base.call, client_cap=8192), (plan,), base.at_ms, "2026-11-01+abc")
     return budget_refusal(decision, plan, Balance(account, limit, committed, 0), alternatives, retry_after, paused)
 
@@ -164,7 +164,10 @@ def test_a_paused_run_is_told_what_ends_the_pause_which_no_policy_does() -> None
 
 
 def test_an_ancestors_own_limit_is_raised_on_the_ancestor() -> None:
-    assert "PUT /budget/runs/r0 with the admin token" in refused(scope=(("run", "r0"),)).detail
+    answer = refused(scope=(("run", "r0"),))
+    assert "PUT /budget/runs/r0 with the admin token" in answer.detail
+    assert answer.detail.startswith("Run r42 met a ceiling")
+    assert orjson.loads(answer.body())["budget"]["run_id"] == "r0"
 
 
 @pytest.mark.parametrize(
