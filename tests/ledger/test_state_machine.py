@@ -633,4 +633,4 @@ def test_model_and_store_agree_on_random_histories(kind: str) -> None:
 @pytest.mark.timeout(3600)
 @pytest.mark.parametrize("kind", STORES)
 def test_model_and_store_agree_on_many_long_random_histories(kind: str) -> None:
-    run_machine(kind, examples=2_000, steps=40)
+    run_machine(kind, examples=2_000, steps=25)
