@@ -13,6 +13,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
@@ -53,6 +54,7 @@ from gateway.server.routes import Routes
 from gateway.settings import Settings
 from gateway.upstream import AiohttpUpstream, Endpoint
 from gateway.wire import chat
+from gateway.wire.dialects import DIALECTS
 from gateway.wire.exchange import Inbound
 from gateway.wire.headers import directives
 from gateway.wire.problem import Refused, problem
@@ -190,7 +192,10 @@ class Gateway:
         ops = Ops(self.ledger, self.metrics, self._serving, principal_of if self.config.auth == "keys" else None)
         models = ModelList(self._identity, lambda: self.flow.rulebook)
         return Routes(
-            {("POST", "/v1/chat/completions"): self.flow.serve, ("GET", "/v1/models"): models.serve},
+            {
+                **{("POST", dialect.path): partial(self.flow.serve, dialect) for dialect in DIALECTS},
+                ("GET", "/v1/models"): models.serve,
+            },
             [*budget_api.routes(), *events_api.routes(), *reservations_api.routes(), *admin.routes(), *ops.routes()],
         )
 
@@ -342,7 +347,7 @@ async def _explain(config: Settings, policy: Policy, body: bytes, header_lines: 
         identity.principal(headers, model_route=True) if config.auth == "passthrough" else Principal(DEFAULT_TENANT, ANONYMOUS)
     )
     inbound = Inbound("POST", "/v1/chat/completions", "", None, headers, body, "req_explain")
-    request = chat.read(body)
+    request = chat.read(body, headers)
     caller = identity.caller(principal, inbound, request.text_field, policy, clock_ms())
     rulebook = Rulebook(policy, config.catalog, TokenCounter(bundled.load_encoding))
 

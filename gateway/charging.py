@@ -35,7 +35,6 @@ class Charging:
     model: Model
     on_disconnect: OnDisconnect
     meter: Meter
-    service_tier: str | None  # the request's, until the provider says how it served the call
     phase: Phase = Phase.UNSENT
 
     @property
@@ -55,7 +54,7 @@ class Charging:
         usage = self.meter.usage(plan.input_tokens, output_held)
         if not self.meter.reported and usage.output_tokens < output_held and self._may_have_been_more(ending):
             return held, plan.cost_max
-        return usage, estimate.cost_of(self.model, usage, self.service_tier)
+        return usage, estimate.cost_of(self.model, usage, self.meter.service_tier or hold.decision.call.service_tier)
 
     def _may_have_been_more(self, ending: Ending) -> bool:
         """Without the provider's word, what was relayed is the charge, unless there may be output that nobody saw."""

@@ -23,11 +23,12 @@ from gateway.observer import Observer, Story
 from gateway.relay import Errand, Places, Relay, Shared
 from gateway.settling import Settling, Unheld
 from gateway.upstream import UpstreamRequest
-from gateway.wire import chat
 from gateway.wire.budget import undecided_headers
+from gateway.wire.dialect import Dialect
 from gateway.wire.exchange import ClientGone, Inbound, Outlet
 from gateway.wire.headers import directives, forwardable
 from gateway.wire.problem import Alternative, Refused, problem
+from gateway.wire.request import Request
 
 _READ_INLINE_BYTES: Final = 262_144  # some 1 to 5 ms of reading, for usual messages
 _COUNT_INLINE_CHARS: Final = 16_384  # some 2 ms of tokenizing; a body of fewer bytes has hardly more text than that
@@ -57,24 +58,24 @@ class Flow:
 
     # -- the path -------------------------------------------------------------------------------------------------------------
 
-    async def serve(self, inbound: Inbound, outlet: Outlet) -> None:
-        """`POST /v1/chat/completions`. Every refusal is answered here; whatever else is raised is a bug, and the server's to answer."""
+    async def serve(self, dialect: Dialect, inbound: Inbound, outlet: Outlet) -> None:
+        """One call. Every refusal is answered here; whatever else is raised is a bug, and the server's to answer."""
         story = self._observer.story(inbound.request_id)
         status = 0  # nobody was there to be answered
         try:
-            status = await self._serve(inbound, outlet, story)
+            status = await self._serve(dialect, inbound, outlet, story)
         except Exception:
             status = 500
             raise
         finally:
             story.answered(status)
 
-    async def _serve(self, inbound: Inbound, outlet: Outlet, story: Story) -> int:
+    async def _serve(self, dialect: Dialect, inbound: Inbound, outlet: Outlet, story: Story) -> int:
         """What the client was answered; 0 if it left before."""
         try:
-            relay = await self._admit(inbound, outlet, story)
+            relay = await self._admit(dialect, inbound, outlet, story)
         except Refused as refusal:
-            return await _refuse(refusal, outlet, story)
+            return await _refuse(refusal, dialect, outlet, story)
         self._live.add(relay)
         try:
             await relay.run(outlet)
@@ -82,11 +83,11 @@ class Flow:
             self._live.discard(relay)
         return relay.status
 
-    async def _admit(self, inbound: Inbound, outlet: Outlet, story: Story) -> Relay:
+    async def _admit(self, dialect: Dialect, inbound: Inbound, outlet: Outlet, story: Story) -> Relay:
         """Everything before the provider: the relay it returns has a hold."""
         rulebook = self.rulebook
         principal = self._identity.principal(inbound.headers, model_route=True)
-        request = await _read(inbound.body)
+        request = await _read(dialect, inbound)
         story.asked(request.model, request.stream)
         at_ms = self._shared.clock_ms()
         caller = self._kin.placed(self._identity.caller(principal, inbound, request.text_field, rulebook.policy, at_ms))
@@ -97,7 +98,7 @@ class Flow:
             await self._count_beforehand(rulebook, call)
         settling = await self._reserve(rulebook, call, principal, at_ms, outlet, story)
         try:
-            relay = self._relay(rulebook, settling, request, inbound, principal)
+            relay = self._relay(rulebook, settling, dialect, request, inbound, principal)
             story.sent()
         except BaseException:
             # A bug between the hold and the one who answers for it must not leak it.
@@ -215,20 +216,25 @@ class Flow:
         return view is not None and view.state is RunState.PAUSED
 
     def _relay(
-        self, rulebook: Rulebook, settling: Settling, request: chat.ChatRequest, inbound: Inbound, principal: Principal
+        self,
+        rulebook: Rulebook,
+        settling: Settling,
+        dialect: Dialect,
+        request: Request,
+        inbound: Inbound,
+        principal: Principal,
     ) -> Relay:
         """What goes to the provider: the client's request, with the plan's model and cap, and a credential."""
         plan, provider = settling.hold.plan, self._shared.settings.providers[settling.hold.plan.provider]
         profile, model = provider.profile, rulebook.catalog.models[plan.model]
-        headers = forwardable(inbound.headers, rulebook.identity_headers)
+        headers = forwardable(inbound.headers, request.content_type, rulebook.identity_headers)
         credential = self._identity.credential_for(principal, provider)
         if credential is not None:
             headers.append(credential)
-        path = inbound.path.removeprefix("/v1")
-        url = f"{provider.base_url}{path}?{inbound.query}" if inbound.query else provider.base_url + path
+        url = provider.url(inbound.path)
         body = request.encode(plan, profile, model.parameters)
-        upstream_request = UpstreamRequest(url, inbound.method, headers, body)
-        errand = Errand(model, provider, upstream_request, request.wants_usage, request.clamped(plan))
+        upstream_request = UpstreamRequest(f"{url}?{inbound.query}" if inbound.query else url, inbound.method, headers, body)
+        errand = Errand(model, provider, dialect, request, upstream_request)
         meter = Meter(rulebook.counter, model.encoding, profile.usage_covers_all_choices or request.choices == 1)
         return Relay(self._shared, errand, meter, settling)
 
@@ -358,18 +364,18 @@ def _patience(answer: _Answer) -> _Patience | None:
     return _Patience(caller, run, wait_ms) if paused and wait_ms else None
 
 
-async def _read(body: bytes) -> chat.ChatRequest:
-    if len(body) <= _READ_INLINE_BYTES:
-        return chat.read(body)
-    return await asyncio.to_thread(chat.read, body)
+async def _read(dialect: Dialect, inbound: Inbound) -> Request:
+    if len(inbound.body) <= _READ_INLINE_BYTES:
+        return dialect.read(inbound.body, inbound.headers)
+    return await asyncio.to_thread(dialect.read, inbound.body, inbound.headers)
 
 
-async def _refuse(refusal: Refused, outlet: Outlet, story: Story) -> int:
+async def _refuse(refusal: Refused, dialect: Dialect, outlet: Outlet, story: Story) -> int:
     said = refusal.problem
     story.refused(said.code, said.status)
     headers = refusal.headers or undecided_headers(story.caller.run)
     try:
-        await outlet.answer(said.status, [*said.headers(), *headers], said.body())
+        await outlet.answer(said.status, [*said.headers(), *headers], said.body(dialect.shape))
     except ClientGone:
         return 0  # nothing was held for it
     return said.status

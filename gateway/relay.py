@@ -23,10 +23,11 @@ from gateway.settings import Provider, Settings
 from gateway.settling import Settling
 from gateway.upstream import NOT_SENT, Answer, Failure, NotSent, RetryPolicy, TooLarge, Unknown, Upstream, UpstreamRequest
 from gateway.wire.budget import decision_headers
-from gateway.wire.chat import ChatStream, read_answer
+from gateway.wire.dialect import Dialect, Stream
 from gateway.wire.exchange import ClientGone, Headers, Outlet
 from gateway.wire.headers import returnable
 from gateway.wire.problem import Problem, budget_refusal, problem
+from gateway.wire.request import Request
 from gateway.wire.status import released_by
 
 # How much more to hold at once for a provider that ignores the output cap.
@@ -71,9 +72,9 @@ class Errand:
 
     model: Model
     provider: Provider
+    dialect: Dialect
+    asked: Request
     request: UpstreamRequest
-    wants_usage: bool  # the client asked for the usage chunk
-    clamped: bool
 
 
 class Relay:
@@ -84,12 +85,10 @@ class Relay:
         self._errand = errand
         self._meter = meter
         self._settling = settling
-        self._charging = Charging(
-            errand.model, errand.provider.profile.on_disconnect, meter, settling.hold.decision.call.service_tier
-        )
+        self._charging = Charging(errand.model, errand.provider.profile.on_disconnect, meter)
         self._story = settling.story
         self._answer: Answer | None = None
-        self._stream: ChatStream | None = None
+        self._stream: Stream | None = None
         self._task: asyncio.Task[Any] | None = None
         self._interruption: Ending | None = None
         self._reading_on: asyncio.TimerHandle | None = None  # the client has left; when this fires, enough was read for it
@@ -151,7 +150,7 @@ class Relay:
             await self._tell(outlet, opened)
         elif not 200 <= opened.status < 300:
             await self._relay_refusal(opened, outlet)
-        elif opened.headers.get("Content-Type", "").lower().startswith("text/event-stream"):
+        elif opened.headers.get("Content-Type", "").lower().startswith(self._errand.dialect.streamed_types):
             await self._relay_stream(opened, outlet)
         else:
             await self._relay_json(opened, outlet)
@@ -225,18 +224,18 @@ class Relay:
             await self._settled(Ending.PROVIDER_CUT)
             await self._tell(outlet, problem("provider_cut", f"the answer of {self._name} is larger than {limit} bytes"))
             return
+        read_answer = self._errand.dialect.read_answer
         if len(body) <= _READ_INLINE_BYTES:
-            tier = read_answer(body, self._meter)
+            read_answer(body, self._meter)
         else:
-            tier = await asyncio.to_thread(read_answer, body, self._meter)
-        self._charging.service_tier = tier or self._charging.service_tier
+            await asyncio.to_thread(read_answer, body, self._meter)
         self._charging.phase = Phase.RELAYING
         await self._settled(Ending.COMPLETED)
         await self._answer_with(outlet, answer.status, self._headers(answer), body)
 
     async def _relay_stream(self, answer: Answer, outlet: Outlet) -> None:
         self._charging.phase = Phase.RELAYING
-        self._stream = stream = ChatStream(self._meter, hide_usage=not self._errand.wants_usage)
+        self._stream = stream = self._errand.dialect.stream(self._meter, self._errand.asked)
         await outlet.start(answer.status, self._headers(answer))
         self.status = answer.status
         cut: str | None = None
@@ -282,7 +281,7 @@ class Relay:
         cap = max(plan.output_cap, seen) + _MORE_OUTPUT_TOKENS
         return replace(plan, output_cap=cap, cost_max=estimate.worst_case(call, self._errand.model, plan.input_tokens, cap))
 
-    async def _cut_off(self, outlet: Outlet, stream: ChatStream) -> None:
+    async def _cut_off(self, outlet: Outlet, stream: Stream) -> None:
         """The output passed what was held, and there is no room for more."""
         await self._settled(Ending.OUTPUT_EXCEEDED)
         await outlet.write(stream.length_ending(self._no_more()))
@@ -379,8 +378,6 @@ class Relay:
         if charging.nothing_billed:
             settling.release(Ending.NOT_SENT if charging.phase is Phase.UNSENT else Ending.PROVIDER_REFUSED)
             return
-        if self._stream is not None:
-            charging.service_tier = self._stream.service_tier or charging.service_tier
         try:
             usage, cost = charging.of(self.hold, ending)
         except BaseException:
@@ -398,12 +395,13 @@ class Relay:
         self._story.provider_failed(self._name, kind)
 
     def _headers(self, answer: Answer | None) -> Headers:
-        ours = decision_headers(self.hold, self._settling.balances, self._errand.clamped)
+        ours = decision_headers(self.hold, self._settling.balances, self._errand.asked.clamped(self.hold.plan))
         return ours if answer is None else [*returnable(answer.headers), *ours]
 
     async def _tell(self, outlet: Outlet, said: Problem) -> None:
         self._story.refused(said.code, said.status)
-        await self._answer_with(outlet, said.status, [*said.headers(), *self._headers(None)], said.body())
+        shape = self._errand.dialect.shape
+        await self._answer_with(outlet, said.status, [*said.headers(), *self._headers(None)], said.body(shape))
 
     async def _answer_with(self, outlet: Outlet, status: int, headers: Headers, body: bytes) -> None:
         await outlet.answer(status, headers, body)

@@ -77,6 +77,12 @@ class Provider:
     idle_timeout_ms: int = 600_000
     retries: int = 2
 
+    def url(self, path: str) -> str:
+        """Of a route that starts with `/v1`, which most providers' base URL ends with."""
+        if self.profile.versioned_base or self.base_url.endswith("/v1"):
+            path = path.removeprefix("/v1")
+        return self.base_url + path
+
 
 @dataclass(frozen=True, slots=True)
 class StaticKey:

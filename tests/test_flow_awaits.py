@@ -19,6 +19,7 @@ from gateway import relay
 from gateway.core.money import price_of
 from gateway.ledger.contract import LedgerUnavailable
 from gateway.ledger.sqlite.ledger import SqliteLedger
+from gateway.wire.chat import DIALECT as CHAT
 from tests.support.config import free_port
 from tests.support.flow import TENANT, Broken, Client, Steps, World, chat, quick_retries, world
 from tests.support.provider import Behaviour, FaultProvider
@@ -114,7 +115,7 @@ async def _call(here: World, scenario: Scenario, happening: Happening, run: str,
     """Whether the call came so far that it happened."""
     before = asyncio.all_tasks()
     client = CLIENTS[run] = Client()
-    serving = here.flow.serve(here.inbound(chat(stream=scenario.stream), run), client)
+    serving = here.flow.serve(CHAT, here.inbound(chat(stream=scenario.stream), run), client)
     steps = Steps(serving, at, early)
 
     async def call() -> None:
@@ -206,7 +207,7 @@ async def test_a_bug_at_any_line_of_the_relay_leaks_no_hold(
             CLIENTS[run] = client
             sys.settrace(bug.trace)
             try:
-                await here.flow.serve(here.inbound(chat(stream=told.stream), run), client)
+                await here.flow.serve(CHAT, here.inbound(chat(stream=told.stream), run), client)
             except Bug:
                 pass
             finally:

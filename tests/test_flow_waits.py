@@ -13,6 +13,7 @@ from gateway.core.values import Ending, Mode
 from gateway.ledger.contract import Debiting, LedgerLost, LedgerUnavailable, OutcomeUnknown, SetLimit
 from gateway.ledger.journal import JournalFull
 from gateway.ledger.sqlite.ledger import SqliteLedger
+from gateway.wire.chat import DIALECT as CHAT
 from tests.support.flow import TENANT, Broken, Client, Steps, World, chat, world
 from tests.support.provider import Behaviour, FaultProvider
 from tests.support.records import USD
@@ -158,7 +159,7 @@ async def test_a_wait_may_be_cancelled_at_any_await(early: bool, tmp_path: Path,
     async with world(tmp_path, provider.base_url, policy(pausing(wait_ms=100))) as here:
         for at in range(1, 80):
             run = f"r-{at}"
-            steps = Steps(here.flow.serve(here.inbound(chat(), run), Client()), at, early)
+            steps = Steps(here.flow.serve(CHAT, here.inbound(chat(), run), Client()), at, early)
 
             async def call(steps: Steps = steps) -> None:
                 await steps

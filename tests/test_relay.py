@@ -3,6 +3,7 @@
 import asyncio
 import threading
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from gateway.demo.replies import Script
 from gateway.ledger.contract import LedgerLost, LedgerUnavailable
 from gateway.ledger.sqlite.ledger import SqliteLedger
 from gateway.settings import Drain
+from gateway.wire.chat import DIALECT as CHAT
 from gateway.wire.chat import read_answer
 from tests.support.config import free_port
 from tests.support.flow import TENANT, Broken, Client, World, chat, model_of, quick_retries, world
@@ -151,18 +153,18 @@ async def test_a_stream_without_done_ends_well_where_every_choice_is_finished(tm
 
 @pytest.mark.parametrize(("padding", "here_too"), [(0, True), (3_000_000, False)])
 async def test_a_large_json_answer_is_read_beside_the_loop(
-    padding: int, here_too: bool, tmp_path: Path, provider: FaultProvider, monkeypatch: pytest.MonkeyPatch
+    padding: int, here_too: bool, tmp_path: Path, provider: FaultProvider
 ) -> None:
     threads: list[int] = []
 
-    def read(body: bytes, meter: Meter) -> str | None:
+    def read(body: bytes, meter: Meter) -> None:
         threads.append(threading.get_ident())
-        return read_answer(body, meter)
+        read_answer(body, meter)
 
-    monkeypatch.setattr("gateway.relay.read_answer", read)
+    dialect = replace(CHAT, read_answer=read)
     async with world(tmp_path, provider.base_url) as here:
         provider.next(Behaviour(padding=padding))
-        assert len((await here.ask(chat())).body) > padding
+        assert len((await here.ask(chat(), dialect=dialect)).body) > padding
         assert (await settled(here)).charged.usd == provider.bill.microcents
         assert [thread == threading.get_ident() for thread in threads] == [here_too]
 

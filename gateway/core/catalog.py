@@ -17,6 +17,9 @@ class Rates:
     above_input_tokens: int = 0  # the tier applies to calls with more input than this
     # Cache writes that live longer (Anthropic's 1 hour, OpenAI's 12): for calls that ask for that. None: as `cache_write`.
     cache_write_long: int | None = None
+    others: tuple[
+        tuple[str, int], ...
+    ] = ()  # of the token classes in `core.measures`, where they have a price of their own; sorted
     dearest_input: int = field(init=False, compare=False)  # for a call that asks for no long-lived cache
     rounding: int = field(init=False, compare=False)  # what pricing three classes of input separately may add, in microcents
 
@@ -39,6 +42,7 @@ class Model:
     capabilities: frozenset[str] = frozenset()
     parameters: frozenset[str] | None = None  # request parameters it accepts; None: not known, so all
     service_tiers: tuple[tuple[str, tuple[Rates, ...]], ...] = ()  # ("priority", tiers), ("flex", tiers)
+    fees: tuple[tuple[str, int], ...] = ()  # of what is billed by the piece, in microcents per million pieces; sorted
     encoding: str | None = None  # "o200k_base", "cl100k_base"; None: no public tokenizer
     reasoning: bool = False
     free: bool = False
@@ -57,6 +61,8 @@ class Catalog:
     models: Mapping[str, Model]
     # Provider of names that match a glob (`providers.local.models: ["gemma-*"]`), in the file's order.
     served_by: tuple[tuple[str, str], ...] = field(default=())
+    # The dialects that each provider speaks, by its profile. One that is not named speaks all.
+    spoken: Mapping[str, frozenset[str]] = field(default_factory=dict)
 
     def find(self, name: str) -> Model | None:
         return self.models.get(name)
@@ -68,6 +74,10 @@ class Catalog:
                 return provider
         model = self.models.get(name)
         return model.provider if model else None
+
+    def speaks(self, provider: str, dialect: str) -> bool:
+        spoken = self.spoken.get(provider)
+        return spoken is None or dialect in spoken
 
     def of_provider(self, provider: str) -> Iterable[Model]:
         return (model for model in self.models.values() if self.provider_of(model.name) == provider)

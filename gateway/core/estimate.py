@@ -8,7 +8,7 @@ Three things it cannot know, each an overrun when it happens: a tokenizer that i
 project at the provider whose default service tier is `priority` while the request names none, and prices the table lacks.
 """
 
-from collections.abc import Iterable
+from collections.abc import Sequence
 from fnmatch import fnmatchcase
 from functools import lru_cache
 from typing import Final
@@ -18,7 +18,7 @@ from gateway.core.money import price_of
 from gateway.core.policy import OutputPolicy
 from gateway.core.scopes import Amounts
 from gateway.core.tokens import PartsCounter, unscaled
-from gateway.core.values import Call, EstimateLine, Usage
+from gateway.core.values import Attachment, Call, EstimateLine, Usage
 
 # Tokens of one image at most, as (glob, low, high, otherwise) by the client's `detail`. Sizes are not read, so each is what the
 # provider's rule gives for the largest image. This over-counts small images. The first match wins. From the providers' vision
@@ -112,7 +112,7 @@ def _media_tokens(call: Call, model: Model) -> int:
         if part.images:
             tokens += sum(_image_tokens(model.name, image.detail) for image in part.images)
         if part.attachments:
-            tokens += _attachment_tokens(call, model, part.attachments)
+            tokens += _attachment_tokens(model, part.attachments)
     return tokens
 
 
@@ -124,10 +124,10 @@ def _image_tokens(model: str, detail: str) -> int:
     raise AssertionError("the last rule matches every model")
 
 
-def _attachment_tokens(call: Call, model: Model, sizes: Iterable[int]) -> int:
+def _attachment_tokens(model: Model, attachments: Sequence[Attachment]) -> int:
     """Audio by its size. A file may be compressed text, so nothing but the context bounds it."""
-    if "files" not in call.needs and "audio_input" in call.needs:
-        return sum(size // _AUDIO_BYTES_PER_TOKEN + 1 for size in sizes)
+    if all(attachment.kind == "audio" for attachment in attachments):
+        return sum(attachment.size // _AUDIO_BYTES_PER_TOKEN + 1 for attachment in attachments)
     return _input_limit(model)
 
 

@@ -29,6 +29,9 @@ class Meter:
         "_report",
         "_tail",
         "_tail_chars",
+        "answer_id",
+        "pieces",
+        "service_tier",
     )
 
     def __init__(self, counter: TokenCounter, encoding: str | None, covers_all_choices: bool = True) -> None:
@@ -42,6 +45,9 @@ class Meter:
         self._tail_chars = 0
         self._checked_bytes = 0  # at the last exact count …
         self._checked_tokens = 0  # … and what it gave
+        self.answer_id: str | None = None  # by which a later request may continue this one
+        self.service_tier: str | None = None  # the one that the provider says it served the call at
+        self.pieces: dict[str, int] = {}  # what was seen of what is billed by the piece
 
     # -- what the wire tells --------------------------------------------------------------------------------------------------
 
@@ -56,6 +62,11 @@ class Meter:
         self._bytes += utf8_length(piece)
         if self._tail_chars >= _TAIL_CHARS:
             self._fold()
+
+    def served_at(self, service_tier: object) -> None:
+        """The provider's word; what is none changes nothing."""
+        if type(service_tier) is str:
+            self.service_tier = service_tier
 
     # -- what the flow asks ---------------------------------------------------------------------------------------------------
 

@@ -3,6 +3,7 @@
 from dataclasses import field
 from enum import StrEnum
 
+from gateway.core.measures import INPUT_TOKENS, OUTPUT_TOKENS
 from gateway.core.money import Microcents
 from gateway.core.record import record
 from gateway.core.scopes import Account, Amounts, Caller
@@ -10,24 +11,35 @@ from gateway.core.scopes import Account, Amounts, Caller
 
 @record
 class Image:
-    """One image of a request. `detail` is the client's word (`low`, `high`, `auto`); its pixels are not read."""
+    """One image of a request. `detail` is the client's word (`low`, `high`, `auto`); pixels are 0 where the body does not show them."""
 
     detail: str
+    width: int = 0
+    height: int = 0
+
+
+@record
+class Attachment:
+    """Sound or a file of a request: what bounds the tokens that it takes, as far as the body shows it."""
+
+    kind: str  # "audio" | "pdf" | "file"
+    size: int  # bytes
+    pages: int = 0  # of a PDF, at most; 0: not known
+    duration_ms: int = 0  # of sound, at most; 0: not known
 
 
 @record
 class Part:
     """One countable piece of the input: a message, the tool list, the response format.
 
-    `texts` are counted as tokens; `overhead_tokens` is what the format adds around them; `images` and `attachments`
-    (their sizes in bytes: audio, files) are bounded by rule.
+    `texts` are counted as tokens; `overhead_tokens` is what the format adds around them; `images` and `attachments` are bounded by rule.
     """
 
     role: str
     texts: tuple[str, ...]
     overhead_tokens: int = 0
     images: tuple[Image, ...] = ()
-    attachments: tuple[int, ...] = ()
+    attachments: tuple[Attachment, ...] = ()
 
 
 @record
@@ -39,12 +51,32 @@ class Directives:
     downgrade: bool = True  # X-Budget-Downgrade: never → False
 
 
+class Output(StrEnum):
+    """What bounds the output that is billed."""
+
+    CAPPED = "capped"  # a cap that is written into the request
+    FIXED = "fixed"  # the request itself: `client_cap` says how much, and no field takes a cap (images)
+    NONE = "none"  # nothing is written that is billed by the token (embeddings, speech)
+
+
+class Caching(StrEnum):
+    """What the request has its provider keep of the input, and so which of the input's rates may apply."""
+
+    AUTOMATIC = "automatic"  # the provider decides: any but the long-lived one
+    OFF = "off"  # nothing is written
+    SHORT = "short"
+    LONG = "long"  # `cache_write_long` may apply too
+
+
+Pieces = tuple[tuple[str, int], ...]  # what is not billed by the token, or by a token's other price: (measure, how many), sorted
+
+
 @record
 class Call:
     """What the client asked for, as far as money and ability are concerned. The body itself stays in `wire`."""
 
     caller: Caller
-    dialect: str  # "chat"
+    dialect: str  # its name: "chat", "responses", "messages" …
     model: str  # as the client wrote it
     stream: bool
     choices: int  # `n`: multiplies the output
@@ -56,6 +88,11 @@ class Call:
     unpriced: tuple[str, ...] = ()  # fields that move the price in a way nothing here models: refused in hard_gate
     directives: Directives = Directives()
     fingerprint: str = ""  # of what was asked: equal requests have equal ones; "" where nobody compares
+    output: Output = Output.CAPPED
+    caching: Caching = Caching.AUTOMATIC
+    reasons: bool = True  # False: the request makes sure that the model does not reason unseen
+    pieces: Pieces = ()  # the most that it can use of what is billed by the piece (see `core.measures`)
+    continues: str | None = None  # an earlier answer, or a conversation, that the provider puts before this input
 
 
 class Basis(StrEnum):
@@ -233,10 +270,23 @@ class Usage:
     cached_tokens: int = 0
     cache_write_tokens: int = 0
     output_tokens: int = 0
+    # Of classes that few calls have (see `core.measures`). Those of tokens are in none of the four above.
+    others: Pieces = ()
+
+    @property
+    def total_input_tokens(self) -> int:
+        tokens = self.input_tokens + self.cached_tokens + self.cache_write_tokens
+        return tokens + sum(number for measure, number in self.others if measure in INPUT_TOKENS) if self.others else tokens
+
+    @property
+    def total_output_tokens(self) -> int:
+        if not self.others:
+            return self.output_tokens
+        return self.output_tokens + sum(number for measure, number in self.others if measure in OUTPUT_TOKENS)
 
     @property
     def total_tokens(self) -> int:
-        return self.input_tokens + self.cached_tokens + self.cache_write_tokens + self.output_tokens
+        return self.total_input_tokens + self.total_output_tokens
 
 
 class Ending(StrEnum):

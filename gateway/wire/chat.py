@@ -6,24 +6,42 @@ would read), is refused. Whatever else the model may read is counted as text; wh
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
-from hashlib import blake2b
 from typing import Any, Final
 
 import orjson
 
 from gateway.core.meter import Meter
 from gateway.core.profiles import Profile
-from gateway.core.scopes import Caller
 from gateway.core.tokens import CHAT_MESSAGE_TOKENS, CHAT_NAME_TOKENS, CHAT_PRIMING_TOKENS
-from gateway.core.values import Call, Directives, Image, Part, Plan, Usage, UsageSource
-from gateway.wire.body import parse_object, too_deep
-from gateway.wire.headers import identity_value
-from gateway.wire.problem import Problem, Refused, bad_request
+from gateway.core.values import Attachment, Image, Part, Plan, Usage, UsageSource
+from gateway.wire import media
+from gateway.wire.body import parse_object
+from gateway.wire.dialect import Dialect
+from gateway.wire.headers import RequestHeaders
+from gateway.wire.problem import Problem, bad_request
+from gateway.wire.reading import (
+    A_COUNT,
+    A_LIST,
+    A_SWITCH,
+    A_TEXT,
+    AN_OBJECT,
+    Facts,
+    dicts,
+    encoded,
+    fields_of,
+    model_name,
+    not_a,
+    objects,
+    refuse_other_kinds,
+    refuse_variants,
+    text_of,
+    tokens,
+    typed,
+)
+from gateway.wire.request import Request
 from gateway.wire.sse import Events
 
-DIALECT: Final = "chat"
-MAX_MODEL_CHARS: Final = 256
+NAME: Final = "chat"
 MAX_CHOICES: Final = 128
 
 # What the format adds around a message is OpenAI's published rule: see `core.tokens`. These are bounds, not rules; the JSON of a
@@ -55,18 +73,17 @@ _UNPRICED: Final = frozenset(
     }
 )
 _CHOICES: Final = f"an integer from 1 to {MAX_CHOICES}"
-_TOKENS: Final = "an integer of at least 1"
 # The fields that `read` looks at by one name and of one type, and the words for it. Null is as good as absent.
-_KINDS: Final[dict[str, tuple[type, str]]] = {
-    "stream": (bool, "true or false"),
-    "stream_options": (dict, "an object"),
+_KINDS: Final = {
+    "stream": A_SWITCH,
+    "stream_options": AN_OBJECT,
     "n": (int, _CHOICES),
     "best_of": (int, _CHOICES),
-    "max_tokens": (int, _TOKENS),
-    "max_completion_tokens": (int, _TOKENS),
-    "response_format": (dict, "an object"),
-    "service_tier": (str, "a string"),
-    "modalities": (list, "a list"),
+    "max_tokens": A_COUNT,
+    "max_completion_tokens": A_COUNT,
+    "response_format": AN_OBJECT,
+    "service_tier": A_TEXT,
+    "modalities": A_LIST,
 }
 _READ: Final = (
     _UNPRICED
@@ -127,61 +144,13 @@ _FUNCTION_KEYS: Final = frozenset({"name", "arguments"})
 # -- the request --------------------------------------------------------------------------------------------------------------
 
 
-@dataclass(slots=True, eq=False)  # not frozen, which would cost a fifth of reading a small request; nobody assigns to it
-class ChatRequest:
-    """A chat request that was read. Its body is never changed; what is forwarded is made from it by `encode`."""
+class ChatRequest(Request):
+    """A chat request that was read."""
 
-    model: str
-    stream: bool
-    choices: int
-    client_cap: int | None
-    cap_field: str | None  # the field that the client's cap came in
-    wants_usage: bool  # the client asked for usage in its stream
-    service_tier: str | None
-    parts: tuple[Part, ...]
-    needs: frozenset[str]
-    parameters: frozenset[str]
-    unpriced: tuple[str, ...]
-    body: Mapping[str, Any] = field(repr=False)
-    fragments: Mapping[str, orjson.Fragment] = field(repr=False)  # its lists and objects, encoded already
-
-    def text_field(self, name: str) -> str | None:
-        """A top-level field that says who the caller is (`body:user` in the policy). Refused 400 where it is no text."""
-        if name not in _READ:  # else its variants were refused by `read`
-            _refuse_variants(self.body, frozenset({name}))
-        value = _typed(self.body, name, str, "a string")
-        return None if value is None else identity_value(value, name)
-
-    def fingerprint(self) -> str:
-        """Equal requests have equal ones: the same model is asked the same thing. How the answer travels, and what is only noted with
-        it, makes no difference."""
-        digest = blake2b(DIALECT.encode(), digest_size=12)
-        for name in sorted(self.body.keys() - _NOT_MEANT):
-            value = orjson.dumps(self.fragments.get(name) or self.body[name])
-            digest.update(b"%b:%d:" % (orjson.dumps(name), len(value)))
-            digest.update(value)
-        return digest.hexdigest()
-
-    def call(self, caller: Caller, directives: Directives, fingerprint: str = "") -> Call:
-        return Call(
-            caller=caller,
-            dialect=DIALECT,
-            model=self.model,
-            stream=self.stream,
-            choices=self.choices,
-            client_cap=self.client_cap,
-            parts=self.parts,
-            needs=self.needs,
-            parameters=self.parameters,
-            service_tier=self.service_tier,
-            unpriced=self.unpriced,
-            directives=directives,
-            fingerprint=fingerprint,
-        )
+    __slots__ = ()
 
     def encode(self, plan: Plan, profile: Profile, takes: frozenset[str] | None = None) -> bytes:
-        """What goes upstream: the request as it was parsed, with the plan's model and output cap, and usage asked for in streams
-        where the provider takes that. `takes`: the parameters of the plan's model, where they are known."""
+        """Usage is asked for in streams where the provider takes that."""
         body = {**self.body, **self.fragments, "model": plan.model}
         cap_field = self.cap_field or profile.output_cap_field
         if takes is not None and plan.model != self.model and cap_field not in takes and profile.output_cap_field in takes:
@@ -193,22 +162,19 @@ class ChatRequest:
             body["stream_options"] = {**(self.body.get("stream_options") or {}), "include_usage": True}
         return orjson.dumps(body)
 
-    def clamped(self, plan: Plan) -> bool:
-        """Whether the forwarded cap is lower than the one the client asked for."""
-        return self.client_cap is not None and plan.output_cap < self.client_cap
 
-
-def read(raw: bytes) -> ChatRequest:
+def read(raw: bytes, headers: RequestHeaders) -> ChatRequest:
     """A request body → what it asks for. Refused 400: `ambiguous_request` or `output_cap_conflict`, with the field at fault."""
+    del headers
     body = parse_object(raw)
-    _refuse_variants(body, _READ)
-    _refuse_other_kinds(body)
-    encoded = _encoded(body)
-    facts = _Facts(set(), [])
-    parts = [_message(message, facts) for message in _objects(body, "messages", required=True)]
-    parts += _tools(body, encoded, facts)
-    parts += _response_format(body, encoded, facts)
-    parts += _other_input(body, encoded)
+    refuse_variants(body, _READ)
+    refuse_other_kinds(body, _KINDS)
+    fragments = encoded(body)
+    facts = Facts()
+    parts = [_message(message, facts) for message in objects(body, "messages", required=True)]
+    parts += _tools(body, fragments, facts)
+    parts += _response_format(body, fragments, facts)
+    parts += _other_input(body, fragments)
     parts.append(_REPLY)
     if "audio" in (body.get("modalities") or ()):
         facts.needs.add("audio_output")
@@ -216,7 +182,8 @@ def read(raw: bytes) -> ChatRequest:
     cap_field, client_cap = _output_cap(body)
     present = {name for name, value in body.items() if value is not None}
     return ChatRequest(
-        model=_model(body),
+        dialect=NAME,
+        model=model_name(body),
         stream=body.get("stream") or False,
         choices=_choices(body),
         client_cap=client_cap,
@@ -228,63 +195,13 @@ def read(raw: bytes) -> ChatRequest:
         parameters=frozenset(present - _UNIVERSAL),
         unpriced=(*sorted(present & _UNPRICED), *facts.unpriced),
         body=body,
-        fragments={name: orjson.Fragment(text) for name, text in encoded.items()},
+        fragments={name: orjson.Fragment(text) for name, text in fragments.items()},
+        known=_READ,
+        not_meant=_NOT_MEANT,
     )
 
 
 _REPLY: Final = Part("reply", (), CHAT_PRIMING_TOKENS)
-
-
-@dataclass(slots=True)
-class _Facts:
-    """What turns up while messages and tools are read."""
-
-    needs: set[str]
-    unpriced: list[str]
-
-
-def _encoded(body: Mapping[str, Any]) -> dict[str, bytes]:
-    """The lists and objects of the body as JSON: counted from here, and forwarded as they are."""
-    try:
-        return {name: orjson.dumps(value) for name, value in body.items() if type(value) is dict or type(value) is list}
-    except orjson.JSONEncodeError:  # it writes fewer levels than it reads
-        raise too_deep() from None
-
-
-def _refuse_variants(fields: Mapping[str, Any], names: frozenset[str], where: str = "") -> None:
-    """Some servers match field names regardless of case, by Unicode folding: to them `MAX_TOKENS` and `ſtream` are ours."""
-    for name in fields:
-        if name not in names and (folded := name.casefold()) in names:
-            raise bad_request("ambiguous_request", f"{where}{name[:80]!r} differs from {folded!r} only in case.", where + folded)
-
-
-def _refuse_other_kinds(body: Mapping[str, Any]) -> None:
-    for name, value in body.items():
-        if name in _KINDS and value is not None:
-            kind, expected = _KINDS[name]
-            if type(value) is not kind or (kind is int and body[name] < 1):
-                raise _not_a(name, expected)
-
-
-def _not_a(name: str, expected: str) -> Refused:
-    return bad_request("ambiguous_request", f"{name}: expected {expected}.", name)
-
-
-def _typed(fields: Mapping[str, Any], name: str, kind: type, expected: str, where: str = "") -> Any:
-    """The field's value, or None where it is absent or null."""
-    value = fields.get(name)
-    if value is not None and type(value) is not kind:
-        raise _not_a(where + name, expected)
-    return value
-
-
-def _objects(body: Mapping[str, Any], name: str, *, required: bool = False) -> list[dict[str, Any]]:
-    values = body.get(name)
-    if values is None and not required:
-        return []
-    if type(values) is not list or not all(type(value) is dict for value in values):
-        raise _not_a(name, "a list of objects")
-    return values
 
 
 def _choices(body: Mapping[str, Any]) -> int:
@@ -293,16 +210,9 @@ def _choices(body: Mapping[str, Any]) -> int:
         if name in body:
             wanted: int = body[name] or 1
             if wanted > MAX_CHOICES:
-                raise _not_a(name, _CHOICES)
+                raise not_a(name, _CHOICES)
             choices = max(choices, wanted)
     return choices
-
-
-def _model(body: Mapping[str, Any]) -> str:
-    model = body.get("model")
-    if type(model) is not str or not 0 < len(model) <= MAX_MODEL_CHARS or not model.isprintable():
-        raise bad_request("ambiguous_request", f"model: expected a name of 1 to {MAX_MODEL_CHARS} printable characters.", "model")
-    return model
 
 
 def _output_cap(body: Mapping[str, Any]) -> tuple[str | None, int | None]:
@@ -318,19 +228,19 @@ def _wants_usage(body: Mapping[str, Any]) -> bool:
     options = body.get("stream_options")
     if options is None:
         return False
-    _refuse_variants(options, frozenset({"include_usage"}), "stream_options.")
-    return bool(_typed(options, "include_usage", bool, "true or false", "stream_options."))
+    refuse_variants(options, frozenset({"include_usage"}), "stream_options.")
+    return bool(typed(options, "include_usage", bool, "true or false", "stream_options."))
 
 
-def _message(message: Mapping[str, Any], facts: _Facts) -> Part:
+def _message(message: Mapping[str, Any], facts: Facts) -> Part:
     """One message. Fields that are not known here are counted as text: some servers show them to the model."""
     role, content = message.get("role"), message.get("content")
     if type(role) is str and type(content) is str and len(message) == 2:
         return Part(role, (role, content), CHAT_MESSAGE_TOKENS)
-    role = _typed(message, "role", str, "a string", "messages.") or ""
+    role = typed(message, "role", str, "a string", "messages.") or ""
     texts: list[str] = []
     images: list[Image] = []
-    attachments: list[int] = []
+    attachments: list[Attachment] = []
     overhead = CHAT_MESSAGE_TOKENS
     for name, value in message.items():
         if value is None or name == "cache_control":
@@ -348,7 +258,7 @@ def _message(message: Mapping[str, Any], facts: _Facts) -> Part:
             facts.unpriced.append("messages.audio")
         else:
             overhead += CHAT_NAME_TOKENS if name == "name" else 0
-            texts.append(_text(value))
+            texts.append(text_of(value))
     return Part(role, tuple(texts), overhead, tuple(images), tuple(attachments))
 
 
@@ -357,38 +267,34 @@ def _tool_call(call: Any) -> tuple[str, ...]:
     if type(call) is dict and call.keys() <= _TOOL_CALL_KEYS:
         function = call.get("function")
         if type(function) is dict and function.keys() <= _FUNCTION_KEYS:
-            return _text(call.get("id")), _text(function.get("name")), _text(function.get("arguments"))
-    return (_text(call),)
+            return text_of(call.get("id")), text_of(function.get("name")), text_of(function.get("arguments"))
+    return (text_of(call),)
 
 
-def _text(value: Any) -> str:
-    if type(value) is str:
-        return value
-    return "" if value is None else orjson.dumps(value).decode()
-
-
-def _content_parts(content: list[Any], texts: list[str], images: list[Image], attachments: list[int], facts: _Facts) -> None:
+def _content_parts(
+    content: list[Any], texts: list[str], images: list[Image], attachments: list[Attachment], facts: Facts
+) -> None:
     for part in content:
         if type(part) is not dict:
             raise bad_request("ambiguous_request", "messages.content: expected a list of objects.", "messages.content")
         kind = part.get("type")
         if kind == "text" and part.keys() <= _TEXT_PART_KEYS:
-            texts.append(_typed(part, "text", str, "a string", "messages.content.") or "")
+            texts.append(typed(part, "text", str, "a string", "messages.content.") or "")
         elif kind == "image_url":
             facts.needs.add("vision")
             images.append(_image(part))
         elif kind == "input_audio":
             facts.needs.add("audio_input")
-            audio = _typed(part, "input_audio", dict, "an object", "messages.content.") or {}
-            attachments.append(_decoded_size(audio, "data"))
+            audio = typed(part, "input_audio", dict, "an object", "messages.content.") or {}
+            attachments.append(media.sound(typed(audio, "data", str, "a string", "messages.content.") or ""))
         elif kind == "file":
             facts.needs.add("files")
-            file = _typed(part, "file", dict, "an object", "messages.content.") or {}
-            attachments.append(_decoded_size(file, "file_data"))
+            file = typed(part, "file", dict, "an object", "messages.content.") or {}
+            attachments.append(media.file(typed(file, "file_data", str, "a string", "messages.content.") or ""))
             if file.get("file_data") is None:  # a file that the provider keeps, or fetches
                 facts.unpriced.append("messages.content.file")
         else:
-            texts.append(_text(part))
+            texts.append(text_of(part))
             if kind != "text" and kind not in _PLAIN_PARTS:  # a video, a document by its address …
                 facts.unpriced.append("messages.content.type")
 
@@ -396,22 +302,19 @@ def _content_parts(content: list[Any], texts: list[str], images: list[Image], at
 def _image(part: Mapping[str, Any]) -> Image:
     image = part.get("image_url")
     if type(image) is str:  # as some providers take it
-        return Image("auto")
+        return media.image(image, "auto")
     if type(image) is not dict:
         raise bad_request("ambiguous_request", "messages.content.image_url: expected an object.", "messages.content.image_url")
-    return Image(_typed(image, "detail", str, "a string", "messages.content.image_url.") or "auto")
+    where = "messages.content.image_url."
+    return media.image(
+        typed(image, "url", str, "a string", where) or "", typed(image, "detail", str, "a string", where) or "auto"
+    )
 
 
-def _decoded_size(fields: Mapping[str, Any], name: str) -> int:
-    """The bytes that base64 text stands for, rounded up (a `data:` prefix counts as data)."""
-    data = _typed(fields, name, str, "a string", "messages.content.") or ""
-    return -(-len(data) * 3 // 4)
-
-
-def _tools(body: Mapping[str, Any], encoded: Mapping[str, bytes], facts: _Facts) -> list[Part]:
+def _tools(body: Mapping[str, Any], encoded: Mapping[str, bytes], facts: Facts) -> list[Part]:
     parts = []
     for name in ("tools", "functions"):
-        if name in body and (tools := _objects(body, name)):
+        if name in body and (tools := objects(body, name)):
             parts.append(Part(name, (encoded[name].decode(),), TOOLS_OVERHEAD + TOOL_OVERHEAD * len(tools)))
             if any(name == "tools" and tool.get("type") not in _PLAIN_TOOLS and "function" not in tool for tool in tools):
                 facts.unpriced.append("tools.type")  # a hosted tool: a search, an interpreter
@@ -420,11 +323,11 @@ def _tools(body: Mapping[str, Any], encoded: Mapping[str, bytes], facts: _Facts)
     return parts
 
 
-def _response_format(body: Mapping[str, Any], encoded: Mapping[str, bytes], facts: _Facts) -> list[Part]:
+def _response_format(body: Mapping[str, Any], encoded: Mapping[str, bytes], facts: Facts) -> list[Part]:
     wanted = body.get("response_format")
     if wanted is None:
         return []
-    kind = _typed(wanted, "type", str, "a string", "response_format.")
+    kind = typed(wanted, "type", str, "a string", "response_format.")
     if kind == "json_schema":
         facts.needs.add("json_schema")
     elif kind in ("text", "json_object"):
@@ -444,8 +347,6 @@ def _other_input(body: Mapping[str, Any], encoded: Mapping[str, bytes]) -> list[
 
 # -- the answer ---------------------------------------------------------------------------------------------------------------
 
-MAX_TOKENS_REPORTED: Final = 10**9  # a report above this is no report
-
 
 def read_usage(usage: Any) -> Usage | None:
     """A chat `usage` object in our classes; None where it reports nothing that can be true (absent, null, 0/0/0, negative …).
@@ -455,42 +356,34 @@ def read_usage(usage: Any) -> Usage | None:
     """
     if type(usage) is not dict:
         return None
-    prompt, completion = _tokens(usage, "prompt_tokens"), _tokens(usage, "completion_tokens")
+    prompt, completion = tokens(usage, "prompt_tokens"), tokens(usage, "completion_tokens")
     if not prompt or completion is None:
         return None
-    details = usage.get("prompt_tokens_details")
-    if type(details) is not dict:
-        details = {}
-    cached = _tokens(details, "cached_tokens") or _tokens(usage, "prompt_cache_hit_tokens") or 0
-    written = _tokens(details, "cache_write_tokens") or _tokens(usage, "cache_creation_input_tokens") or 0
+    details = fields_of(usage.get("prompt_tokens_details"))
+    cached = tokens(details, "cached_tokens") or tokens(usage, "prompt_cache_hit_tokens") or 0
+    written = tokens(details, "cache_write_tokens") or tokens(usage, "cache_creation_input_tokens") or 0
     cached = min(cached, prompt)
     written = min(written, prompt - cached)
-    output = max(completion, (_tokens(usage, "total_tokens") or 0) - prompt)
+    output = max(completion, (tokens(usage, "total_tokens") or 0) - prompt)
     return Usage(UsageSource.PROVIDER, prompt - cached - written, cached, written, output)
 
 
-def _tokens(fields: Mapping[str, Any], name: str) -> int | None:
-    value = fields.get(name)
-    return value if type(value) is int and 0 <= value <= MAX_TOKENS_REPORTED else None
-
-
-def read_answer(body: bytes, meter: Meter) -> str | None:
-    """Meters a whole answer. One that can't be read is metered as text: all of it, which over-counts.
-    Returns the service tier that the provider says it served the call at."""
+def read_answer(body: bytes, meter: Meter) -> None:
+    """Meters a whole answer. One that can't be read is metered as text: all of it, which over-counts."""
     try:
         answer = orjson.loads(body)
     except orjson.JSONDecodeError:
         answer = None
     if type(answer) is not dict:
         meter.text(body.decode(errors="replace"))
-        return None
+        return
     usage = read_usage(answer.get("usage"))
     if usage is not None:
         meter.report(usage)
     if meter.needs_text:
-        for choice in _dicts(answer.get("choices")):
+        for choice in dicts(answer.get("choices")):
             _meter_output(choice.get("message"), meter)
-    return _service_tier(answer)
+    meter.served_at(answer.get("service_tier"))
 
 
 class ChatStream:
@@ -510,7 +403,6 @@ class ChatStream:
         self._tail: list[bytes] = []
         self.done = False
         self.error_seen = False  # the provider sent an error event
-        self.service_tier: str | None = None  # the one that the provider says it served the call at
 
     @property
     def finished(self) -> bool:
@@ -580,8 +472,8 @@ class ChatStream:
             return False
         if chunk.get("error"):
             self.error_seen = True
-        self.service_tier = _service_tier(chunk) or self.service_tier
-        choices = _dicts(chunk.get("choices"))
+        self._meter.served_at(chunk.get("service_tier"))
+        choices = dicts(chunk.get("choices"))
         if choices:
             self._last = chunk
             for choice in choices:
@@ -619,7 +511,7 @@ def _meter_output(output: Any, meter: Meter) -> None:
     _meter_text(output.get("refusal"), meter)
     # Two names of one thing; some servers send both.
     _meter_text(output.get("reasoning_content") or output.get("reasoning"), meter)
-    for call in (*_dicts(output.get("tool_calls")), {"function": output.get("function_call")}):
+    for call in (*dicts(output.get("tool_calls")), {"function": output.get("function_call")}):
         function = call.get("function") or call.get("custom")
         if type(function) is dict:
             _meter_text(function.get("name"), meter)
@@ -631,13 +523,9 @@ def _meter_output(output: Any, meter: Meter) -> None:
 
 def _meter_text(value: Any, meter: Meter) -> None:
     if value:
-        meter.text(_text(value))
+        meter.text(text_of(value))
 
 
-def _service_tier(answer: Mapping[str, Any]) -> str | None:
-    tier = answer.get("service_tier")
-    return tier if type(tier) is str else None
-
-
-def _dicts(values: Any) -> list[dict[str, Any]]:
-    return [value for value in values if type(value) is dict] if type(values) is list else []
+DIALECT: Final = Dialect(
+    NAME, "/v1/chat/completions", read, read_answer, lambda meter, request: ChatStream(meter, not request.wants_usage)
+)

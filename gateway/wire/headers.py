@@ -12,6 +12,7 @@ from gateway.core.values import Directives
 from gateway.wire.problem import bad_request
 
 RequestHeaders = CIMultiDict[str] | CIMultiDictProxy[str]
+NO_HEADERS: Final = CIMultiDictProxy(CIMultiDict[str]())
 
 MAX_IDENTITY_CHARS: Final = 512  # of a user, team, agent …: it becomes part of an account's key
 
@@ -67,7 +68,9 @@ _NOT_RETURNED: Final = _HOP_BY_HOP | {
 _OURS: Final = ("x-run-", "x-budget-")
 
 
-def forwardable(headers: RequestHeaders, drop: frozenset[str] = frozenset()) -> list[tuple[str, str]]:
+def forwardable(
+    headers: RequestHeaders, content_type: str = "application/json", drop: frozenset[str] = frozenset()
+) -> list[tuple[str, str]]:
     """The headers that go upstream, names in lower case, with the gateway's own `content-type` and `accept-encoding`; the
     flow adds the credentials. `drop` names, in lower case, those that carry identity by the policy."""
     named = _named_in_connection(headers)
@@ -76,7 +79,7 @@ def forwardable(headers: RequestHeaders, drop: frozenset[str] = frozenset()) -> 
         for name, value in headers.items()
         if (lower := _upstream_name(name)) is not None and lower not in drop and lower not in named
     ]
-    forwarded.append(("content-type", "application/json"))
+    forwarded.append(("content-type", content_type))
     forwarded.append(("accept-encoding", "identity"))
     return forwarded
 

@@ -5,6 +5,7 @@ refused call is one POST. Hence `x-should-retry: false` and never a `Retry-After
 """
 
 from collections.abc import Sequence
+from enum import Enum, auto
 from typing import Any, Final
 
 import orjson
@@ -17,6 +18,24 @@ from gateway.core.values import Balance, Basis, Charge, Decision, Plan
 
 CONTENT_TYPE: Final = "application/problem+json"
 SHOWN_CHARS: Final = 80  # of a value that a caller chose, in a message
+
+
+class Shape(Enum):
+    """How a dialect's clients read a refusal."""
+
+    OPENAI = auto()
+    ANTHROPIC = auto()
+
+
+_ANTHROPIC_TYPES: Final = {
+    401: "authentication_error",
+    402: "billing_error",
+    403: "permission_error",
+    404: "not_found_error",
+    413: "request_too_large",
+    429: "rate_limit_error",
+    504: "timeout_error",
+}
 
 
 @record
@@ -155,11 +174,14 @@ class Problem:
     alternatives: tuple[Alternative, ...] = ()
     retry_after: int | None = None  # seconds; only where waiting helps
 
-    def error(self) -> dict[str, Any]:
+    def error(self, shape: Shape = Shape.OPENAI) -> dict[str, Any]:
         """The object that SDKs read, in a body or in a stream."""
+        if shape is Shape.ANTHROPIC:
+            otherwise = "api_error" if self.status >= 500 else "invalid_request_error"
+            return {"type": _ANTHROPIC_TYPES.get(self.status, otherwise), "message": self.detail}
         return {"message": self.detail, "type": self.error_type, "code": self.error_code, "param": self.param}
 
-    def body(self) -> bytes:
+    def body(self, shape: Shape = Shape.OPENAI) -> bytes:
         members: dict[str, Any] = {
             "type": "urn:penstock:problem:" + self.title.lower().replace(" ", "-"),
             "title": self.title,
@@ -171,7 +193,9 @@ class Problem:
         if self.budget is not None:
             members["budget"] = self.budget.members()
             members["alternatives"] = [alternative.members() for alternative in self.alternatives]
-        members["error"] = self.error()
+        members["error"] = self.error(shape)
+        if shape is Shape.ANTHROPIC:
+            members["type"] = "error"
         return orjson.dumps(members)
 
     def headers(self) -> list[tuple[str, str]]:

@@ -14,6 +14,7 @@ from gateway.core.tokens import TokenCounter
 from gateway.core.values import Directives
 from gateway.demo import local_model
 from gateway.wire import chat
+from gateway.wire.headers import NO_HEADERS
 
 _MODEL: Final = Model("gemma", "local", (), context=8192, max_output=2048, capabilities=frozenset({"tools"}))
 _TEXTS: Final = {
@@ -36,7 +37,7 @@ def table() -> str:
     with local_model.running() as server:
         for kind, text in _TEXTS.items():
             body = orjson.dumps({"model": "gemma", "messages": [{"role": "user", "content": text}], "max_tokens": 1})
-            call = chat.read(body).call(Caller("t", "k", "r", "r"), Directives())
+            call = chat.read(body, NO_HEADERS).call(Caller("t", "k", "r", "r"), Directives())
             estimated, actual = input_tokens(call, _MODEL, counter), _counted_by(server.base_url, body)
             lines.append(f"| {kind} | {estimated} | {actual} | {estimated / actual:.2f} |")
     about = "gemma-3-270m on llama.cpp: no tokenizer is bundled for it, so a factor stands in (`core/tokens.py`).\n\n"

@@ -12,7 +12,7 @@ from gateway.core.catalog import Model, Rates
 from gateway.core.policy import OutputPolicy
 from gateway.core.scopes import Amounts, Caller
 from gateway.core.tokens import TokenCounter
-from gateway.core.values import Call, Image, Part, Usage, UsageSource
+from gateway.core.values import Attachment, Call, Image, Part, Usage, UsageSource
 
 MILLION = 1_000_000
 PER_MILLION = 100_000_000  # microcents in one USD: rates below read as USD per million tokens
@@ -81,12 +81,14 @@ def test_an_image_is_bounded_by_the_rule_of_the_models_family(name: str, low: in
 
 
 def test_audio_is_bounded_by_its_size() -> None:
-    spoken = call(replace(HELLO, attachments=(30_000, 29)), needs=frozenset({"audio_input"}))
+    spoken = call(
+        replace(HELLO, attachments=(Attachment("audio", 30_000), Attachment("audio", 29))), needs=frozenset({"audio_input"})
+    )
     assert estimate.input_tokens(spoken, model(), COUNTER) == 4 + 1001 + 1
 
 
 def test_a_file_is_bounded_by_the_context_and_leaves_room_for_output() -> None:
-    filed = call(replace(HELLO, attachments=(500,)), needs=frozenset({"files"}))
+    filed = call(replace(HELLO, attachments=(Attachment("file", 500),)), needs=frozenset({"files"}))
     tokens = estimate.input_tokens(filed, model(), COUNTER)
     assert tokens == 128_000
     assert estimate.output_cap(filed, model(), tokens, POLICY) == 8192
@@ -285,7 +287,7 @@ def test_the_estimate_is_explained_line_by_line() -> None:
 
 
 @pytest.mark.parametrize("asked", [
-    call(replace(HELLO, attachments=(900,), images=(Image("auto"),)), needs=frozenset({"files"})),
+    call(replace(HELLO, attachments=(Attachment("file", 900),), images=(Image("auto"),)), needs=frozenset({"files"})),
     call(Part("user", ("word " * 900,)), HELLO, Part("tools", ("{}",)), needs=frozenset({"tools"})),
     call(HELLO, HELLO, HELLO, Part("tools", ("a b c",)), Part("functions", ("x",))),
 ])  # fmt: skip

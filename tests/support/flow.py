@@ -36,6 +36,8 @@ from gateway.observer import Observer
 from gateway.relay import Places, Shared
 from gateway.settings import Provider, Settings, SqliteSettings
 from gateway.upstream import AiohttpUpstream, Endpoint, RetryPolicy, Upstream
+from gateway.wire.chat import DIALECT as CHAT
+from gateway.wire.dialect import Dialect
 from gateway.wire.exchange import ClientGone, Headers, Inbound
 from tests.support.clock import Clock
 from tests.support.pricing import MODELS, TestModel
@@ -201,15 +203,17 @@ class World:
         default_factory=list
     )  # what nobody caught: "Task exception was never retrieved" and the like
 
-    def inbound(self, body: bytes, run: str | None = "r1", query: str = "", **headers: str) -> Inbound:
+    def inbound(self, body: bytes, run: str | None = "r1", query: str = "", dialect: Dialect = CHAT, **headers: str) -> Inbound:
         named = {"Authorization": KEY, **{name.replace("_", "-"): value for name, value in headers.items()}}
         raw = CIMultiDictProxy(CIMultiDict(named))
         self.asked = next(_numbers)
-        return Inbound("POST", "/v1/chat/completions", query, run, raw, body, f"req_{self.asked}")
+        return Inbound("POST", dialect.path, query, run, raw, body, f"req_{self.asked}")
 
-    async def ask(self, body: bytes, run: str | None = "r1", client: Client | None = None, **more: str) -> Client:
+    async def ask(
+        self, body: bytes, run: str | None = "r1", client: Client | None = None, dialect: Dialect = CHAT, **more: str
+    ) -> Client:
         client = client or Client()
-        await self.flow.serve(self.inbound(body, run, **more), client)
+        await self.flow.serve(dialect, self.inbound(body, run, dialect=dialect, **more), client)
         return client
 
     def asking(self, body: bytes, run: str | None = "r1", client: Client | None = None) -> tuple["asyncio.Task[Client]", Client]:

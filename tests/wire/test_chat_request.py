@@ -11,8 +11,9 @@ from hypothesis import strategies as st
 
 from gateway.core.profiles import Profile
 from gateway.core.scopes import Amounts, Caller
-from gateway.core.values import Directives, Image, Part, Plan
+from gateway.core.values import Attachment, Directives, Image, Part, Plan
 from gateway.wire.chat import ChatRequest, read
+from gateway.wire.headers import NO_HEADERS
 from gateway.wire.problem import Refused
 
 OPENAI = Profile("openai", "max_completion_tokens", stream_options=True)
@@ -28,7 +29,7 @@ def plan(model: str = "gpt-5", cap: int = 100) -> Plan:
 
 
 def asked(**fields: Any) -> ChatRequest:
-    return read(orjson.dumps(SMALL | fields))
+    return read(orjson.dumps(SMALL | fields), NO_HEADERS)
 
 
 def with_content(*parts: Any) -> ChatRequest:
@@ -49,7 +50,7 @@ def test_everything_but_model_cap_and_usage_is_forwarded_as_it_was_sent_in_the_s
         b'{"temperature":0.1,"model":"gpt-5","stream":true,"x":{"b":[1,2.50,null],"a":18446744073709551615},'
         b'"max_tokens":500,"messages":[{"role":"user","content":"\\u00e9\\n\xf0\x9f\x8c\x8d"}],"stream_options":{"y":1}}'
     )
-    body = orjson.loads(read(raw).encode(plan("gpt-5-mini", 64), OPENAI))
+    body = orjson.loads(read(raw, NO_HEADERS).encode(plan("gpt-5-mini", 64), OPENAI))
     assert list(body) == ["temperature", "model", "stream", "x", "max_tokens", "messages", "stream_options"]
     assert body == orjson.loads(raw) | {
         "model": "gpt-5-mini",
@@ -83,7 +84,7 @@ def test_usage_is_asked_for_in_streams_where_the_provider_takes_that() -> None:
 
 
 def test_of_duplicate_keys_the_last_counts_and_only_it_is_forwarded() -> None:
-    request = read(b'{"model":"a","max_tokens":9,"model":"b","messages":[],"max_tokens":5}')
+    request = read(b'{"model":"a","max_tokens":9,"model":"b","messages":[],"max_tokens":5}', NO_HEADERS)
     assert (request.model, request.client_cap) == ("b", 5)
     assert request.encode(plan("b", 5), OPENAI) == b'{"model":"b","max_tokens":5,"messages":[]}'
 
@@ -181,7 +182,9 @@ def test_images_audio_and_files_are_told_apart() -> None:
         {"type": "input_audio", "input_audio": {"data": "A" * 400, "format": "wav"}},
         {"type": "file", "file": {"filename": "a.pdf", "file_data": "A" * 401}},
     )
-    assert request.parts[0] == Part("user", ("user",), 3, (Image("low"), Image("auto"), Image("auto")), (300, 301))
+    assert request.parts[0] == Part(
+        "user", ("user",), 3, (Image("low"), Image("auto"), Image("auto")), (Attachment("audio", 300), Attachment("file", 301))
+    )
     assert request.needs == {"vision", "audio_input", "files"}
     assert request.unpriced == ()
 
@@ -308,7 +311,7 @@ def test_two_output_caps_are_a_conflict(caps: tuple[int, int]) -> None:
 def test_nesting_too_deep_to_be_written_again_is_refused_before_anything_is_held(depth: int) -> None:
     raw = b'{"model":"m","messages":[],"x":' + b"[" * depth + b"]" * depth + b"}"
     with pytest.raises(Refused) as refused:
-        read(raw)
+        read(raw, NO_HEADERS)
     assert refused.value.problem.code == "ambiguous_request"
 
 
@@ -376,7 +379,7 @@ spoilt = st.tuples(bodies, st.dictionaries(st.sampled_from(FIELDS), plausible, m
 
 def check_that_nothing_but_three_fields_changes(raw: bytes) -> None:
     try:
-        request = read(raw)
+        request = read(raw, NO_HEADERS)
     except Refused as refusal:
         said = refusal.problem
     else:
@@ -402,7 +405,7 @@ def check_that_nothing_but_three_fields_changes(raw: bytes) -> None:
     for part in call.parts:
         assert all(type(text) is str for text in part.texts)
         assert part.overhead_tokens >= 0
-        assert all(size >= 0 for size in part.attachments)
+        assert all(attachment.size >= 0 for attachment in part.attachments)
 
 
 @given(bodies | spoilt | anything)
@@ -473,7 +476,7 @@ def test_what_a_model_is_asked_makes_another_request(other: dict[str, Any]) -> N
 
 
 def test_the_order_of_fields_makes_no_other_request() -> None:
-    turned = read(orjson.dumps(dict(reversed(SMALL.items()))))
+    turned = read(orjson.dumps(dict(reversed(SMALL.items()))), NO_HEADERS)
     assert turned.fingerprint() == asked().fingerprint()
 
 
