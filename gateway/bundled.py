@@ -34,9 +34,7 @@ def load_catalog() -> Catalog:
 def load_profiles() -> Mapping[str, Profile]:
     """Profiles by name; `generic` is the one for a provider that nothing else is known about."""
     stored = yaml.safe_load((_DATA / "profiles.yaml").read_text(encoding="utf-8"))
-    return {
-        name: Profile(name, **{**facts, "on_disconnect": OnDisconnect(facts["on_disconnect"])}) for name, facts in stored.items()
-    }
+    return {name: _profile(name, facts) for name, facts in stored.items()}
 
 
 @cache
@@ -65,6 +63,15 @@ def load_ranks(name: str, expected_sha256: str | None) -> dict[bytes, int]:
         raise BundledDataDamaged(f"the bundled ranks of {name} are not those that tiktoken expects")
     words = content.split()  # "<base64> <rank>", one pair a line
     return dict(zip(map(a2b_base64, words[::2]), map(int, words[1::2]), strict=True))
+
+
+def _profile(name: str, facts: Mapping[str, Any]) -> Profile:
+    dialects = facts.get("dialects")
+    read = {
+        "on_disconnect": OnDisconnect(facts["on_disconnect"]),
+        "dialects": None if dialects is None else frozenset(dialects),
+    }
+    return Profile(name, **{**facts, **read})
 
 
 def _model(name: str, facts: Mapping[str, Any]) -> Model:

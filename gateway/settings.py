@@ -572,7 +572,7 @@ def read(path: Path, environ: Mapping[str, str], catalog: Catalog, profiles: Map
         ledger=ledger,
         state_dir=folder / file.state_dir,
         providers=providers,
-        catalog=_overlaid(catalog, models, file, reader),
+        catalog=_overlaid(catalog, models, providers, file, reader),
         auth=file.auth.value,
         admin_token_env=file.admin_token_env,
         admin_token=admin_token,
@@ -846,15 +846,18 @@ def _rates(price: RatesFile, above_input_tokens: int) -> Rates:
     )
 
 
-def _overlaid(catalog: Catalog, models: Mapping[str, Model], file: ConfigFile, reader: Reader) -> Catalog:
+def _overlaid(
+    catalog: Catalog, models: Mapping[str, Model], providers: Mapping[str, Provider], file: ConfigFile, reader: Reader
+) -> Catalog:
     """An exact name in `models` goes before any provider's pattern; patterns go before the bundled catalog."""
     exact = [(escape(name), entry.provider) for name, entry in file.models.items() if entry.provider is not None]
     patterns = [(glob, name) for name, provider in file.providers.items() for glob in provider.models]
+    spoken = {name: dialects for name, provider in providers.items() if (dialects := provider.profile.dialects) is not None}
     version = catalog.version
     if models:
         own = hashlib.sha256(repr(reader.plain("models")).encode()).hexdigest()
         version = f"{version}+{own[:8]}"
-    return Catalog(version, {**catalog.models, **models}, (*exact, *patterns))
+    return Catalog(version, {**catalog.models, **models}, (*exact, *patterns), spoken)
 
 
 # -- keys -------------------------------------------------------------------------------------------------------------------------

@@ -3,7 +3,7 @@
 import asyncio
 import threading
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from gateway.core.windows import WindowKind
 from gateway.ledger.contract import LedgerLost, LedgerUnavailable, SetLimit
 from gateway.ledger.sqlite.ledger import SqliteLedger
 from gateway.wire import chat as wire_chat
+from gateway.wire.headers import RequestHeaders
 from tests.support.config import Setup
 from tests.support.config import policy as policy_file
 from tests.support.flow import TENANT, Broken, Client, World, chat, model_of, world
@@ -476,19 +477,18 @@ async def test_a_reload_does_not_touch_calls_under_way(tmp_path: Path, provider:
 
 @pytest.mark.parametrize(("messages", "here_too"), [(1, True), (1_500, False)])
 async def test_a_large_request_is_read_beside_the_loop(
-    messages: int, here_too: bool, tmp_path: Path, provider: FaultProvider, monkeypatch: pytest.MonkeyPatch
+    messages: int, here_too: bool, tmp_path: Path, provider: FaultProvider
 ) -> None:
     threads: list[int] = []
-    read = wire_chat.read
 
-    def reading(raw: bytes) -> wire_chat.ChatRequest:
+    def reading(raw: bytes, headers: RequestHeaders) -> wire_chat.ChatRequest:
         threads.append(threading.get_ident())
-        return read(raw)
+        return wire_chat.read(raw, headers)
 
-    monkeypatch.setattr(wire_chat, "read", reading)
+    dialect = replace(wire_chat.DIALECT, read=reading)
     async with world(tmp_path, provider.base_url) as here:
         body = chat(model="small-model", messages=[{"role": "user", "content": "x" * 200}] * messages)
-        assert (await here.ask(body)).status == 200
+        assert (await here.ask(body, dialect=dialect)).status == 200
         assert [thread == threading.get_ident() for thread in threads] == [here_too]
 
 

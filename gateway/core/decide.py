@@ -158,6 +158,10 @@ class Rulebook:
                 f"the model {name!r} is served by {provider}, for which there is no credential here",
                 "model",
             )
+        if not self.catalog.speaks(provider, call.dialect):
+            return Unservable(
+                "model_not_served", f"{provider}, which serves the model {name!r}, cannot be asked on this route", "model"
+            )
         if hard and not estimate.service_tier_priced(model, call.service_tier):
             return _not_priced("service_tier")
         input_tokens = estimate.input_tokens(call, model, counts)

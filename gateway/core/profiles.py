@@ -18,7 +18,7 @@ class Profile:
     output_cap_field: str  # written when the client named none: "max_completion_tokens" | "max_tokens"
     stream_options: bool  # whether `stream_options.include_usage` may be sent
     on_disconnect: OnDisconnect = OnDisconnect.DRAIN
-    dialects: frozenset[str] = frozenset({"chat"})  # what it can be asked in: the names of `gateway.wire.dialects`
+    dialects: frozenset[str] | None = None  # what it can be asked in, by the names in `wire.dialects`; None: not known, so all
     versioned_base: bool = True  # its base URL ends with the API's version ("/v1"); False: the version is part of each route
     # llama.cpp reports the tokens of one choice for n > 1: the larger of report × n and what was counted is charged.
     usage_covers_all_choices: bool = True

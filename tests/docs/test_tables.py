@@ -7,6 +7,7 @@ from typing import Final
 
 from gateway.core.values import Ending
 from gateway.metrics import Metrics
+from gateway.wire.dialects import DIALECTS
 from gateway.wire.problem import KINDS, kind_of
 from tests.support.examples import PAGES
 from tests.support.shipped import ROOT
@@ -67,6 +68,7 @@ def test_every_header_that_is_read_is_told_of() -> None:
 def test_every_endpoint_is_in_the_table() -> None:
     pages = re.findall(r'(?:Route|ledger_page)\(\s*"([A-Z]+)", "([^"]+)"', SOURCE)
     metered = re.findall(r'\("(POST|GET)", "(/v1/[^"]+)"\):', (ROOT / "gateway/app.py").read_text())
+    metered += [("POST", dialect.path) for dialect in DIALECTS]
     there = {f"{method} {path}" for method, path in [*pages, *metered, *((m, f"/run/{{run_id}}{p}") for m, p in metered)]}
     assert {words(endpoint)[0] for endpoint, _ in rows(API, "## Endpoints")} == there
 
