@@ -173,6 +173,7 @@ class Edge:
                 headers=request.headers,
                 body=body,
                 request_id=outlet.request_id,
+                parameters=found.parameters,
             )
             if isinstance(found, Visit):
                 reply = await found.page(inbound, found.parameters)

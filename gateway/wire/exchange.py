@@ -1,6 +1,7 @@
 """One HTTP exchange as the flow sees it: what came in, and where the answer goes. The server adapts aiohttp to these."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import field
 from typing import Protocol
 
 from multidict import CIMultiDictProxy
@@ -25,6 +26,7 @@ class Inbound:
     headers: CIMultiDictProxy[str]
     body: bytes
     request_id: str
+    parameters: Mapping[str, str] = field(default_factory=dict)  # of a model route such as /v1/responses/{id}
 
 
 @record

@@ -8,6 +8,7 @@ from gateway.wire.exchange import Inbound, Outlet, Reply
 
 async def chat(inbound: Inbound, outlet: Outlet) -> None: ...
 async def models(inbound: Inbound, outlet: Outlet) -> None: ...
+async def retrieve(inbound: Inbound, outlet: Outlet) -> None: ...
 async def page(inbound: Inbound, parameters: object) -> Reply:
     return Reply(200, b"")
 
@@ -17,7 +18,14 @@ async def stop(inbound: Inbound, parameters: object) -> Reply:
 
 
 ROUTES = Routes(
-    {("POST", "/v1/chat/completions"): chat, ("GET", "/v1/models"): models},
+    {
+        ("POST", "/v1/chat/completions"): chat,
+        ("GET", "/v1/models"): models,
+        ("GET", "/v1/responses/{id}"): retrieve,
+        ("POST", "/v1/responses/{id}/cancel"): chat,
+        ("GET", "/v1/models/{name%}"): models,
+        ("POST", "/v1/{kind}/completions"): retrieve,
+    },
     [
         Route("GET", "/healthz", page),
         Route("GET", "/budget/runs", page),
@@ -89,3 +97,37 @@ def test_a_refused_path_is_shown_short_and_printable() -> None:
     detail = miss("GET", "/x\n\udcff" + "y" * 500).problem.detail
     assert detail.isprintable()
     assert len(detail) < 150
+
+
+def test_a_parameter_of_a_model_route_is_one_plain_segment_as_it_came() -> None:
+    found = ROUTES.find("GET", "/v1/responses/resp_0a-1.x")
+    assert found == Metered(retrieve, "/v1/responses/resp_0a-1.x", None, {"id": "resp_0a-1.x"})
+    found = ROUTES.find("POST", "/run/r42/v1/responses/resp_1/cancel")
+    assert found == Metered(chat, "/v1/responses/resp_1/cancel", "r42", {"id": "resp_1"})
+    assert miss("DELETE", "/v1/responses/resp_1").headers == (("Allow", "GET, HEAD"),)
+
+
+@pytest.mark.parametrize(
+    "segment",
+    [
+        "", ".", "..", "...", "a%2Fb", "%2e%2e", "%2E", "a%20b", "a;b", "a\\b", "a b", "a?b", "é", "a%", "%", "a'b", "a" * 257, "a/", "a\n",
+        "..%2Fchat%2Fcompletions", "a#b", "a&b", "a*", "a|b", "{id}", "a\x00",
+    ],
+)  # fmt: skip
+def test_a_parameter_that_somebody_could_read_as_another_path_is_404(segment: str) -> None:
+    assert miss("GET", f"/v1/responses/{segment}").problem.code == "route_not_metered"
+    assert miss("POST", f"/v1/responses/{segment}/cancel").problem.code == "route_not_metered"
+
+
+def test_a_parameter_of_what_forwards_nothing_is_decoded() -> None:
+    assert ROUTES.find("GET", "/v1/models/meta%2Fllama-4") == Metered(
+        models, "/v1/models/meta%2Fllama-4", None, {"name": "meta/llama-4"}
+    )
+    assert miss("GET", "/v1/models/").problem.code == "route_not_metered"
+
+
+def test_a_pattern_lets_nothing_past_the_routes_without_parameters() -> None:
+    assert ROUTES.find("POST", "/v1/chat/completions") == Metered(chat, "/v1/chat/completions", None)
+    assert miss("POST", "/v1/Chat/completions").problem.code == "route_not_metered"
+    assert miss("POST", "/run//v1/responses/r1/cancel").problem.status == 404
+    assert miss("POST", "/run/a/run/b/v1/responses/r1/cancel").problem.status == 404
