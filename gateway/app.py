@@ -22,7 +22,8 @@ from multidict import CIMultiDict, CIMultiDictProxy
 
 from gateway import __version__, bundled, policy_file, settings, workers
 from gateway import explain as explaining
-from gateway.core.decide import Rulebook, Unservable
+from gateway.breaker import Breakers
+from gateway.core.decide import Reach, Rulebook, Unservable
 from gateway.core.policy import Policy
 from gateway.core.scopes import Caller
 from gateway.core.tokens import TokenCounter
@@ -98,6 +99,7 @@ class Gateway:
             drains=Places(config.drain.number),
             clock_ms=clock_ms,
             jitter=random.random,
+            breakers=Breakers(time.monotonic, self._provider_rests),
         )
         self.flow = Flow(shared, self._identity, Rulebook(policy, config.catalog, self._counter), self.observer, Ids())
         self._reaper = Reaper(self.ledger, _REAP_EVERY_MS, self._expired, self._reaping_failed)
@@ -248,6 +250,10 @@ class Gateway:
             self._told_ms[trouble] = now_ms
         return not told
 
+    def _provider_rests(self, provider: str, seconds: float) -> None:
+        self.metrics.provider_rests(provider)
+        self.events.log.warning("provider_rests", provider=provider, seconds=seconds)
+
     async def _flush_metrics(self) -> None:
         while True:
             await asyncio.sleep(_FLUSH_EVERY_S)
@@ -354,7 +360,7 @@ async def _explain(config: Settings, policy: Policy, body: bytes, header_lines: 
     def decided(caller: Caller) -> Decision:
         # As if the caller had a key for every provider: whether it has one is not what is asked here.
         served, at_ms = frozenset(config.providers), clock_ms()
-        decision = rulebook.decide(request.call(caller, directives(headers)), served, at_ms, "bdg_explain")
+        decision = rulebook.decide(request.call(caller, directives(headers)), Reach(served), at_ms, "bdg_explain")
         if isinstance(decision, Unservable):
             raise Refused(problem(decision.code, decision.message, decision.param))
         return decision

@@ -87,7 +87,7 @@ class Explanation:
 
     def _plan(self, place: int, plan: Plan) -> Iterator[str]:
         call = self.decision.call
-        model = self.rulebook.catalog.models[plan.model]
+        model = self.rulebook.route(plan).model
         cost = format_usd(plan.cost_max.usd)
         yield f"plan {place}    {plan.model} at {plan.provider}, at most {plan.output_cap} output tokens: up to ${cost}"
         for line in estimate.explain(call, model, self.rulebook.counter, plan.output_cap):

@@ -8,25 +8,25 @@ import contextlib
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Final, TypeAlias
 
 from gateway.admitting import admit, barred, first_blocking, over_budget
-from gateway.core.decide import Rulebook, Unservable
-from gateway.core.meter import Meter
+from gateway.core.decide import Reach, Rulebook, Unservable
 from gateway.core.record import record
 from gateway.core.scopes import Caller
 from gateway.core.values import Call, Decision, Ending, Hold, Plan
 from gateway.identity import Identity, Principal
+from gateway.journey import Asked, Journey
 from gateway.ledger.contract import Barred, Barrier, Ended, LedgerLost, LedgerUnavailable, Refusal, RunState, Stale
 from gateway.ledger.journal import JournalFull
 from gateway.observer import Observer, Story
-from gateway.relay import Errand, Places, Relay, Shared
+from gateway.relay import Places, Relay, Shared
 from gateway.settling import Settling, Unheld
-from gateway.upstream import UpstreamRequest
 from gateway.wire.budget import undecided_headers
 from gateway.wire.dialect import Dialect
 from gateway.wire.exchange import ClientGone, Inbound, Outlet
-from gateway.wire.headers import directives, forwardable
+from gateway.wire.headers import directives
 from gateway.wire.problem import Alternative, Refused, problem
 from gateway.wire.request import Request
 
@@ -98,7 +98,15 @@ class Flow:
             await self._count_beforehand(rulebook, call)
         settling = await self._reserve(rulebook, call, principal, at_ms, outlet, story)
         try:
-            relay = self._relay(rulebook, settling, dialect, request, inbound, principal)
+            journey = Journey(
+                self._shared,
+                self._identity,
+                rulebook,
+                Asked(dialect, request, inbound, principal),
+                partial(self._hold_again, story),
+                partial(self._reach, principal),
+            )
+            relay = Relay(self._shared, journey.errand(settling.hold.plan), settling, journey)
             story.sent()
         except BaseException:
             # A bug between the hold and the one who answers for it must not leak it.
@@ -118,10 +126,10 @@ class Flow:
         self, rulebook: Rulebook, call: Call, principal: Principal, at_ms: int, outlet: Outlet, story: Story
     ) -> Settling:
         """Decides, and holds the first plan that fits. Where the run is paused, and its budget says so, a raise is waited for."""
-        served = self._identity.served(principal)
+        reach = self._reach(principal)
 
         def decide(call: Call, at_ms: int) -> Decision | Unservable:
-            return rulebook.decide(call, served, at_ms, self._new_id())
+            return rulebook.decide(call, reach, at_ms, self._new_id())
 
         async def ask(decision: Decision) -> Settling | Refusal | Barred | Stale:
             return await self._ask(decision, story)
@@ -140,7 +148,10 @@ class Flow:
         if isinstance(answer, Settling):
             self._kin.learn(answer.hold.decision.call.caller)
             return answer
-        raise barred(answer) if isinstance(answer, Barred) else _over_budget(rulebook, answer, served)
+        raise barred(answer) if isinstance(answer, Barred) else _over_budget(rulebook, answer, reach)
+
+    def _reach(self, principal: Principal) -> Reach:
+        return Reach(self._identity.served(principal), self._shared.breakers.resting())
 
     async def _ask(self, decision: Decision, story: Story) -> Settling | Refusal | Barred | Stale:
         """One question to the ledger. Refused, where there is no ledger to answer it, and a budget that minds."""
@@ -215,28 +226,22 @@ class Flow:
             return True  # for all that is known
         return view is not None and view.state is RunState.PAUSED
 
-    def _relay(
-        self,
-        rulebook: Rulebook,
-        settling: Settling,
-        dialect: Dialect,
-        request: Request,
-        inbound: Inbound,
-        principal: Principal,
-    ) -> Relay:
-        """What goes to the provider: the client's request, with the plan's model and cap, and a credential."""
-        plan, provider = settling.hold.plan, self._shared.settings.providers[settling.hold.plan.provider]
-        profile, model = provider.profile, rulebook.catalog.models[plan.model]
-        headers = forwardable(inbound.headers, request.content_type, rulebook.identity_headers)
-        credential = self._identity.credential_for(principal, provider)
-        if credential is not None:
-            headers.append(credential)
-        url = provider.url(inbound.path)
-        body = request.encode(plan, profile, model.parameters)
-        upstream_request = UpstreamRequest(f"{url}?{inbound.query}" if inbound.query else url, inbound.method, headers, body)
-        errand = Errand(model, provider, dialect, request, upstream_request)
-        meter = Meter(rulebook.counter, model.encoding, profile.usage_covers_all_choices or request.choices == 1)
-        return Relay(self._shared, errand, meter, settling)
+    async def _hold_again(self, story: Story, decision: Decision, plan: Plan) -> Settling | None:
+        """A hold of its own for a call that goes on elsewhere; None: there is no room for it. As nothing is asked of the run anew, its
+        rules for repeated requests don't count it twice."""
+        call = replace(decision.call, fingerprint="")
+
+        def decide(call: Call, at_ms: int) -> Decision:
+            return replace(decision, id=self._new_id(), call=call, ladder=(plan,), at_ms=at_ms)
+
+        async def ask(decision: Decision) -> Settling | Refusal | Barred | Stale:
+            return await self._ask(decision, story)
+
+        try:
+            answer = await admit(call, self._shared.clock_ms(), decide, ask)
+        except Refused:
+            return None
+        return answer if isinstance(answer, Settling) else None
 
     # -- live calls -----------------------------------------------------------------------------------------------------------
 
@@ -381,9 +386,9 @@ async def _refuse(refusal: Refused, dialect: Dialect, outlet: Outlet, story: Sto
     return said.status
 
 
-def _over_budget(rulebook: Rulebook, refusal: Refusal, served: frozenset[str]) -> Refused:
+def _over_budget(rulebook: Rulebook, refusal: Refusal, reach: Reach) -> Refused:
     def has_room(plan: Plan) -> bool:
         return first_blocking(plan, refusal.balances) is None
 
-    others = rulebook.alternatives(refusal.decision, served, has_room)
+    others = rulebook.alternatives(refusal.decision, reach, has_room)
     return over_budget(refusal, [Alternative.of(model, plan, has_room(plan)) for model, plan in others])

@@ -45,12 +45,14 @@ class Metrics:
         self._overruns = self._counter("overruns", "Calls that cost more than was held", ("cause",))
         self._alerts = self._counter("alerts", "Accounts that passed a share of their limit", ("budget", "threshold"))
         self._provider_errors = self._counter("provider_errors", "Failures at a provider", ("provider", "kind"))
+        self._rests = self._counter("provider_rests", "Times that a provider was left alone for a while", ("provider",))
         self._reloads = self._counter("policy_reloads", "Attempts to read a changed policy", ("result",))
         self._let_through = self._counter("let_through", "Calls that went out without a hold, while the ledger was away", ())
         self._journalled = self._counter("journalled", "Steps that went into the journal beside the ledger", ("step",))
         self._counters = (
             *(self._decisions, self._calls, self._spend, self._unconfirmed, self._tokens, self._expired),
-            *(self._overruns, self._alerts, self._provider_errors, self._reloads, self._let_through, self._journalled),
+            *(self._overruns, self._alerts, self._provider_errors, self._rests, self._reloads, self._let_through),
+            self._journalled,
         )
         self._ratio = self._histogram(
             "estimate_ratio", "Input tokens, estimated / reported by the provider; below 1 the estimate was too low", (), _RATIOS
@@ -131,6 +133,9 @@ class Metrics:
     def provider_error(self, provider: str, kind: str) -> None:
         """`kind` is one of the upstream's words (`connect`, `timeout`, `429` …), never free text."""
         self._provider_errors.add((provider, kind), 1)
+
+    def provider_rests(self, provider: str) -> None:
+        self._rests.add((provider,), 1)
 
     def let_through(self) -> None:
         self._let_through.add((), 1)

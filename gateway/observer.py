@@ -107,6 +107,10 @@ class Story:
         self._hold = hold
         self._observer.metrics.decided(hold.outcome)
 
+    def moved(self, hold: Hold) -> None:
+        """Another provider serves it than the one that it was held for."""
+        self._hold = hold
+
     def sent(self) -> None:
         """The provider is being called: what went before is what the gateway added."""
         self._added_s = self._observer.clock_s() - self._start_s

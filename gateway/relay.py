@@ -7,9 +7,10 @@ no await (see `settling`). So `finally` alone keeps the promise that every hold 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import dataclass, replace
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 from gateway.admitting import first_blocking
+from gateway.breaker import Breakers
 from gateway.charging import Charging, Phase
 from gateway.core import estimate
 from gateway.core.catalog import Model
@@ -28,7 +29,7 @@ from gateway.wire.exchange import ClientGone, Headers, Outlet
 from gateway.wire.headers import returnable
 from gateway.wire.problem import Problem, budget_refusal, problem
 from gateway.wire.request import Request
-from gateway.wire.status import released_by
+from gateway.wire.status import released_by, worth_another_provider
 
 # How much more to hold at once for a provider that ignores the output cap.
 _MORE_OUTPUT_TOKENS: Final = 512
@@ -64,6 +65,7 @@ class Shared:
     drains: Places
     clock_ms: Callable[[], int]
     jitter: Callable[[], float]  # in [0, 1)
+    breakers: Breakers
 
 
 @record
@@ -75,17 +77,25 @@ class Errand:
     dialect: Dialect
     asked: Request
     request: UpstreamRequest
+    meter: Meter
+
+
+class Onward(Protocol):
+    """Where else a held call can go: `journey.Journey`."""
+
+    def goes_on(self, settling: Settling) -> bool: ...
+
+    async def onward(self, settling: Settling, *, why: str, billed: bool, ending: Ending) -> tuple[Errand, Settling] | None: ...
 
 
 class Relay:
     """Runs one errand. `interrupt` ends it from outside."""
 
-    def __init__(self, shared: Shared, errand: Errand, meter: Meter, settling: Settling) -> None:
+    def __init__(self, shared: Shared, errand: Errand, settling: Settling, journey: Onward) -> None:
         self._shared = shared
-        self._errand = errand
-        self._meter = meter
-        self._settling = settling
-        self._charging = Charging(errand.model, errand.provider.profile.on_disconnect, meter)
+        self._journey = journey
+        self._take(errand, settling)
+        self._changing = False  # between two routes: the hold of the one may have ended, and that of the other is not made yet
         self._story = settling.story
         self._answer: Answer | None = None
         self._stream: Stream | None = None
@@ -93,6 +103,12 @@ class Relay:
         self._interruption: Ending | None = None
         self._reading_on: asyncio.TimerHandle | None = None  # the client has left; when this fires, enough was read for it
         self.status = 0  # what the client was answered
+
+    def _take(self, errand: Errand, settling: Settling) -> None:
+        self._errand = errand
+        self._meter = errand.meter
+        self._settling = settling
+        self._charging = Charging(errand.model, errand.provider.profile.on_disconnect, errand.meter)
 
     @property
     def hold(self) -> Hold:
@@ -135,7 +151,7 @@ class Relay:
 
     def interrupt(self, ending: Ending) -> None:
         """Ends a call whose run was stopped, or for which nobody waits any more. Nothing happens to one whose hold has ended."""
-        if self._settling.ended or self._interruption is not None:
+        if (self._settling.ended and not self._changing) or self._interruption is not None:
             return
         self._interruption = ending
         if self._task is not None:
@@ -145,7 +161,7 @@ class Relay:
         self._settling.keep_lease(self._shared.clock_ms())
 
     async def _serve(self, outlet: Outlet) -> None:
-        opened = await self._open()
+        opened = await self._open(outlet)
         if isinstance(opened, Problem):
             await self._tell(outlet, opened)
         elif not 200 <= opened.status < 300:
@@ -155,46 +171,102 @@ class Relay:
         else:
             await self._relay_json(opened, outlet)
 
-    async def _open(self) -> Answer | Problem:
-        """Tries again only what was provably not billed, under the same hold."""
-        upstream = self._shared.upstreams[self._name]
-        retries = RetryPolicy(self._errand.provider.retries)
+    async def _open(self, outlet: Outlet) -> Answer | Problem:
+        """By one route after the other, where it is a provider that fails, and not the request."""
+        while True:
+            opened = await self._open_here()
+            if not _is_providers(opened) or not await self._go_on(opened, outlet):
+                return await self._given_up(opened)
+
+    async def _open_here(self) -> Answer | NotSent | Unknown:
+        """Tries again only what was provably not billed, under the same hold, and only where no other provider could be asked at once."""
+        name, shared = self._name, self._shared
+        upstream, breakers = shared.upstreams[name], shared.breakers
+        patient = name not in breakers.resting() and not self._journey.goes_on(self._settling)
+        retries = RetryPolicy(self._errand.provider.retries if patient else 0)
         attempt, waited_s = 1, 0.0
         while True:
             self._charging.phase = Phase.OPENED
+            breakers.asked(name)
+            opened: Answer | NotSent | Unknown
             try:
-                answer = await upstream.open(self._errand.request)
+                opened = self._answer = await upstream.open(self._errand.request)
             except NotSent as reason:
                 self._charging.phase = Phase.UNSENT
+                opened, failure = reason, NOT_SENT
                 self._failed("not_sent")
-                wait_s = retries.wait_s(NOT_SENT, attempt, waited_s, self._shared.jitter())
-                if wait_s is None:
-                    await self._settled(Ending.NOT_SENT)
-                    return problem("provider_unreachable", f"{self._name} could not be reached ({reason}); nothing was charged")
             except Unknown as reason:
                 self._failed("unknown")
-                self._settling.leave(f"no answer from {self._name}: {reason}")
-                return problem(
-                    "provider_timeout",
-                    f"{self._name} may have taken the request, but did not answer ({reason}). It may have been billed: its worst case "
-                    f"stays held as {self.hold.id}",
-                )
+                breakers.failed(name)
+                return reason
             else:
-                self._answer = answer
-                if answer.status < 400:
-                    return answer
-                self._failed(str(answer.status))
-                failure = Failure.of(answer.status, answer.headers, self._shared.clock_ms() / 1000)
-                wait_s = retries.wait_s(failure, attempt, waited_s, self._shared.jitter())
-                if wait_s is None:
-                    return answer
-                self._charging.phase = Phase.UNSENT
-                answer.close()
+                if opened.status < 400:
+                    breakers.answered(name)
+                    return opened
+                self._failed(str(opened.status))
+                failure = Failure.of(opened.status, opened.headers, shared.clock_ms() / 1000)
+            if _is_providers(opened) and failure.status != 404:
+                breakers.failed(name, failure.retry_after_s)
+            else:
+                breakers.answered(name)
+            wait_s = retries.wait_s(failure, attempt, waited_s, shared.jitter())
+            if wait_s is None:
+                return opened
+            self._set_aside(opened)
             if self._reading_on is not None:
                 raise ClientGone  # nobody to try again for
             attempt += 1
             waited_s += wait_s
             await asyncio.sleep(wait_s)
+
+    def _set_aside(self, opened: Answer | NotSent | Unknown) -> None:
+        """A failure that is not passed on."""
+        if not isinstance(opened, NotSent | Unknown):
+            if released_by(opened.status):
+                self._charging.phase = Phase.UNSENT
+            opened.close()
+
+    async def _go_on(self, failed: Answer | NotSent | Unknown, outlet: Outlet) -> bool:
+        """Takes the next route, under the same hold or one of its own. False: there is none."""
+        if isinstance(failed, NotSent):
+            why, billed, ending = "", False, Ending.NOT_SENT
+        elif isinstance(failed, Unknown):
+            why, billed, ending = f"no answer from {self._name}: {failed}", True, Ending.UNKNOWN
+        else:
+            why, ending = (
+                f"{self._name} answered {failed.status}, which something in between may have said",
+                Ending.PROVIDER_REFUSED,
+            )
+            billed = not released_by(failed.status)
+        if self._reading_on is not None:
+            return False  # nobody to go on for
+        self._changing = True
+        try:
+            taken = await self._journey.onward(self._settling, why=why, billed=billed, ending=ending)
+            if taken is None:
+                return False
+            self._set_aside(failed)
+            self._answer = None
+            self._take(*taken)
+        finally:
+            self._changing = False
+        outlet.on_gone(self._client_left)  # it may have left meanwhile
+        return True
+
+    async def _given_up(self, opened: Answer | NotSent | Unknown) -> Answer | Problem:
+        """What the client is told of it, the hold ended where the failure says how."""
+        if isinstance(opened, NotSent):
+            await self._settled(Ending.NOT_SENT)
+            return problem("provider_unreachable", f"{self._name} could not be reached ({opened}); nothing was charged")
+        if isinstance(opened, Unknown):
+            if not self._settling.ended:
+                self._settling.leave(f"no answer from {self._name}: {opened}")
+            return problem(
+                "provider_timeout",
+                f"{self._name} may have taken the request, but did not answer ({opened}). It may have been billed: its worst case "
+                f"stays held as {self.hold.id}",
+            )
+        return opened
 
     async def _relay_refusal(self, answer: Answer, outlet: Outlet) -> None:
         """The provider's own error goes to the client as it came."""
@@ -207,7 +279,7 @@ class Relay:
             body = b""
         if released:
             await self._settled(Ending.PROVIDER_REFUSED)
-        else:
+        elif not self._settling.ended:
             self._settling.leave(f"{self._name} answered {answer.status}, which something in between may have said")
         await self._answer_with(outlet, answer.status, self._headers(answer), body)
 
@@ -406,6 +478,11 @@ class Relay:
     async def _answer_with(self, outlet: Outlet, status: int, headers: Headers, body: bytes) -> None:
         await outlet.answer(status, headers, body)
         self.status = status
+
+
+def _is_providers(opened: Answer | NotSent | Unknown) -> bool:
+    """A failure that another provider may not have."""
+    return isinstance(opened, NotSent | Unknown) or worth_another_provider(opened.status)
 
 
 async def _read_out(chunks: AsyncIterator[bytes]) -> None:

@@ -15,7 +15,7 @@ from urllib.parse import SplitResult, urlsplit
 from pydantic import BeforeValidator, Field
 
 from gateway import store_url
-from gateway.core.catalog import Catalog, Model, Rates
+from gateway.core.catalog import Catalog, Model, Rates, Route
 from gateway.core.money import MICROCENTS_PER_USD
 from gateway.core.profiles import OnDisconnect, Profile
 from gateway.store_url import StoreUrl, Tls
@@ -349,7 +349,28 @@ class PriceFile(RatesFile):
     tiers: list[TierFile] = preset([], description="Other prices for long input, in ascending order.")
 
 
+class RouteFile(Section):
+    """`openai` is short for `{provider: openai}`."""
+
+    provider: ProviderName = Field(description="One of `providers`.")
+    model: ModelName | None = preset(
+        None,
+        description="The name that it has there. One that is known here, in the catalog or in `models`, brings its own price and limits; "
+        "else those of this model hold.",
+    )
+    stand_in: ClassVar = {"provider": "-"}
+
+
+def _as_provider(value: object) -> object:
+    return {"provider": value} if isinstance(value, str) else value
+
+
 class ModelFile(Section):
+    routes: list[Annotated[RouteFile, BeforeValidator(_as_provider, json_schema_input_type=ProviderName | RouteFile)]] = preset(
+        [],
+        description="Providers that serve it, in the order in which they are tried: before the first byte of an answer, a failure of "
+        "one moves the call on to the next. Instead of `provider`.",
+    )
     provider: ProviderName | None = preset(
         None, description="One of `providers`. Required for a model that the catalog does not know."
     )
@@ -779,19 +800,31 @@ def _models(reader: Reader, catalog: Catalog) -> dict[str, Model]:
         if reader.refused(*place):
             continue
         entry = reader.part(ModelFile, *place)
-        bundled = catalog.find(name)
+        bundled = catalog.find(name) or _other_name(catalog, name, entry)
         if entry.provider is not None and entry.provider not in providers:
             reader.refuse(
                 (*place, "provider"), f"one of `providers`: {', '.join(providers)}{did_you_mean(entry.provider, providers)}"
             )
         if entry.free and reader.has(*place, "price"):
             reader.refuse((*place, "free"), "either a price or `free: true`, not both")
+        if entry.routes and entry.provider is not None:
+            reader.refuse((*place, "provider"), "either a provider or `routes`, not both")
         _check_tiers(reader, place, entry.price)
         model = _model(reader, place, name, entry, bundled)
         if not model.priced and reader.sound(*place):
             reader.warn(place, "no price and not `free: true`, so its calls are refused")
         models[name] = model
     return models
+
+
+def _other_name(catalog: Catalog, name: str, entry: ModelFile) -> Model | None:
+    """A model that is only another name for one that the catalog knows, by its first route."""
+    known = catalog.find(entry.routes[0].model or "") if entry.routes else None
+    return None if known is None else replace(known, name=name)
+
+
+def _first_provider(entry: ModelFile) -> str | None:
+    return entry.routes[0].provider if entry.routes else entry.provider
 
 
 def _check_tiers(reader: Reader, place: Place, price: PriceFile | None) -> None:
@@ -804,12 +837,12 @@ def _check_tiers(reader: Reader, place: Place, price: PriceFile | None) -> None:
 def _model(reader: Reader, place: Place, name: str, entry: ModelFile, bundled: Model | None) -> Model:
     """The entry over the bundled model, where there is one."""
     if bundled is None:
-        if entry.provider is None:
+        if _first_provider(entry) is None:
             reader.refuse((*place, "provider"), "the provider that serves it: the bundled catalog does not know this model")
         for key, value in (("context", entry.context), ("max_output", entry.max_output)):
             if value is None:
                 reader.refuse((*place, key), "a number of tokens: the bundled catalog does not know this model")
-        bundled = Model(name, provider=entry.provider or "", tiers=(), context=0, max_output=0)
+        bundled = Model(name, provider=_first_provider(entry) or "", tiers=(), context=0, max_output=0)
     tiers, service_tiers, free = bundled.tiers, bundled.service_tiers, bundled.free
     if entry.free:
         tiers, service_tiers, free = (), (), True
@@ -817,7 +850,7 @@ def _model(reader: Reader, place: Place, name: str, entry: ModelFile, bundled: M
         tiers, free = _tiers(entry.price), False
     return replace(
         bundled,
-        provider=entry.provider or bundled.provider,
+        provider=_first_provider(entry) or bundled.provider,
         tiers=tiers,
         service_tiers=service_tiers,
         free=free,
@@ -850,14 +883,37 @@ def _overlaid(
     catalog: Catalog, models: Mapping[str, Model], providers: Mapping[str, Provider], file: ConfigFile, reader: Reader
 ) -> Catalog:
     """An exact name in `models` goes before any provider's pattern; patterns go before the bundled catalog."""
-    exact = [(escape(name), entry.provider) for name, entry in file.models.items() if entry.provider is not None]
+    exact = [(escape(name), provider) for name, entry in file.models.items() if (provider := _first_provider(entry)) is not None]
     patterns = [(glob, name) for name, provider in file.providers.items() for glob in provider.models]
     spoken = {name: dialects for name, provider in providers.items() if (dialects := provider.profile.dialects) is not None}
     version = catalog.version
     if models:
         own = hashlib.sha256(repr(reader.plain("models")).encode()).hexdigest()
         version = f"{version}+{own[:8]}"
-    return Catalog(version, {**catalog.models, **models}, (*exact, *patterns), spoken)
+    known = {**catalog.models, **models}
+    return Catalog(version, known, (*exact, *patterns), spoken, _routes(reader, known, file))
+
+
+def _routes(reader: Reader, known: Mapping[str, Model], file: ConfigFile) -> dict[str, tuple[Route, ...]]:
+    routes: dict[str, tuple[Route, ...]] = {}
+    for name, entry in file.models.items():
+        taken: list[Route] = []
+        for i, route in enumerate(entry.routes):
+            place: Place = ("models", name, "routes", i)
+            if route.provider not in file.providers:
+                reader.refuse(
+                    place, f"one of `providers`: {', '.join(file.providers)}{did_you_mean(route.provider, file.providers)}"
+                )
+            elif route.provider in (each.provider for each in taken):
+                reader.refuse(place, "each provider once")
+            there = known.get(route.model or name)
+            if there is None and name in known:
+                there = replace(known[name], name=route.model or name)
+            if there is not None:
+                taken.append(Route(route.provider, there))
+        if taken:
+            routes[name] = tuple(taken)
+    return routes
 
 
 # -- keys -------------------------------------------------------------------------------------------------------------------------

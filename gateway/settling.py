@@ -101,6 +101,11 @@ class Settling:
     def _not_taken(self, ending: Ending, failure: BaseException | None) -> None:
         self.story.unsettled(ending, f"the ledger did not take the settlement: {failure!r}")
 
+    def serve_by(self, plan: Plan) -> None:
+        """Another provider serves the call, under the same hold."""
+        self.hold = replace(self.hold, plan=plan)
+        self.story.moved(self.hold)
+
     # -- while it lives -------------------------------------------------------------------------------------------------------
 
     async def widen(self, plan: Plan) -> bool:

@@ -200,7 +200,7 @@ async def test_a_bug_between_the_hold_and_the_provider_gives_the_hold_back(
     def broken(*_: object) -> None:
         raise ZeroDivisionError
 
-    monkeypatch.setattr("gateway.flow.forwardable", broken)
+    monkeypatch.setattr("gateway.journey.forwardable", broken)
     async with world(tmp_path, provider.base_url) as here:
         with pytest.raises(ZeroDivisionError):
             await here.ask(chat())

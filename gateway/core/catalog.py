@@ -54,6 +54,14 @@ class Model:
 
 
 @dataclass(frozen=True, slots=True)
+class Route:
+    """One way to have a model served: at a provider, by the name that it has there, with the prices and limits of that one."""
+
+    provider: str
+    model: Model  # its `name` is what the provider is asked for
+
+
+@dataclass(frozen=True, slots=True)
 class Catalog:
     """Models by name, the operator's own entries laid over the bundled ones."""
 
@@ -63,6 +71,8 @@ class Catalog:
     served_by: tuple[tuple[str, str], ...] = field(default=())
     # The dialects that each provider speaks, by its profile. One that is not named speaks all.
     spoken: Mapping[str, frozenset[str]] = field(default_factory=dict)
+    # Models that the config gives several routes, in the order in which they are tried.
+    routes: Mapping[str, tuple[Route, ...]] = field(default_factory=dict)
 
     def find(self, name: str) -> Model | None:
         return self.models.get(name)
@@ -78,6 +88,13 @@ class Catalog:
     def speaks(self, provider: str, dialect: str) -> bool:
         spoken = self.spoken.get(provider)
         return spoken is None or dialect in spoken
+
+    def routes_of(self, name: str) -> tuple[Route, ...]:
+        """Where a model can be had; empty where nobody is known to serve it."""
+        model, provider = self.models.get(name), self.provider_of(name)
+        if model is None or provider is None:
+            return ()
+        return self.routes.get(name) or (Route(provider, model),)
 
     def of_provider(self, provider: str) -> Iterable[Model]:
         return (model for model in self.models.values() if self.provider_of(model.name) == provider)

@@ -3,12 +3,12 @@
 Nothing here knows a balance. The ladder goes to the ledger, which holds the first plan that fits: a downgrade is data.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 from typing import Final
 
 from gateway.core import estimate
-from gateway.core.catalog import Catalog, Model
+from gateway.core.catalog import Catalog, Model, Route
 from gateway.core.ceilings import Ceilings, DimensionRequired, Standing
 from gateway.core.policy import Policy
 from gateway.core.record import record
@@ -32,11 +32,19 @@ class Unservable:
 
 
 @record
+class Reach:
+    """The providers that a caller's calls can go to: those with a credential; and those of all that had better not be asked now."""
+
+    served: frozenset[str]
+    resting: frozenset[str] = frozenset()
+
+
+@record
 class Offer:
     """A model as the policy and the catalog have it, whatever the call."""
 
-    model: Model
-    provider: str
+    model: Model  # as its first route has it
+    routes: tuple[Route, ...]  # in the order in which they are tried; all priced
     instead: tuple[str, ...]  # the models of its ladder, in the order in which they are tried
     beside: tuple[str, ...]  # the provider's cheaper models, dearest first by list price
     encodings: frozenset[str | None]  # what a decision counts with
@@ -44,8 +52,9 @@ class Offer:
 
 @dataclass(slots=True, eq=False)  # not frozen, which would cost a tenth of a decision; nobody assigns to it
 class Rung:
-    """A model as one call would use it."""
+    """A model as one call would use it, by one of its routes."""
 
+    name: str  # as it is asked for here
     model: Model
     provider: str
     cap: int
@@ -70,8 +79,7 @@ class Rulebook:
 
     # -- the decision ---------------------------------------------------------------------------------------------------------
 
-    def decide(self, call: Call, served: frozenset[str], at_ms: int, decision_id: str) -> Decision | Unservable:
-        """`served` names the providers that this caller can reach: those with a credential."""
+    def decide(self, call: Call, reach: Reach, at_ms: int, decision_id: str) -> Decision | Unservable:
         standing = self._standing(call, at_ms)
         if isinstance(standing, Unservable):
             return standing
@@ -79,7 +87,8 @@ class Rulebook:
         if hard and call.unpriced:
             return _not_priced(call.unpriced[0])
         counts = _Counts(self.counter)
-        first = self._rung(call, call.model, served, counts, hard)
+        asking = _Asking(call, reach, counts, hard)
+        first = self._rung(asking, call.model)
         if isinstance(first, Unservable):
             return first
         if hard and (withheld := (call.needs & PRICED_INPUT) - first.model.capabilities):
@@ -87,7 +96,7 @@ class Rulebook:
         rungs = [first]
         passed_over: Sequence[Passed] = ()
         if call.directives.downgrade:
-            cheaper, passed_over = self._cheaper(call, first, served, counts, hard)
+            cheaper, passed_over = self._cheaper(asking, first)
             rungs += cheaper
             if self.policy.output.clamp_to_budget:
                 rungs += _clamped(call, rungs[-1])
@@ -104,7 +113,7 @@ class Rulebook:
         return Decision(decision_id, call, (plan,), at_ms, self.catalog.version, terms=self._terms, repeatable=True)
 
     def alternatives(
-        self, decision: Decision, served: frozenset[str], fits: Callable[[Plan], bool] | None = None, at_most: int = 5
+        self, decision: Decision, reach: Reach, fits: Callable[[Plan], bool] | None = None, at_most: int = 5
     ) -> Sequence[tuple[Model, Plan]]:
         """What a refused call could ask for instead: the models of its ladder, then cheaper ones of the same provider, dearest
         first. Those that fit, by the caller's word, go before those that don't."""
@@ -112,18 +121,36 @@ class Rulebook:
         standing, offer = self._standing(call, decision.at_ms), self._offer(call.model)
         if isinstance(standing, Unservable) or isinstance(offer, Unservable):
             return ()
-        counts, hard = _Counts(self.counter), _is_hard(standing, call)
-        first = self._rung(call, call.model, served, counts, hard)
+        asking = _Asking(call, reach, _Counts(self.counter), _is_hard(standing, call))
+        first = self._rung(asking, call.model)
         if isinstance(first, Unservable):
             return ()
         found: list[tuple[Model, Plan]] = []
         for name in dict.fromkeys((*offer.instead, *offer.beside)):
-            rung = self._rung(call, name, served, counts, hard)
+            rung = self._rung(asking, name)
             if not isinstance(rung, Unservable) and _unfit(call, rung, first, first) is None:
                 found.append((rung.model, _plan(rung, standing, has_cheaper=False)))
         if fits is not None:
             found.sort(key=lambda pair: not fits(pair[1]))
         return found[:at_most]
+
+    def onward(self, decision: Decision, plan: Plan, tried: Collection[Route], reach: Reach) -> Plan | None:
+        """Another route for a plan whose provider failed, for as much output at most; None: there is none left."""
+        call = decision.call
+        standing, offer = self._standing(call, decision.at_ms), self._offer(plan.model)
+        if isinstance(standing, Unservable) or isinstance(offer, Unservable):
+            return None
+        asking = _Asking(call, reach, _Counts(self.counter), _is_hard(standing, call))
+        rung = self._rung(asking, plan.model, tried)
+        if isinstance(rung, Unservable):
+            return None
+        cap = min(rung.cap, plan.output_cap)
+        rung = replace(rung, cap=cap, cost_max=estimate.worst_case(call, rung.model, rung.input_tokens, cap))
+        return _plan(rung, standing, has_cheaper=False)
+
+    def route(self, plan: Plan) -> Route:
+        """The one that a plan goes by."""
+        return next(route for route in self.catalog.routes_of(plan.model) if route.provider == plan.provider)
 
     def encodings(self, call: Call) -> frozenset[str | None]:
         """The encodings that deciding this call counts with, so that large new text can be counted beforehand elsewhere."""
@@ -146,22 +173,16 @@ class Rulebook:
 
     # -- rungs ----------------------------------------------------------------------------------------------------------------
 
-    def _rung(self, call: Call, name: str, served: frozenset[str], counts: "_Counts", hard: bool) -> Rung | Unservable:
-        """What the model would cost for this call, or why it can't serve it."""
+    def _rung(self, asking: "_Asking", name: str, tried: Collection[Route] = ()) -> Rung | Unservable:
+        """What the model would cost for this call by the first route that it can take, or why it can't serve it."""
+        call, counts, hard = asking.call, asking.counts, asking.hard
         offer = self._offer(name)
         if isinstance(offer, Unservable):
             return offer
-        model, provider = offer.model, offer.provider
-        if provider not in served:
-            return Unservable(
-                "model_not_served",
-                f"the model {name!r} is served by {provider}, for which there is no credential here",
-                "model",
-            )
-        if not self.catalog.speaks(provider, call.dialect):
-            return Unservable(
-                "model_not_served", f"{provider}, which serves the model {name!r}, cannot be asked on this route", "model"
-            )
+        route = self._open_route(offer, name, asking, tried)
+        if isinstance(route, Unservable):
+            return route
+        model, provider = route.model, route.provider
         if hard and not estimate.service_tier_priced(model, call.service_tier):
             return _not_priced("service_tier")
         input_tokens = estimate.input_tokens(call, model, counts)
@@ -172,12 +193,29 @@ class Rulebook:
                 f"the input, about {input_tokens} tokens, leaves no room for output in the {model.context} tokens of {name}",
                 "messages",
             )
-        return Rung(model, provider, cap, input_tokens, estimate.worst_case(call, model, input_tokens, cap))
+        return Rung(name, model, provider, cap, input_tokens, estimate.worst_case(call, model, input_tokens, cap))
 
-    def _cheaper(
-        self, call: Call, first: Rung, served: frozenset[str], counts: "_Counts", hard: bool
-    ) -> tuple[list[Rung], list[Passed]]:
+    def _open_route(self, offer: Offer, name: str, asking: "_Asking", tried: Collection[Route]) -> Route | Unservable:
+        """The first whose provider can be reached, and does not rest; else the first that can be reached."""
+        reachable = [route for route in offer.routes if route.provider in asking.reach.served and route not in tried]
+        if not reachable:
+            providers = ", ".join(dict.fromkeys(route.provider for route in offer.routes))
+            return Unservable(
+                "model_not_served",
+                f"the model {name!r} is served by {providers}, for which there is no credential here",
+                "model",
+            )
+        speaking = [route for route in reachable if self.catalog.speaks(route.provider, asking.call.dialect)]
+        if not speaking:
+            providers = ", ".join(route.provider for route in reachable)
+            return Unservable(
+                "model_not_served", f"{providers}, which serves the model {name!r}, cannot be asked on this route", "model"
+            )
+        return next((route for route in speaking if route.provider not in asking.reach.resting), speaking[0])
+
+    def _cheaper(self, asking: "_Asking", first: Rung) -> tuple[list[Rung], list[Passed]]:
         """The rungs below the first, each cheaper for this call than the one before, and the models that are none."""
+        call = asking.call
         offer = self._offer(call.model)
         assert isinstance(offer, Offer)  # it made the first rung
         if not offer.instead:
@@ -185,7 +223,7 @@ class Rulebook:
         found: list[Rung] = []
         passed_over: list[Passed] = []
         for name in offer.instead:
-            rung = self._rung(call, name, served, counts, hard)
+            rung = self._rung(asking, name)
             if isinstance(rung, Unservable):
                 passed_over.append(Passed(name, rung.message))
             else:
@@ -198,7 +236,7 @@ class Rulebook:
             if reason is None:
                 rungs.append(rung)
             else:
-                passed_over.append(Passed(rung.model.name, reason))
+                passed_over.append(Passed(rung.name, reason))
         return rungs[1:], passed_over
 
     # -- offers ---------------------------------------------------------------------------------------------------------------
@@ -214,19 +252,20 @@ class Rulebook:
     def _make_offer(self, name: str) -> Offer | Unservable:
         if not self.policy.models.allows(name):
             return Unservable("model_not_served", f"the policy does not allow the model {name!r} (models.allow)", "model")
-        model, provider = self.catalog.find(name), self.catalog.provider_of(name)
-        if model is None or provider is None or not model.priced:
+        routes = tuple(route for route in self.catalog.routes_of(name) if route.model.priced)
+        if not routes:
             return Unservable(
                 "model_not_priced",
                 f"the price of the model {name!r} is not known, so its cost cannot be bounded: add it to `models` in the "
                 "config, with its price or with `free: true`",
                 "model",
             )
-        beside = self._cheaper_beside(model, provider)
+        model = routes[0].model
+        beside = self._cheaper_beside(model, routes[0].provider)
         instead = beside if self.policy.models.auto else self.policy.models.ladder_for(name)
         instead = tuple(other for other in dict.fromkeys(instead) if other != name)
-        models = (model, *(found for other in instead if (found := self.catalog.find(other)) is not None))
-        return Offer(model, provider, instead, beside, frozenset(each.encoding for each in models))
+        models = [route.model for each in (name, *instead) for route in self.catalog.routes_of(each)]
+        return Offer(model, routes, instead, beside, frozenset(each.encoding for each in models))
 
     def _cheaper_beside(self, model: Model, provider: str) -> tuple[str, ...]:
         """The provider's cheaper models, dearest first, by the list price of output. None that the provider has retired."""
@@ -240,6 +279,16 @@ class Rulebook:
         # Of one model's names (`gpt-5-mini`, `gpt-5-mini-2025-08-07`) the shortest stands for all.
         distinct = {replace(other, name=""): other.name for other in reversed(cheaper)}
         return tuple(other.name for other in cheaper if distinct[replace(other, name="")] == other.name)
+
+
+@dataclass(slots=True, eq=False)
+class _Asking:
+    """One call, as its rungs are looked for."""
+
+    call: Call
+    reach: Reach
+    counts: "_Counts"
+    hard: bool
 
 
 class _Counts:
@@ -296,7 +345,7 @@ def _unfit(call: Call, rung: Rung, first: Rung, before: Rung) -> str | None:
     if rung.cap < enough:
         return f"can write only {rung.cap} tokens here"
     if rung.cost_max.usd >= before.cost_max.usd:
-        return "is not cheaper for this call" if before is first else f"is not cheaper for this call than {before.model.name}"
+        return "is not cheaper for this call" if before is first else f"is not cheaper for this call than {before.name}"
     return None
 
 
@@ -307,10 +356,10 @@ def _clamped(call: Call, last: Rung) -> list[Rung]:
 
 
 def _ladder(rungs: Sequence[Rung], standing: Standing) -> tuple[Plan, ...]:
-    last = rungs[-1].model  # of which there are several rungs where the output is clamped
-    return tuple([_plan(rung, standing, has_cheaper=rung.model is not last) for rung in rungs])
+    last = rungs[-1].name  # of which there are several rungs where the output is clamped
+    return tuple([_plan(rung, standing, has_cheaper=rung.name != last) for rung in rungs])
 
 
 def _plan(rung: Rung, standing: Standing, *, has_cheaper: bool) -> Plan:
-    name, provider = rung.model.name, rung.provider
+    name, provider = rung.name, rung.provider
     return Plan(name, provider, rung.cap, rung.input_tokens, rung.cost_max, standing.charges(name, provider, has_cheaper))

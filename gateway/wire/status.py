@@ -24,3 +24,8 @@ def released_by(status: int) -> bool:
 def may_be_sent_again(status: int) -> bool:
     """Whether the provider turned the call away for now: nothing was billed, and the same request may succeed later."""
     return status in _BUSY
+
+
+def worth_another_provider(status: int) -> bool:
+    """Whether the failure is this provider's, rather than the request's: another may serve it. 404: it has no such model."""
+    return status == 404 or status == 408 or status in _BUSY or not (released_by(status) or 200 <= status < 300)

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gateway.core.catalog import Rates
-from gateway.core.decide import Unservable
+from gateway.core.decide import Reach, Unservable
 from gateway.core.policy import Missing, ModelPolicy, OutputPolicy
 from gateway.core.scopes import Amounts, Unit
 from gateway.core.values import Decision, Directives, Image, Mode, Part
@@ -260,7 +260,7 @@ def test_a_cheaper_model_without_the_service_tier_is_passed_over():
 
 def test_alternatives_are_the_ladder_and_then_the_providers_cheaper_models():
     rules = rulebook(policy(models=ModelPolicy(downgrade=(("big", ("small",)),))))
-    found = rules.alternatives(decide(rules), frozenset({"openai"}))
+    found = rules.alternatives(decide(rules), Reach(frozenset({"openai"})))
     assert [(of.name, plan.model) for of, plan in found] == [("small", "small"), ("medium", "medium")]
     assert all(charge.share_ppm == 1_000_000 for _, plan in found for charge in plan.charges)
 
@@ -269,13 +269,13 @@ def test_alternatives_that_fit_come_first():
     models = [BIG, *(model(f"m{price}", price) for price in range(1, 10))]
     rules = rulebook(models=models)
     most = decide(rules, call("m3")).ladder[0].cost_max.usd
-    found = rules.alternatives(decide(rules), frozenset({"openai"}), lambda plan: plan.cost_max.usd <= most)
+    found = rules.alternatives(decide(rules), Reach(frozenset({"openai"})), lambda plan: plan.cost_max.usd <= most)
     assert [of.name for of, _ in found] == ["m3", "m2", "m1", "m9", "m8"]
 
 
 def test_alternatives_can_do_what_the_call_needs():
     rules = rulebook(models=[BIG, replace(MEDIUM, capabilities=frozenset()), SMALL])
-    found = rules.alternatives(decide(rules, call(needs=frozenset({"tools"}))), frozenset({"openai"}))
+    found = rules.alternatives(decide(rules, call(needs=frozenset({"tools"}))), Reach(frozenset({"openai"})))
     assert [of.name for of, _ in found] == ["small"]
 
 
@@ -355,7 +355,7 @@ def test_every_ladder_holds_the_requested_model_then_ever_cheaper_plans_on_disti
         for place, (scope, mode, unit, below) in enumerate(budgets)
     ]
     rules = rulebook(replace(policy(models=ladder, output=OutputPolicy(clamp_to_budget=clamp)), budgets=tuple(listed)), made)
-    answers = [rules.decide(asked, frozenset({"openai"}), NOW_MS, "bdg_1") for _ in range(2)]
+    answers = [rules.decide(asked, Reach(frozenset({"openai"})), NOW_MS, "bdg_1") for _ in range(2)]
     assert answers[0] == answers[1]  # whatever the rulebook remembers
     if not hasattr(answers[0], "ladder"):
         return

@@ -19,7 +19,8 @@ import orjson
 from multidict import CIMultiDict, CIMultiDictProxy
 
 from gateway import bundled, relay
-from gateway.core.catalog import Catalog, Model, Rates
+from gateway.breaker import Breakers
+from gateway.core.catalog import Catalog, Model, Rates, Route
 from gateway.core.decide import Rulebook
 from gateway.core.policy import Policy
 from gateway.core.profiles import Profile
@@ -265,19 +266,24 @@ async def world(
     ledger: Callable[[SqliteLedger], Ledger] = lambda real: real,
     provider: Mapping[str, Any] | None = None,
     wrap: Callable[[Upstream], Upstream] = lambda real: real,
+    others: Mapping[str, str] | None = None,
+    routes: Mapping[str, Sequence[Route]] | None = None,
     **settings: Any,
 ) -> AsyncIterator[World]:
-    """`ledger` and `wrap` may put a fault before the real thing; `provider` and `settings` are laid over the defaults."""
+    """`ledger` and `wrap` may put a fault before the real thing; `provider` and `settings` are laid over the defaults. `others`: further
+    providers' base URLs; `routes`: of models that several serve."""
     loop, unheard = asyncio.get_running_loop(), list[Mapping[str, Any]]()
     loop.set_exception_handler(lambda _, context: unheard.append(context))
     clock, told = Clock(), Told()
     known = models or [model_of(each) for each in MODELS]
-    catalog = Catalog("prices-1", {each.name: each for each in known})
+    declared = {name: tuple(each) for name, each in (routes or {}).items()}
+    catalog = Catalog("prices-1", {each.name: each for each in known}, routes=declared)
     one = Provider("test", upstream, "authorization", profile, **{"accepts_caller_keys": True, "retries": 2, **(provider or {})})
+    providers = {"test": one} | {name: replace(one, name=name, base_url=url) for name, url in (others or {}).items()}
     # However busy the machine is, a test sees what was settled, unless it is about the wait itself.
     patient = {"commit_wait_ms": 10_000, **settings}
     config = Settings(
-        "127.0.0.1", 0, folder / "policy.yaml", SqliteSettings(folder / "ledger.db"), folder, {"test": one}, catalog, **patient
+        "127.0.0.1", 0, folder / "policy.yaml", SqliteSettings(folder / "ledger.db"), folder, providers, catalog, **patient
     )
     running = SqliteLedger(
         str(folder / "ledger.db"), Witness(folder / "witness.json"), clock, timeout_ms=config.ledger.timeout_ms
@@ -287,7 +293,14 @@ async def world(
     metrics = Metrics(catalog.models)
     observer = Observer(told, metrics, loop.time)  # type: ignore[arg-type]
     shared = Shared(
-        ledger(running), {"test": wrap(client)}, config, observer.alert, Places(config.drain.number), clock, lambda: 0.0
+        ledger(running),
+        dict.fromkeys(providers, wrap(client)),
+        config,
+        observer.alert,
+        Places(config.drain.number),
+        clock,
+        lambda: 0.0,
+        Breakers(loop.time, lambda *_: None),
     )
     runs = count()
     identity = Identity(config, b"secret", lambda: f"run_{next(runs)}")

@@ -5,7 +5,7 @@ from typing import Any
 from zoneinfo import ZoneInfo
 
 from gateway.core.catalog import Catalog, Model, Rates
-from gateway.core.decide import Rulebook, Unservable
+from gateway.core.decide import Reach, Rulebook, Unservable
 from gateway.core.policy import Budget, Limit, Policy, Terms
 from gateway.core.scopes import Caller, Unit
 from gateway.core.tokens import TokenCounter
@@ -77,13 +77,13 @@ def call(asked: str = "big", who: Caller | None = None, text: str = "one two thr
 
 
 def decide(rules: Rulebook, asked: Call | None = None, served: Iterable[str] = ("openai",), at_ms: int = NOW_MS) -> Decision:
-    decision = rules.decide(asked or call(), frozenset(served), at_ms, "bdg_1")
+    decision = rules.decide(asked or call(), Reach(frozenset(served)), at_ms, "bdg_1")
     assert isinstance(decision, Decision), decision
     return decision
 
 
 def refuse(rules: Rulebook, asked: Call | None = None, served: Iterable[str] = ("openai",)) -> Unservable:
-    refusal = rules.decide(asked or call(), frozenset(served), NOW_MS, "bdg_1")
+    refusal = rules.decide(asked or call(), Reach(frozenset(served)), NOW_MS, "bdg_1")
     assert isinstance(refusal, Unservable), refusal
     return refusal
 

@@ -1,0 +1,102 @@
+"""The routes of one call: what goes out by each, and which is next, and under which hold, when a provider fails."""
+
+from collections.abc import Awaitable, Callable
+from dataclasses import replace
+
+from gateway.core.catalog import Route
+from gateway.core.decide import Reach, Rulebook
+from gateway.core.meter import Meter
+from gateway.core.record import record
+from gateway.core.values import Decision, Ending, Plan
+from gateway.identity import Identity, Principal
+from gateway.relay import Errand, Shared
+from gateway.settling import Settling
+from gateway.upstream import UpstreamRequest
+from gateway.wire.dialect import Dialect
+from gateway.wire.exchange import Inbound
+from gateway.wire.headers import forwardable
+from gateway.wire.request import Request
+
+
+@record
+class Asked:
+    """A request as it came, and who sent it."""
+
+    dialect: Dialect
+    request: Request
+    inbound: Inbound
+    principal: Principal
+
+
+class Journey:
+    """`hold_again` makes a hold of its own for a plan, or finds no room for it. `reach`: what the caller can reach now."""
+
+    def __init__(
+        self,
+        shared: Shared,
+        identity: Identity,
+        rulebook: Rulebook,
+        asked: Asked,
+        hold_again: Callable[[Decision, Plan], Awaitable[Settling | None]],
+        reach: Callable[[], Reach],
+    ) -> None:
+        self._shared = shared
+        self._identity = identity
+        self._rulebook = rulebook
+        self._asked = asked
+        self._hold_again = hold_again
+        self._reach = reach
+        self._tried: list[Route] = []
+
+    def errand(self, plan: Plan) -> Errand:
+        """What goes to the provider: the client's request, with the plan's model and cap, and a credential."""
+        route, request, inbound = self._rulebook.route(plan), self._asked.request, self._asked.inbound
+        self._tried.append(route)
+        provider, model = self._shared.settings.providers[route.provider], route.model
+        headers = forwardable(inbound.headers, request.content_type, self._rulebook.identity_headers)
+        credential = self._identity.credential_for(self._asked.principal, provider)
+        if credential is not None:
+            headers.append(credential)
+        url = provider.url(inbound.path)
+        named = plan if model.name == plan.model else replace(plan, model=model.name)
+        body = request.encode(named, provider.profile, model.parameters)
+        upstream_request = UpstreamRequest(f"{url}?{inbound.query}" if inbound.query else url, inbound.method, headers, body)
+        covers = provider.profile.usage_covers_all_choices or request.choices == 1
+        meter = Meter(self._rulebook.counter, model.encoding, covers)
+        return Errand(model, provider, self._asked.dialect, request, upstream_request, meter)
+
+    def goes_on(self, settling: Settling) -> bool:
+        """Whether there is another route, and its provider does not rest."""
+        plan = self._next(settling)
+        return plan is not None and plan.provider not in self._shared.breakers.resting()
+
+    async def onward(self, settling: Settling, *, why: str, billed: bool, ending: Ending) -> tuple[Errand, Settling] | None:
+        """The next route, and the hold that it goes under. None: there is none, or no room for it; the hold may have ended then.
+        `billed`: nobody can say whether the failed one was, so its hold stays, and another is needed."""
+        plan = self._next(settling)
+        if plan is None:
+            return None
+        held = settling.hold.plan
+        fits = plan.cost_max.usd <= held.cost_max.usd and plan.cost_max.tokens <= held.cost_max.tokens
+        if not billed and fits and plan.charges == held.charges:
+            settling.serve_by(replace(plan, cost_max=held.cost_max))
+            return self.errand(plan), settling
+        if billed:
+            settling.leave(why)
+        else:
+            settling.release(ending)
+            await settling.written()
+        another = await self._hold_again(settling.hold.decision, plan)
+        if another is None:
+            return None
+        try:
+            return self.errand(plan), another
+        except BaseException:
+            another.release(Ending.NOT_SENT)  # a bug must not leak it
+            raise
+
+    def _next(self, settling: Settling) -> Plan | None:
+        hold = settling.hold
+        if len(self._rulebook.catalog.routes.get(hold.plan.model, ())) <= len(self._tried):
+            return None
+        return self._rulebook.onward(hold.decision, hold.plan, self._tried, self._reach())
