@@ -3,7 +3,7 @@
 import hashlib
 import ipaddress
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from decimal import Decimal, InvalidOperation
 from enum import StrEnum
@@ -807,14 +807,26 @@ def _models(reader: Reader, catalog: Catalog) -> dict[str, Model]:
             )
         if entry.free and reader.has(*place, "price"):
             reader.refuse((*place, "free"), "either a price or `free: true`, not both")
-        if entry.routes and entry.provider is not None:
-            reader.refuse((*place, "provider"), "either a provider or `routes`, not both")
+        _check_routes(reader, place, entry, providers)
         _check_tiers(reader, place, entry.price)
         model = _model(reader, place, name, entry, bundled)
         if not model.priced and reader.sound(*place):
             reader.warn(place, "no price and not `free: true`, so its calls are refused")
         models[name] = model
     return models
+
+
+def _check_routes(reader: Reader, place: Place, entry: ModelFile, providers: Sequence[str]) -> None:
+    if entry.routes and entry.provider is not None:
+        reader.refuse((*place, "provider"), "either a provider or `routes`, not both")
+    taken: set[str] = set()
+    for i, route in enumerate(entry.routes):
+        if route.provider not in providers:
+            expected = f"one of `providers`: {', '.join(providers)}{did_you_mean(route.provider, providers)}"
+            reader.refuse((*place, "routes", i), expected)
+        elif route.provider in taken:
+            reader.refuse((*place, "routes", i), "each provider once")
+        taken.add(route.provider)
 
 
 def _other_name(catalog: Catalog, name: str, entry: ModelFile) -> Model | None:
@@ -891,29 +903,18 @@ def _overlaid(
         own = hashlib.sha256(repr(reader.plain("models")).encode()).hexdigest()
         version = f"{version}+{own[:8]}"
     known = {**catalog.models, **models}
-    return Catalog(version, known, (*exact, *patterns), spoken, _routes(reader, known, file))
+    return Catalog(version, known, (*exact, *patterns), spoken, _routes(known, file))
 
 
-def _routes(reader: Reader, known: Mapping[str, Model], file: ConfigFile) -> dict[str, tuple[Route, ...]]:
-    routes: dict[str, tuple[Route, ...]] = {}
-    for name, entry in file.models.items():
-        taken: list[Route] = []
-        for i, route in enumerate(entry.routes):
-            place: Place = ("models", name, "routes", i)
-            if route.provider not in file.providers:
-                reader.refuse(
-                    place, f"one of `providers`: {', '.join(file.providers)}{did_you_mean(route.provider, file.providers)}"
-                )
-            elif route.provider in (each.provider for each in taken):
-                reader.refuse(place, "each provider once")
-            there = known.get(route.model or name)
-            if there is None and name in known:
-                there = replace(known[name], name=route.model or name)
-            if there is not None:
-                taken.append(Route(route.provider, there))
-        if taken:
-            routes[name] = tuple(taken)
-    return routes
+def _routes(known: Mapping[str, Model], file: ConfigFile) -> dict[str, tuple[Route, ...]]:
+    def there(name: str, route: RouteFile) -> Model:
+        return known.get(route.model or name) or replace(known[name], name=route.model or name)
+
+    return {
+        name: tuple(Route(route.provider, there(name, route)) for route in entry.routes)
+        for name, entry in file.models.items()
+        if entry.routes
+    }
 
 
 # -- keys -------------------------------------------------------------------------------------------------------------------------

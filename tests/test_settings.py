@@ -1,6 +1,7 @@
 """A config becomes Settings, or every mistake in it is named with its line; no secret is ever shown."""
 
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,7 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
 from gateway import bundled, policy_file, settings
-from gateway.core.catalog import Catalog, Model, Rates
+from gateway.core.catalog import Catalog, Model, Rates, Route
 from gateway.core.profiles import OnDisconnect, Profile
 from gateway.settings import RedisSettings, Settings, SqliteSettings, StaticKey
 from gateway.store_url import StoreUrl, Tls, Topology
@@ -276,6 +277,21 @@ models:
     )
 
 
+def test_routes_are_tried_in_order_each_with_the_prices_of_what_is_asked_for_there(load):
+    text = """  b: {base_url: http://127.0.0.1}
+models:
+  dear: {price: {input: 3, output: 9}, context: 9, max_output: 9, provider: b}
+  gpt-5: {routes: [b, {provider: openai, model: our-gpt-5}]}
+  fast: {routes: [{provider: openai, model: gpt-5}, {provider: b, model: dear}]}
+"""
+    catalog = load(CONFIG + text).catalog
+    gpt_5, dear = catalog.models["gpt-5"], catalog.models["dear"]
+    assert catalog.routes_of("gpt-5") == (Route("b", gpt_5), Route("openai", replace(gpt_5, name="our-gpt-5")))
+    assert catalog.routes_of("fast") == (Route("openai", gpt_5), Route("b", dear))
+    assert (catalog.provider_of("gpt-5"), catalog.provider_of("fast")) == ("b", "openai")
+    assert replace(catalog.models["fast"], name="gpt-5", provider="b") == gpt_5
+
+
 def test_an_override_keeps_what_it_does_not_name(load):
     catalog = load(CONFIG + "models: {gpt-5: {max_output: 50}}\n").catalog
     model = catalog.find("gpt-5")
@@ -386,6 +402,10 @@ MISTAKES = [
     ("models: {gpt-5: {price: {input: 1, output: 1, tiers: [{above_input_tokens: 9, input: 1, output: 1}, {above_input_tokens: 9, input: 1, output: 1}]}}}", "c.yaml:3: models.gpt-5.price.tiers[1].above_input_tokens: found 9, expected more than the tier before it"),
     ("models: {gpt-5: {capabilities: [visio]}}", 'c.yaml:3: models.gpt-5.capabilities[0]: found "visio", expected one of tools, vision, … (did you mean "vision"?)'),
     ("models: {gpt-5: {encoding: p50k_base}}", 'c.yaml:3: models.gpt-5.encoding: found "p50k_base", expected o200k_base or cl100k_base'),
+    ("models: {gpt-5: {routes: [openai, opnai]}}", 'c.yaml:3: models.gpt-5.routes[1]: found "opnai", expected one of `providers`: openai (did you mean "openai"?)'),
+    ("models: {gpt-5: {routes: [openai, {provider: openai, model: x}]}}", "c.yaml:3: models.gpt-5.routes[1]: found a mapping, expected each provider once"),
+    ("models: {gpt-5: {provider: openai, routes: [openai]}}", 'c.yaml:3: models.gpt-5.provider: found "openai", expected either a provider or `routes`, not both'),
+    ("models: {m: {max_output: 9, routes: [{provider: openai, model: m2}]}}", "c.yaml:3: models.m.context: found nothing, expected a number of tokens: the bundled catalog does not know this model"),
     ("models: {gpt-5: {context: 0}}", "c.yaml:3: models.gpt-5.context: found 0, expected a whole number from 1 to 100,000,000"),
     ("models: {'gpt-*': {context: 9}}", 'c.yaml:3: models["gpt-*"]: found "gpt-*", expected a model\'s name, without * and ?'),
     ("auth: keys\nkeys: [{name: a, sha256: pk-secret}]", "c.yaml:4: keys[0].sha256: found something else (not shown: it may be a secret), expected the SHA-256 of a key in lower-case hex…"),
