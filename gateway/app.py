@@ -197,6 +197,7 @@ class Gateway:
             {
                 **{("POST", dialect.path): partial(self.flow.serve, dialect) for dialect in DIALECTS},
                 ("GET", "/v1/models"): models.serve,
+                **{(route.method, route.path): partial(self.flow.pass_on, route) for route in self.config.unmetered_routes},
             },
             [*budget_api.routes(), *events_api.routes(), *reservations_api.routes(), *admin.routes(), *ops.routes()],
         )

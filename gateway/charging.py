@@ -64,6 +64,18 @@ class Charging:
         return unseen and ending in _BROKEN_OFF
 
 
+class FlatCharging(Charging):
+    """Of a call whose cost the config states, whatever its answer is."""
+
+    def exceeds(self, hold: Hold) -> bool:
+        del hold
+        return False
+
+    def of(self, hold: Hold, ending: Ending) -> tuple[Usage, Amounts]:
+        del ending
+        return Usage(UsageSource.COUNTED), hold.plan.cost_max
+
+
 def _output_held(hold: Hold) -> int:
     """Tokens, of all choices together."""
     return hold.plan.output_cap * hold.decision.call.choices

@@ -14,21 +14,23 @@ from typing import Final, TypeAlias
 from gateway.admitting import admit, barred, first_blocking, over_budget
 from gateway.core.decide import Reach, Rulebook, Unservable
 from gateway.core.record import record
-from gateway.core.scopes import Caller
+from gateway.core.scopes import Amounts, Caller
 from gateway.core.values import Call, Decision, Ending, Hold, Plan
 from gateway.identity import Identity, Principal
-from gateway.journey import Asked, Journey
+from gateway.journey import Asked, Journey, Passage
 from gateway.ledger.contract import Barred, Barrier, Ended, LedgerLost, LedgerUnavailable, Refusal, RunState, Stale
 from gateway.ledger.journal import JournalFull
 from gateway.observer import Observer, Story
 from gateway.relay import Places, Relay, Shared
 from gateway.settling import Settling, Unheld
+from gateway.wire import unmetered
 from gateway.wire.budget import undecided_headers
 from gateway.wire.dialect import Dialect
 from gateway.wire.exchange import ClientGone, Inbound, Outlet
 from gateway.wire.headers import directives
 from gateway.wire.problem import Alternative, Refused, problem
 from gateway.wire.request import Request
+from gateway.wire.unmetered import UnmeteredRoute
 
 _READ_INLINE_BYTES: Final = 262_144  # some 1 to 5 ms of reading, for usual messages
 _COUNT_INLINE_CHARS: Final = 16_384  # some 2 ms of tokenizing; a body of fewer bytes has hardly more text than that
@@ -58,22 +60,29 @@ class Flow:
 
     # -- the path -------------------------------------------------------------------------------------------------------------
 
-    async def serve(self, dialect: Dialect, inbound: Inbound, outlet: Outlet) -> None:
+    async def pass_on(self, route: UnmeteredRoute, inbound: Inbound, outlet: Outlet) -> None:
+        """One call of a route that nothing meters, at the config's flat cost."""
+        await self.serve(unmetered.dialect_of(route), inbound, outlet, route)
+
+    async def serve(self, dialect: Dialect, inbound: Inbound, outlet: Outlet, route: UnmeteredRoute | None = None) -> None:
         """One call. Every refusal is answered here; whatever else is raised is a bug, and the server's to answer."""
         story = self._observer.story(inbound.request_id)
         status = 0  # nobody was there to be answered
         try:
-            status = await self._serve(dialect, inbound, outlet, story)
+            status = await self._serve(dialect, inbound, outlet, story, route)
         except Exception:
             status = 500
             raise
         finally:
             story.answered(status)
 
-    async def _serve(self, dialect: Dialect, inbound: Inbound, outlet: Outlet, story: Story) -> int:
+    async def _serve(self, dialect: Dialect, inbound: Inbound, outlet: Outlet, story: Story, route: UnmeteredRoute | None) -> int:
         """What the client was answered; 0 if it left before."""
         try:
-            relay = await self._admit(dialect, inbound, outlet, story)
+            if route is None:
+                relay = await self._admit(dialect, inbound, outlet, story)
+            else:
+                relay = await self._admit_unmetered(route, dialect, inbound, outlet, story)
         except Refused as refusal:
             return await _refuse(refusal, dialect, outlet, story)
         self._live.add(relay)
@@ -114,6 +123,34 @@ class Flow:
             raise
         return relay
 
+    async def _admit_unmetered(
+        self, route: UnmeteredRoute, dialect: Dialect, inbound: Inbound, outlet: Outlet, story: Story
+    ) -> Relay:
+        """The same for a route that nothing meters."""
+        rulebook, provider = self.rulebook, self._shared.settings.providers[route.provider]
+        principal = self._identity.principal(inbound.headers, model_route=True)
+        request = unmetered.read(route, inbound.body, inbound.headers)
+        story.asked(route.name, stream=False)
+        if provider.name not in self._identity.served(principal):
+            raise Refused(problem("model_not_served", f"{provider.name}, which serves this route, has no credential here."))
+        at_ms = self._shared.clock_ms()
+        caller = self._kin.placed(self._identity.caller(principal, inbound, request.text_field, rulebook.policy, at_ms))
+        story.called_by(caller)
+        call, cost = request.call(caller, directives(inbound.headers)), Amounts(route.cost, 0)
+
+        def decide(call: Call, at_ms: int) -> Decision | Unservable:
+            return rulebook.at_flat_cost(call, provider.name, cost, at_ms, self._new_id())
+
+        settling = await self._reserve(rulebook, call, principal, at_ms, outlet, story, decide)
+        try:
+            passage = Passage(self._shared, self._identity, rulebook, Asked(dialect, request, inbound, principal))
+            relay = Relay(self._shared, passage.errand(settling.hold.plan), settling, passage)
+            story.sent()
+        except BaseException:
+            settling.release(Ending.NOT_SENT)
+            raise
+        return relay
+
     async def _count_beforehand(self, rulebook: Rulebook, call: Call) -> None:
         """Large new text is counted in a thread, so that it stalls nobody else's call; the decision then finds it counted."""
         counter = rulebook.counter
@@ -123,19 +160,26 @@ class Flow:
                 await asyncio.to_thread(counter.finish, tally)
 
     async def _reserve(
-        self, rulebook: Rulebook, call: Call, principal: Principal, at_ms: int, outlet: Outlet, story: Story
+        self,
+        rulebook: Rulebook,
+        call: Call,
+        principal: Principal,
+        at_ms: int,
+        outlet: Outlet,
+        story: Story,
+        decide: Callable[[Call, int], Decision | Unservable] | None = None,
     ) -> Settling:
         """Decides, and holds the first plan that fits. Where the run is paused, and its budget says so, a raise is waited for."""
         reach = self._reach(principal)
 
-        def decide(call: Call, at_ms: int) -> Decision | Unservable:
+        def by_the_book(call: Call, at_ms: int) -> Decision | Unservable:
             return rulebook.decide(call, reach, at_ms, self._new_id())
 
         async def ask(decision: Decision) -> Settling | Refusal | Barred | Stale:
             return await self._ask(decision, story)
 
         async def attempt(at_ms: int) -> _Answer:
-            answer: _Answer = await admit(call, at_ms, decide, ask)
+            answer: _Answer = await admit(call, at_ms, decide or by_the_book, ask)
             return answer
 
         answer = await attempt(at_ms)

@@ -3,13 +3,16 @@
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
 
-from gateway.core.catalog import Route
+from gateway.charging import FlatCharging
+from gateway.core.catalog import Model, Route
 from gateway.core.decide import Reach, Rulebook
 from gateway.core.meter import Meter
+from gateway.core.profiles import OnDisconnect
 from gateway.core.record import record
 from gateway.core.values import Decision, Ending, Plan
 from gateway.identity import Identity, Principal
 from gateway.relay import Errand, Shared
+from gateway.settings import Provider
 from gateway.settling import Settling
 from gateway.upstream import UpstreamRequest
 from gateway.wire.dialect import Dialect
@@ -54,13 +57,9 @@ class Journey:
         self._tried.append(route)
         provider, model = self._shared.settings.providers[route.provider], route.model
         headers = forwardable(inbound.headers, request.content_type, self._rulebook.identity_headers)
-        credential = self._identity.credential_for(self._asked.principal, provider)
-        if credential is not None:
-            headers.append(credential)
-        url = provider.url(inbound.path)
         named = plan if model.name == plan.model else replace(plan, model=model.name)
         body = request.encode(named, provider.profile, model.parameters)
-        upstream_request = UpstreamRequest(f"{url}?{inbound.query}" if inbound.query else url, inbound.method, headers, body)
+        upstream_request = _to(provider, inbound, headers, self._identity.credential_for(self._asked.principal, provider), body)
         covers = provider.profile.usage_covers_all_choices or request.choices == 1
         meter = Meter(self._rulebook.counter, model.encoding, covers)
         return Errand(model, provider, self._asked.dialect, request, upstream_request, meter)
@@ -100,3 +99,45 @@ class Journey:
         if len(self._rulebook.catalog.routes.get(hold.plan.model, ())) <= len(self._tried):
             return None
         return self._rulebook.onward(hold.decision, hold.plan, self._tried, self._reach())
+
+
+class Passage:
+    """The only way of a call of a route that nothing meters."""
+
+    def __init__(self, shared: Shared, identity: Identity, rulebook: Rulebook, asked: Asked) -> None:
+        self._shared = shared
+        self._identity = identity
+        self._rulebook = rulebook
+        self._asked = asked
+
+    def errand(self, plan: Plan) -> Errand:
+        """What goes to the provider: the client's request as it came, and a credential."""
+        provider, request, inbound = self._shared.settings.providers[plan.provider], self._asked.request, self._asked.inbound
+        # Nothing that is still to come of its answer would say what it cost.
+        provider = replace(provider, profile=replace(provider.profile, on_disconnect=OnDisconnect.COUNT))
+        headers = forwardable(inbound.headers, request.content_type, self._rulebook.identity_headers)
+        if not request.content_type:
+            headers = [header for header in headers if header[0] != "content-type"]
+        credential = self._identity.credential_for(self._asked.principal, provider)
+        body = request.encode(plan, provider.profile)
+        upstream_request = _to(provider, inbound, headers, credential, body)
+        model = Model(plan.model, provider.name, tiers=(), context=0, max_output=0, free=True)
+        meter = Meter(self._rulebook.counter, None)
+        return Errand(model, provider, self._asked.dialect, request, upstream_request, meter, FlatCharging)
+
+    def goes_on(self, settling: Settling) -> bool:
+        del settling
+        return False
+
+    async def onward(self, settling: Settling, *, why: str, billed: bool, ending: Ending) -> tuple[Errand, Settling] | None:
+        del settling, why, billed, ending
+        return None
+
+
+def _to(
+    provider: Provider, inbound: Inbound, headers: list[tuple[str, str]], credential: tuple[str, str] | None, body: bytes
+) -> UpstreamRequest:
+    if credential is not None:
+        headers.append(credential)
+    url = provider.url(inbound.path)
+    return UpstreamRequest(f"{url}?{inbound.query}" if inbound.query else url, inbound.method, headers, body)

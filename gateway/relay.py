@@ -78,6 +78,7 @@ class Errand:
     asked: Request
     request: UpstreamRequest
     meter: Meter
+    charging: type[Charging] = Charging
 
 
 class Onward(Protocol):
@@ -108,7 +109,7 @@ class Relay:
         self._errand = errand
         self._meter = errand.meter
         self._settling = settling
-        self._charging = Charging(errand.model, errand.provider.profile.on_disconnect, errand.meter)
+        self._charging = errand.charging(errand.model, errand.provider.profile.on_disconnect, errand.meter)
 
     @property
     def hold(self) -> Hold:
@@ -336,7 +337,10 @@ class Relay:
             await outlet.write(rest)
         if cut is not None:
             # Never a clean end: a client would take half an answer for a whole one.
-            await outlet.write(stream.error_ending(problem("provider_cut", f"{self._name} broke off: {cut}")))
+            said = problem("provider_cut", f"{self._name} broke off: {cut}")
+            told = await _end_badly(outlet, stream, stream.error_ending(said))
+            if not told:
+                return
         await outlet.finish()
         if stream.done:
             await _read_out(chunks)
@@ -356,8 +360,8 @@ class Relay:
     async def _cut_off(self, outlet: Outlet, stream: Stream) -> None:
         """The output passed what was held, and there is no room for more."""
         await self._settled(Ending.OUTPUT_EXCEEDED)
-        await outlet.write(stream.length_ending(self._no_more()))
-        await outlet.finish()
+        if await _end_badly(outlet, stream, stream.length_ending(self._no_more())):
+            await outlet.finish()
 
     def _no_more(self) -> Problem:
         plan, wider = self.hold.plan, self._wider()
@@ -423,8 +427,8 @@ class Relay:
                     await self._tell(outlet, said)
                     return
                 assert self._stream is not None
-                await outlet.write(self._stream.error_ending(said))
-                await outlet.finish()
+                if await _end_badly(outlet, self._stream, self._stream.error_ending(said)):
+                    await outlet.finish()
         except (TimeoutError, ClientGone):
             outlet.abort()
 
@@ -483,6 +487,16 @@ class Relay:
 def _is_providers(opened: Answer | NotSent | Unknown) -> bool:
     """A failure that another provider may not have."""
     return isinstance(opened, NotSent | Unknown) or worth_another_provider(opened.status)
+
+
+async def _end_badly(outlet: Outlet, stream: Stream, ending: bytes) -> bool:
+    """Whether the client can tell from the ending that this is not the whole. Where the answer's format has none, as sound, it is
+    cut."""
+    if ending or stream.error_seen:
+        await outlet.write(ending)
+        return True
+    outlet.abort()
+    return False
 
 
 async def _read_out(chunks: AsyncIterator[bytes]) -> None:

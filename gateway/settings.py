@@ -16,9 +16,11 @@ from pydantic import BeforeValidator, Field
 
 from gateway import store_url
 from gateway.core.catalog import Catalog, Model, Rates, Route
-from gateway.core.money import MICROCENTS_PER_USD
+from gateway.core.money import MICROCENTS_PER_USD, parse_usd
 from gateway.core.profiles import OnDisconnect, Profile
 from gateway.store_url import StoreUrl, Tls
+from gateway.wire.dialects import METERED_ROUTES
+from gateway.wire.unmetered import UnmeteredRoute
 from gateway.yaml_fields import (
     BoundDimension,
     EnvironmentName,
@@ -156,6 +158,7 @@ class Settings:
     max_response: int = 32 << 20
     drain: Drain = Drain()
     shutdown_grace_ms: int = 30_000
+    unmetered_routes: tuple[UnmeteredRoute, ...] = ()
     warnings: tuple[str, ...] = field(default=(), compare=False)  # allowed, but seldom meant: one line each
 
 
@@ -164,6 +167,7 @@ class Settings:
 Listen: TypeAlias = tuple[str, int]
 _HOST_AND_PORT = re.compile(r"(\[[0-9A-Fa-f:.]{2,45}\]|[A-Za-z0-9._-]{1,253}):([0-9]{1,5})", re.ASCII)
 _HOST = re.compile(r"[A-Za-z0-9._-]{1,253}", re.ASCII)
+_ROUTE_PATTERN: Final = r"(?:GET|POST|PUT|PATCH|DELETE) /v1/[a-z0-9_-]{1,64}(?:/(?:[a-z0-9_-]{1,64}|\{[a-z_]{1,32}\})){0,8}"
 _NOT_SHOWN: Final = "a URL with a user or password (not shown)"
 
 
@@ -234,6 +238,24 @@ def _parse_price(value: object) -> int:
     return int(microcents)
 
 
+def _parse_route(value: object) -> tuple[str, str]:
+    text = text_of(value)
+    if re.fullmatch(_ROUTE_PATTERN, text, re.ASCII) is None:
+        raise Unexpected
+    method, _, path = text.partition(" ")
+    return method, path
+
+
+def _parse_cost(value: object) -> int:
+    """USD → microcents, exactly."""
+    if isinstance(value, bool) or not isinstance(value, int | float | str):
+        raise Unexpected
+    try:
+        return parse_usd(value if isinstance(value, str) else f"{Decimal(str(value)):f}")
+    except (ValueError, InvalidOperation) as error:
+        raise Unexpected from error
+
+
 def _parse_capability(value: object) -> str:
     if value not in CAPABILITIES:
         raise Unexpected(f"one of {', '.join(CAPABILITIES)}{did_you_mean(value, CAPABILITIES) if isinstance(value, str) else ''}")
@@ -262,6 +284,16 @@ _PRICE: Final = Reads(
     _parse_price,
     "a price in US dollars per million tokens, such as 0.25",
     {"anyOf": [{"type": "number", "exclusiveMinimum": 0}, {"type": "string"}], "examples": [0.25]},
+)
+_ROUTE: Final = Reads(
+    _parse_route,
+    "a method and a path such as GET /v1/files/{id}: lower-case words and parameters, the first one a word",
+    {"type": "string", "pattern": _ROUTE_PATTERN, "examples": ["POST /v1/files", "GET /v1/files/{id}"]},
+)
+_COST: Final = Reads(
+    _parse_cost,
+    "an amount in US dollars such as 0.01",
+    {"anyOf": [{"type": "number", "minimum": 0}, {"type": "string"}], "examples": [0.01]},
 )
 FilePath = Annotated[str, _PATH]
 Price = Annotated[int, _PRICE]
@@ -478,6 +510,18 @@ class DrainFile(Section):
     number: Annotated[int, whole(1, 10_000)] = preset(64, description="How many at once.")
 
 
+class UnmeteredRouteFile(Section):
+    route: Annotated[tuple[str, str], _ROUTE] = Field(
+        description="A method and a path below `/v1`, such as `GET /v1/files/{id}`. A parameter is one segment; the path's first word is none."
+    )
+    provider: ProviderName = Field(description="One of `providers`: where its calls go.")
+    cost: Annotated[int, _COST] = preset(
+        0,
+        description="US dollars that each call is charged, whatever it really costs. Not a bound: nothing here meters the route.",
+    )
+    stand_in: ClassVar = {"route": "GET /v1/-", "provider": "-"}
+
+
 class ShutdownFile(Section):
     grace: Annotated[int, duration("0s", "1h")] = preset(
         "30s", description="How long live streams may finish; what is left then is ended and settled."
@@ -512,6 +556,11 @@ class ConfigFile(Section):
     providers: dict[ProviderName, ProviderFile] = Field(description="The providers, by name. At least one.")
     models: dict[ModelName, ModelFile] = preset(
         {}, description="Adds to or overrides the bundled catalog; what an entry does not say stays as bundled."
+    )
+    unmetered_routes: list[UnmeteredRouteFile] = preset(
+        [],
+        description="Routes that nothing meters and that pass all the same (files, batches, fine-tuning …). Any other is 404. What they "
+        "cost is not bounded by any budget: it is charged at the flat `cost` of each call.",
     )
     keys: list[KeyFile] = preset([], description="The keys of `auth: keys`.")
     allowed_hosts: list[Annotated[str, Reads(_parse_host, "a host name without a port", {"type": "string"})]] = preset(
@@ -580,6 +629,7 @@ def read(path: Path, environ: Mapping[str, str], catalog: Catalog, profiles: Map
     models = _models(reader, catalog)
     ledger = _ledger(reader, file.ledger, folder, environ)
     keys = _keys(reader, file)
+    unmetered_routes = _unmetered_routes(reader, providers)
     if admin_token is not None and len(admin_token) < MIN_TOKEN_LENGTH:
         reader.warn(("admin_token_env",), f"the admin token is shorter than {MIN_TOKEN_LENGTH} characters")
     policy_path = folder / file.policy
@@ -607,6 +657,7 @@ def read(path: Path, environ: Mapping[str, str], catalog: Catalog, profiles: Map
         max_response=file.limits.max_response,
         drain=Drain(file.drain.time, file.drain.bytes, file.drain.number),
         shutdown_grace_ms=file.shutdown.grace,
+        unmetered_routes=unmetered_routes,
         warnings=tuple(reader.warnings),
     )
     return Reading(settings, None, policy_path)
@@ -915,6 +966,39 @@ def _routes(known: Mapping[str, Model], file: ConfigFile) -> dict[str, tuple[Rou
         for name, entry in file.models.items()
         if entry.routes
     }
+
+
+# -- routes that nothing meters ---------------------------------------------------------------------------------------------------
+
+
+def _unmetered_routes(reader: Reader, providers: Mapping[str, Provider]) -> tuple[UnmeteredRoute, ...]:
+    routes: list[UnmeteredRoute] = []
+    seen = {_shape(method, path) for method, path in METERED_ROUTES}
+    metered = frozenset(seen)
+    for i in reader.indexes("unmetered_routes"):
+        place: Place = ("unmetered_routes", i)
+        if reader.refused(*place):
+            continue
+        entry = reader.part(UnmeteredRouteFile, *place)
+        method, path = entry.route
+        shape = _shape(method, path)
+        if shape in seen:
+            reader.refuse(
+                (*place, "route"),
+                "a route that nothing meters: this one is metered" if shape in metered else "each route once",
+                f"{method} {path}",
+            )
+        seen.add(shape)
+        if entry.provider not in providers:
+            known = ", ".join(providers)
+            reader.refuse((*place, "provider"), f"one of `providers`: {known}{did_you_mean(entry.provider, providers)}")
+        routes.append(UnmeteredRoute(method, path, entry.provider, entry.cost))
+    return tuple(routes)
+
+
+def _shape(method: str, path: str) -> tuple[str, tuple[str, ...]]:
+    """What makes two routes the same: a parameter's name does not."""
+    return method, tuple("{}" if word.startswith("{") else word for word in path.split("/"))
 
 
 # -- keys -------------------------------------------------------------------------------------------------------------------------

@@ -15,6 +15,7 @@ from gateway.core.catalog import Catalog, Model, Rates, Route
 from gateway.core.profiles import OnDisconnect, Profile
 from gateway.settings import RedisSettings, Settings, SqliteSettings, StaticKey
 from gateway.store_url import StoreUrl, Tls, Topology
+from gateway.wire.unmetered import UnmeteredRoute
 from gateway.yaml_source import Mistakes
 
 PROFILES = {name: Profile(name, "max_tokens", stream_options=True) for name in ("generic", "openai", "anthropic", "llama.cpp")}
@@ -57,6 +58,19 @@ def json_schema():
 
 
 # -- what is read -----------------------------------------------------------------------------------------------------------------
+
+
+def test_routes_that_nothing_meters_are_let_through_one_by_one(load):
+    routes = "[{route: POST /v1/files, provider: openai}, {route: 'GET /v1/files/{id}/content', provider: openai, cost: $0.01}]"
+    assert load(f"{CONFIG}unmetered_routes: {routes}").unmetered_routes == (
+        UnmeteredRoute("POST", "/v1/files", "openai", 0),
+        UnmeteredRoute("GET", "/v1/files/{id}/content", "openai", 1_000_000),
+    )
+    assert (
+        load(f"{CONFIG}unmetered_routes: [{{route: POST /v1/b, provider: openai, cost: 0.5}}]").unmetered_routes[0].cost
+        == 50_000_000
+    )
+    assert load(CONFIG).unmetered_routes == ()
 
 
 def test_a_provider_is_enough_and_the_rest_is_right_by_default(load):
@@ -356,6 +370,16 @@ MISTAKES = [
     ("ledger: {url: 'redis://h', synchronous: FULL}", "c.yaml:3: ledger.synchronous: found a key that is SQLite's, expected a sqlite:/// URL…"),
     ("ledger: {url: 'redis://:x@h', password_env: P}", "c.yaml:3: ledger.password_env: found another one, expected one password: the URL has one"),
     ("ledger: {url: 'redis://h', sentinel_password_env: P}", "c.yaml:3: ledger.sentinel_password_env: found a key that is the sentinels', expected a redis+sentinel:// URL beside it"),
+    ("unmetered_routes: [{route: POST /v1/files, provider: openia}]", 'c.yaml:3: unmetered_routes[0].provider: found "openia", expected one of `providers`: openai (did you mean "openai"?)'),
+    ("unmetered_routes: [{route: POST /v1/chat/completions, provider: openai}]", "c.yaml:3: unmetered_routes[0].route: found POST /v1/chat/completions, expected a route that nothing meters: this one is metered"),
+    ("unmetered_routes: [{route: GET /v1/models, provider: openai}]", "c.yaml:3: unmetered_routes[0].route: found GET /v1/models, expected a route that nothing meters: this one is metered"),
+    ("unmetered_routes: [{route: 'GET /v1/f/{a}', provider: openai}, {route: 'GET /v1/f/{b}', provider: openai}]", "c.yaml:3: unmetered_routes[1].route: found GET /v1/f/{b}, expected each route once"),
+    ("unmetered_routes: [{route: POST /v1/files}]", "c.yaml:3: unmetered_routes[0].provider: found nothing, expected a provider's name…"),
+    ("unmetered_routes: [{route: POST /v1/files, provider: openai, cost: -1}]", "c.yaml:3: unmetered_routes[0].cost: found -1, expected an amount in US dollars such as 0.01"),
+    ("unmetered_routes: [{route: POST /v1/files, provider: openai, cost: .nan}]", "c.yaml:3: unmetered_routes[0].cost: found .nan, expected an amount in US dollars such as 0.01"),
+    *((f"unmetered_routes: [{{route: '{route}', provider: openai}}]", f'c.yaml:3: unmetered_routes[0].route: found "{route}", expected a method and a path such as GET /v1/files/{{id}}…')
+      for route in ("/v1/files", "post /v1/files", "TRACE /v1/files", "POST /files", "POST /v1/files/", "POST /v1//files", "POST /v1/Files", "POST /v1/%66iles",
+                    "POST /v1/../files", "POST /v1/files?x=1", "POST  /v1/files", "POST /v1/{any}", "GET /v1/files/{id%}", "GET /v1/files/x{id}", "POST /v1")),
     ("reservation: {ledger_timeout: 1s}", "c.yaml:3: reservation.ledger_timeout: found an unknown key, expected `timeout` in the section of the ledger…"),
     ("sqlite: {synchronous: FULL}", "c.yaml:3: sqlite: found an unknown key, expected `synchronous` in the section of the ledger…"),
     ("auth: key", 'c.yaml:3: auth: found "key", expected one of passthrough, keys (did you mean "keys"?)'),

@@ -112,6 +112,14 @@ class Rulebook:
         plan = Plan(call.model, NO_VALUE, 0, 0, cost, standing.whole)
         return Decision(decision_id, call, (plan,), at_ms, self.catalog.version, terms=self._terms, repeatable=True)
 
+    def at_flat_cost(self, call: Call, provider: str, cost: Amounts, at_ms: int, decision_id: str) -> Decision | Unservable:
+        """For a route that nothing meters: one plan, at what the config says that a call of it costs."""
+        standing = self._standing(call, at_ms)
+        if isinstance(standing, Unservable):
+            return standing
+        plan = Plan(call.model, provider, 0, 0, cost, standing.charges(call.model, provider, has_cheaper=False))
+        return Decision(decision_id, call, (plan,), at_ms, self.catalog.version, terms=self._terms)
+
     def alternatives(
         self, decision: Decision, reach: Reach, fits: Callable[[Plan], bool] | None = None, at_most: int = 5
     ) -> Sequence[tuple[Model, Plan]]:

@@ -6,3 +6,9 @@ from gateway.wire import chat
 from gateway.wire.dialect import Dialect
 
 DIALECTS: Final[tuple[Dialect, ...]] = (chat.DIALECT,)
+
+# Every route of the model surface that the gateway itself serves: no config may name one as unmetered.
+METERED_ROUTES: Final[tuple[tuple[str, str], ...]] = (
+    *(("POST", dialect.path) for dialect in DIALECTS),
+    ("GET", "/v1/models"),
+)
