@@ -11,7 +11,7 @@ from gateway.core.profiles import OnDisconnect
 from gateway.core.record import record
 from gateway.core.values import Decision, Ending, Plan
 from gateway.identity import Identity, Principal
-from gateway.relay import Errand, Shared
+from gateway.relay import Errand, LeftBehind, Shared
 from gateway.settings import Provider
 from gateway.settling import Settling
 from gateway.upstream import UpstreamRequest
@@ -69,27 +69,29 @@ class Journey:
         plan = self._next(settling)
         return plan is not None and plan.provider not in self._shared.breakers.resting()
 
-    async def onward(self, settling: Settling, *, why: str, billed: bool, ending: Ending) -> tuple[Errand, Settling] | None:
-        """The next route, and the hold that it goes under. None: there is none, or no room for it; the hold may have ended then.
-        `billed`: nobody can say whether the failed one was, so its hold stays, and another is needed."""
+    async def onward(self, settling: Settling, left: LeftBehind, take: Callable[[Errand, Settling], None]) -> bool:
+        """Has the next route taken, and the hold that it goes under. False: there is none, or no room for it; the hold may have ended
+        then. Where the failed one may have been billed its hold stays, and another is needed."""
         plan = self._next(settling)
         if plan is None:
-            return None
+            return False
         held = settling.hold.plan
         fits = plan.cost_max.usd <= held.cost_max.usd and plan.cost_max.tokens <= held.cost_max.tokens
-        if not billed and fits and plan.charges == held.charges:
+        if not left.billed and fits and plan.charges == held.charges:
             settling.serve_by(replace(plan, cost_max=held.cost_max))
-            return self.errand(plan), settling
-        if billed:
-            settling.leave(why)
+            take(self.errand(plan), settling)
+            return True
+        if left.billed:
+            settling.leave(left.why)
         else:
-            settling.release(ending)
+            settling.release(left.ending)
             await settling.written()
         another = await self._hold_again(settling.hold.decision, plan)
         if another is None:
-            return None
+            return False
         try:
-            return self.errand(plan), another
+            take(self.errand(plan), another)
+            return True
         except BaseException:
             another.release(Ending.NOT_SENT)  # a bug must not leak it
             raise

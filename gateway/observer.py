@@ -104,7 +104,7 @@ class Story:
 
     def held(self, hold: Hold) -> None:
         self._open += 1
-        self._hold = hold
+        self._hold, self._receipt, self._ending = hold, None, None  # a call that goes on elsewhere may have had one before
         self._observer.metrics.decided(hold.outcome)
 
     def moved(self, hold: Hold) -> None:
@@ -133,7 +133,8 @@ class Story:
         self._close()
 
     def settled(self, receipt: Receipt, seconds: float) -> None:
-        self._receipt = receipt
+        if self._hold is None or self._hold.id == receipt.hold.id:
+            self._receipt = receipt
         metrics = self._observer.metrics
         released = receipt.ending in (Ending.NOT_SENT, Ending.PROVIDER_REFUSED)
         metrics.ledger("release" if released else "commit", seconds)

@@ -81,12 +81,21 @@ class Errand:
     charging: type[Charging] = Charging
 
 
+@record
+class LeftBehind:
+    """How a route failed. `billed`: nobody can say whether it was; then `why`, else `ending`, is the end of its hold."""
+
+    billed: bool
+    ending: Ending
+    why: str = ""
+
+
 class Onward(Protocol):
     """Where else a held call can go: `journey.Journey`."""
 
     def goes_on(self, settling: Settling) -> bool: ...
 
-    async def onward(self, settling: Settling, *, why: str, billed: bool, ending: Ending) -> tuple[Errand, Settling] | None: ...
+    async def onward(self, settling: Settling, left: "LeftBehind", take: "Callable[[Errand, Settling], None]") -> bool: ...
 
 
 class Relay:
@@ -106,9 +115,9 @@ class Relay:
         self.status = 0  # what the client was answered
 
     def _take(self, errand: Errand, settling: Settling) -> None:
+        self._settling = settling
         self._errand = errand
         self._meter = errand.meter
-        self._settling = settling
         self._charging = errand.charging(errand.model, errand.provider.profile.on_disconnect, errand.meter)
 
     @property
@@ -229,30 +238,30 @@ class Relay:
 
     async def _go_on(self, failed: Answer | NotSent | Unknown, outlet: Outlet) -> bool:
         """Takes the next route, under the same hold or one of its own. False: there is none."""
-        if isinstance(failed, NotSent):
-            why, billed, ending = "", False, Ending.NOT_SENT
-        elif isinstance(failed, Unknown):
-            why, billed, ending = f"no answer from {self._name}: {failed}", True, Ending.UNKNOWN
-        else:
-            why, ending = (
-                f"{self._name} answered {failed.status}, which something in between may have said",
-                Ending.PROVIDER_REFUSED,
-            )
-            billed = not released_by(failed.status)
         if self._reading_on is not None:
             return False  # nobody to go on for
         self._changing = True
         try:
-            taken = await self._journey.onward(self._settling, why=why, billed=billed, ending=ending)
-            if taken is None:
+            if not await self._journey.onward(self._settling, self._left_behind(failed), self._take):
                 return False
-            self._set_aside(failed)
-            self._answer = None
-            self._take(*taken)
         finally:
             self._changing = False
+        self._set_aside(failed)
+        self._answer = None
         outlet.on_gone(self._client_left)  # it may have left meanwhile
         return True
+
+    def _left_behind(self, failed: Answer | NotSent | Unknown) -> LeftBehind:
+        if isinstance(failed, NotSent):
+            return LeftBehind(False, Ending.NOT_SENT)
+        if isinstance(failed, Unknown):
+            return LeftBehind(True, Ending.UNKNOWN, f"no answer from {self._name}: {failed}")
+        if released_by(failed.status):
+            return LeftBehind(False, Ending.PROVIDER_REFUSED)
+        return LeftBehind(True, Ending.UNKNOWN, self._said_in_between(failed))
+
+    def _said_in_between(self, answer: Answer) -> str:
+        return f"{self._name} answered {answer.status}, which something in between may have said"
 
     async def _given_up(self, opened: Answer | NotSent | Unknown) -> Answer | Problem:
         """What the client is told of it, the hold ended where the failure says how."""
@@ -281,7 +290,7 @@ class Relay:
         if released:
             await self._settled(Ending.PROVIDER_REFUSED)
         elif not self._settling.ended:
-            self._settling.leave(f"{self._name} answered {answer.status}, which something in between may have said")
+            self._settling.leave(self._said_in_between(answer))
         await self._answer_with(outlet, answer.status, self._headers(answer), body)
 
     async def _relay_json(self, answer: Answer, outlet: Outlet) -> None:
