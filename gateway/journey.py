@@ -131,9 +131,9 @@ class Passage:
         del settling
         return False
 
-    async def onward(self, settling: Settling, *, why: str, billed: bool, ending: Ending) -> tuple[Errand, Settling] | None:
-        del settling, why, billed, ending
-        return None
+    async def onward(self, settling: Settling, left: LeftBehind, take: Callable[[Errand, Settling], None]) -> bool:
+        del settling, left, take
+        return False
 
 
 def _to(
