@@ -7,16 +7,18 @@ REFUSED    the provider said no before any output   released
 RELAYING   output is seen                           charged by usage; without one, by what was counted or held
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum, auto
 from typing import Final
 
 from gateway.core import estimate
 from gateway.core.catalog import Model
+from gateway.core.measures import TOKENS, WORK, measure_of
 from gateway.core.meter import Meter
+from gateway.core.money import Microcents
 from gateway.core.profiles import OnDisconnect
 from gateway.core.scopes import Amounts
-from gateway.core.values import Ending, Hold, Usage, UsageSource
+from gateway.core.values import Call, Ending, Hold, Output, Pieces, Usage, UsageSource
 
 _BROKEN_OFF: Final = frozenset({Ending.CLIENT_LEFT, Ending.RUN_STOPPED, Ending.SCOPE_FROZEN, Ending.GATEWAY_STOPPED})
 
@@ -48,18 +50,47 @@ class Charging:
     def of(self, hold: Hold, ending: Ending) -> tuple[Usage, Amounts]:
         assert not self.nothing_billed
         plan, output_held = hold.plan, _output_held(hold)
-        held = Usage(UsageSource.HELD, input_tokens=plan.input_tokens, output_tokens=output_held)
+        call = hold.decision.call
+        bound = tuple([each for each in call.pieces if self._billed(each[0])]) if call.pieces else ()
+        held = Usage(UsageSource.HELD, input_tokens=plan.input_tokens, output_tokens=output_held, others=bound)
         if self.phase is Phase.OPENED:
             return held, plan.cost_max
         usage = self.meter.usage(plan.input_tokens, output_held)
-        if not self.meter.reported and usage.output_tokens < output_held and self._may_have_been_more(ending):
+        if not self.meter.reported and usage.total_output_tokens < output_held and self._may_have_been_more(call, ending):
             return held, plan.cost_max
-        return usage, estimate.cost_of(self.model, usage, self.meter.service_tier or hold.decision.call.service_tier)
+        told: frozenset[str] = frozenset()
+        if self.meter.pieces or usage.others or bound:
+            usage, told = self._with_pieces(usage, bound)
+        cost = estimate.cost_of(self.model, usage, self.meter.service_tier or call.service_tier)
+        if call.flat:
+            cost = replace(cost, usd=Microcents(cost.usd + estimate.flat_charge(call, self.model, told)))
+        return usage, cost
 
-    def _may_have_been_more(self, ending: Ending) -> bool:
+    def unpriced(self, usage: Usage) -> tuple[str, ...]:
+        """What the provider bills at a price that is not known here, so that somebody looks: see `Meter.unknown`."""
+        found = estimate.unpriced_usage(self.model, usage, self.meter.service_tier)
+        return (*found, *sorted(self.meter.unknown)) if self.meter.unknown else found
+
+    def _with_pieces(self, usage: Usage, bound: Pieces) -> tuple[Usage, frozenset[str]]:
+        """The usage with the pieces that the answer told of and, of measures that it told nothing of, what the request may have used at
+        most; and the measures that were told."""
+        tokens = [(measure, number) for measure, number in usage.others if measure in TOKENS]
+        seen = {piece: number for piece, number in usage.others if piece not in TOKENS} | self.meter.pieces
+        told = frozenset(map(measure_of, seen))
+        pieces = [(piece, number) for piece, number in seen.items() if number]
+        untold = [(piece, number) for piece, number in bound if measure_of(piece) not in told]
+        return replace(usage, others=tuple(sorted((*tokens, *pieces, *untold)))), told
+
+    def _billed(self, piece: str) -> bool:
+        """Work without a fee is paid for by its tokens."""
+        return self.model.fee(piece) is not None or measure_of(piece) not in WORK
+
+    def _may_have_been_more(self, call: Call, ending: Ending) -> bool:
         """Without the provider's word, what was relayed is the charge, unless there may be output that nobody saw."""
         if ending is Ending.UNKNOWN:  # a bug's
             return True
+        if call.output is Output.FIXED:  # no text, so none was counted
+            return estimate.output_billed(self.model)
         unseen = self.model.reasoning or self.on_disconnect is OnDisconnect.FULL_HOLD
         return unseen and ending in _BROKEN_OFF
 

@@ -99,6 +99,8 @@ class Events:
             line["cached_tokens"] = usage.cached_tokens
             line["cache_write_tokens"] = usage.cache_write_tokens
             line["output_tokens"] = usage.output_tokens
+            if usage.others:
+                line["others"] = dict(usage.others)
             line["usage"] = usage.source.value
         if caller.run_ignored is not None:
             line["run_ignored"] = caller.run_ignored

@@ -16,6 +16,7 @@ from typing import Final
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from prometheus_client.multiprocess import MultiProcessCollector, mark_process_dead
 
+from gateway.core.measures import TOKENS
 from gateway.core.money import MICROCENTS_PER_USD
 from gateway.core.values import Ending, Outcome, Receipt, UsageSource
 from gateway.ledger.contract import Alert, Expired
@@ -49,7 +50,11 @@ class Metrics:
         self._reloads = self._counter("policy_reloads", "Attempts to read a changed policy", ("result",))
         self._let_through = self._counter("let_through", "Calls that went out without a hold, while the ledger was away", ())
         self._journalled = self._counter("journalled", "Steps that went into the journal beside the ledger", ("step",))
+        self._unpriced = self._counter(
+            "unpriced_usage", "Calls that a provider billed something for whose price is not known", ("provider", "what")
+        )
         self._counters = (
+            self._unpriced,
             *(self._decisions, self._calls, self._spend, self._unconfirmed, self._tokens, self._expired),
             *(self._overruns, self._alerts, self._provider_errors, self._rests, self._reloads, self._let_through),
             self._journalled,
@@ -103,11 +108,12 @@ class Metrics:
             ("cached", usage.cached_tokens),
             ("cache_write", usage.cache_write_tokens),
             ("output", usage.output_tokens),
+            *((measure, number) for measure, number in usage.others if measure in TOKENS),
         ):
             if tokens:
                 self._tokens.add((model, token_class), tokens)
         if usage.source is UsageSource.PROVIDER:
-            read = usage.total_tokens - usage.output_tokens
+            read = usage.total_input_tokens
             if read > 0:
                 self._ratio.add((), plan.input_tokens / read)
 
@@ -136,6 +142,10 @@ class Metrics:
 
     def provider_rests(self, provider: str) -> None:
         self._rests.add((provider,), 1)
+
+    def unpriced_usage(self, provider: str, what: str) -> None:
+        """`what` is bounded by the caller."""
+        self._unpriced.add((provider, what), 1)
 
     def let_through(self) -> None:
         self._let_through.add((), 1)

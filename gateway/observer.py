@@ -1,15 +1,18 @@
 """What is told of each call, once it is over for the client and for the ledger: one log line, and the metrics."""
 
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Sequence
 from typing import Final
 
 from gateway.core.scopes import Caller
 from gateway.core.values import Decision, Ending, Hold, Outcome, Receipt
 from gateway.events import CallEvent, Events
 from gateway.ledger.contract import Alert
-from gateway.metrics import Metrics
+from gateway.metrics import OTHER, Metrics
 
 _TELL_AGAIN_S: Final = 60.0
+_UNPRICED_AT_MOST: Final = 100  # different things; what comes later is `other`
+_PLAIN: Final = re.compile(r"[a-z0-9_.]{1,64}", re.ASCII)
 _NOBODY = Caller("", "", "", "")
 
 
@@ -22,6 +25,7 @@ class Observer:
         self.clock_s = clock_s  # monotonic
         self._away = ("", -_TELL_AGAIN_S)  # why the ledger was away, and when that was told last
         self._away_told = False
+        self._unpriced: dict[tuple[str, str], float] = {}  # (provider, what) → when it was told last
 
     def story(self, request_id: str) -> "Story":
         return Story(self, request_id)
@@ -29,6 +33,21 @@ class Observer:
     def alert(self, alert: Alert) -> None:
         self.events.alert(alert)
         self.metrics.alert(alert)
+
+    def unpriced(self, provider: str, model: str, what: Sequence[str]) -> None:
+        """Counted each time, told once a minute for each."""
+        now_s = self.clock_s()
+        for each in what:
+            named = self._unpriced_label(provider, each)
+            self.metrics.unpriced_usage(provider, named)
+            if now_s - self._unpriced.get((provider, named), -_TELL_AGAIN_S) >= _TELL_AGAIN_S:
+                self._unpriced[provider, named] = now_s
+                self.events.log.warning("unpriced_usage", provider=provider, model=model, what=each)
+
+    def _unpriced_label(self, provider: str, what: str) -> str:
+        """A provider that makes up field names without end must not make up label values."""
+        known = (provider, what) in self._unpriced or (len(self._unpriced) < _UNPRICED_AT_MOST and _PLAIN.fullmatch(what))
+        return what if known else OTHER
 
     # -- what the ledger tells of itself --------------------------------------------------------------------------------------
 
@@ -125,6 +144,10 @@ class Story:
     def provider_failed(self, provider: str, kind: str) -> None:
         self._observer.metrics.provider_error(provider, kind)
 
+    def unpriced(self, provider: str, model: str, what: Sequence[str]) -> None:
+        """The provider billed, by its own report, what the table has no price for."""
+        self._observer.unpriced(provider, model, what)
+
     # -- its two ends ---------------------------------------------------------------------------------------------------------
 
     def answered(self, status: int) -> None:
@@ -160,7 +183,7 @@ class Story:
         if receipt.cost.usd <= held.usd and receipt.cost.tokens <= held.tokens:
             return
         usage = receipt.usage
-        beyond_input = usage.total_tokens - usage.output_tokens > plan.input_tokens
+        beyond_input = usage.total_input_tokens > plan.input_tokens
         cause = "input" if beyond_input else "output" if receipt.cost.tokens > held.tokens else "price"
         self._observer.metrics.overrun(cause)
         self._observer.events.overrun(receipt, cause)
@@ -187,7 +210,7 @@ class Story:
                 provider=hold.plan.provider if hold is not None else None,
                 status=self._status,
                 stream=self._stream,
-                usage=receipt.usage if receipt is not None and receipt.usage.total_tokens else None,
+                usage=receipt.usage if receipt is not None and (receipt.usage.total_tokens or receipt.usage.others) else None,
                 held=hold.plan.cost_max.usd if hold is not None and not self._let_through else None,
                 charged=receipt.cost.usd if receipt is not None else None,
                 ending=ending.value if ending is not None else None,

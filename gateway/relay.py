@@ -468,6 +468,8 @@ class Relay:
         except BaseException:
             settling.leave("what it cost could not be worked out")
             raise
+        if unpriced := charging.unpriced(usage):
+            self._story.unpriced(self._name, self._errand.model.name, unpriced)
         settling.commit(usage, cost, ending)
 
     # -- words ----------------------------------------------------------------------------------------------------------------

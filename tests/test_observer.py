@@ -218,3 +218,27 @@ def test_what_went_into_the_journal_is_counted_by_its_step_and_by_how_much_waits
     assert counts["penstock_journal_entries"] == 7
     [line] = told.lines("journal_kept_aside")
     assert (line["level"], line["what"]) == ("error", "rsv_1")
+
+
+def test_what_was_billed_without_a_price_is_counted_each_time_and_told_once_a_minute(told: Told) -> None:
+    story = admitted(told)
+    for _ in range(3):
+        story.unpriced("openai", "gpt-5-mini", ("audio_input", "service_tier"))
+    told.now_s += 60
+    story.unpriced("openai", "gpt-5-mini", ("audio_input",))
+    lines = told.lines("unpriced_usage")
+    assert [(line["provider"], line["model"], line["what"]) for line in lines] == [
+        ("openai", "gpt-5-mini", "audio_input"),
+        ("openai", "gpt-5-mini", "service_tier"),
+        ("openai", "gpt-5-mini", "audio_input"),
+    ]
+    assert told.counts["penstock_unpriced_usage_total{provider=openai,what=audio_input}"] == 4
+
+
+def test_names_that_a_provider_makes_up_do_not_become_labels_without_end(told: Told) -> None:
+    for number in range(150):
+        told.observer.unpriced("openai", "m", (f"usage.made_up_{number}_tokens",))
+    told.observer.unpriced("openai", "m", ("x" * 65, "No Name"))
+    labels = [name for name in told.counts if name.startswith("penstock_unpriced_usage_total")]
+    assert len(labels) == 101
+    assert told.counts["penstock_unpriced_usage_total{provider=openai,what=other}"] == 52

@@ -4,6 +4,9 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 
+from gateway.core.measures import CACHE_WRITE_LONG, INPUT_TOKENS, PRICED_AS, measure_of
+from gateway.core.money import Microcents
+
 
 @dataclass(frozen=True, slots=True)
 class Rates:
@@ -17,9 +20,7 @@ class Rates:
     above_input_tokens: int = 0  # the tier applies to calls with more input than this
     # Cache writes that live longer (Anthropic's 1 hour, OpenAI's 12): for calls that ask for that. None: as `cache_write`.
     cache_write_long: int | None = None
-    others: tuple[
-        tuple[str, int], ...
-    ] = ()  # of the token classes in `core.measures`, where they have a price of their own; sorted
+    others: tuple[tuple[str, int], ...] = ()  # of token classes of `core.measures` that have a price of their own; sorted
     dearest_input: int = field(init=False, compare=False)  # for a call that asks for no long-lived cache
     rounding: int = field(init=False, compare=False)  # what pricing three classes of input separately may add, in microcents
 
@@ -27,6 +28,25 @@ class Rates:
         classes = (self.input, self.cached_input, self.cache_write)
         object.__setattr__(self, "dearest_input", max(classes))
         object.__setattr__(self, "rounding", 2 if any(price % 1_000_000 for price in classes) else 0)
+
+    def of(self, measure: str) -> int:
+        """The price of one of the other classes of tokens: its own, else that of the class that stands for it."""
+        own = self.own(measure)
+        if own is not None:
+            return own
+        if measure == CACHE_WRITE_LONG:
+            return self.cache_write
+        if measure in PRICED_AS:
+            return self.of(PRICED_AS[measure])
+        return self.input if measure in INPUT_TOKENS else self.output
+
+    def own(self, measure: str) -> int | None:
+        if measure == CACHE_WRITE_LONG:
+            return self.cache_write_long
+        for name, price in self.others:
+            if name == measure:
+                return price
+        return None
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +62,9 @@ class Model:
     capabilities: frozenset[str] = frozenset()
     parameters: frozenset[str] | None = None  # request parameters it accepts; None: not known, so all
     service_tiers: tuple[tuple[str, tuple[Rates, ...]], ...] = ()  # ("priority", tiers), ("flex", tiers)
-    fees: tuple[tuple[str, int], ...] = ()  # of what is billed by the piece, in microcents per million pieces; sorted
+    # Of what is billed by the piece, in microcents per million pieces; sorted. 0: it is known to cost nothing more.
+    fees: tuple[tuple[str, int], ...] = ()
+    dialects: frozenset[str] | None = None  # what it can be asked in; None: not known, so all
     encoding: str | None = None  # "o200k_base", "cl100k_base"; None: no public tokenizer
     reasoning: bool = False
     free: bool = False
@@ -51,6 +73,13 @@ class Model:
     @property
     def priced(self) -> bool:
         return self.free or bool(self.tiers)
+
+    def fee(self, piece: str) -> int | None:
+        """Of one kind (`images/hd/1024x1024`), else of its measure (`images`). None: nobody told us."""
+        if not self.fees:
+            return None
+        fees = dict(self.fees)
+        return fees.get(piece, fees.get(measure_of(piece)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,6 +102,8 @@ class Catalog:
     spoken: Mapping[str, frozenset[str]] = field(default_factory=dict)
     # Models that the config gives several routes, in the order in which they are tried.
     routes: Mapping[str, tuple[Route, ...]] = field(default_factory=dict)
+    # What is reserved for each request with a field that nothing models (`Call.unpriced`), or for pieces without a fee: no bound.
+    flat: Mapping[str, Microcents] = field(default_factory=dict)
 
     def find(self, name: str) -> Model | None:
         return self.models.get(name)

@@ -3,21 +3,23 @@
 Nothing here knows a balance. The ladder goes to the ledger, which holds the first plan that fits: a downgrade is data.
 """
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Final
 
 from gateway.core import estimate
 from gateway.core.catalog import Catalog, Model, Route
 from gateway.core.ceilings import Ceilings, DimensionRequired, Standing
+from gateway.core.measures import measure_of
+from gateway.core.money import Microcents
 from gateway.core.policy import Policy
 from gateway.core.record import record
 from gateway.core.scopes import NO_VALUE, Amounts, Caller
 from gateway.core.tokens import TokenCounter
 from gateway.core.values import Call, Decision, Part, Passed, Plan
 
-# Input that some models bill above their text: the catalog withholds the capability where it is dearer than what it lists.
-PRICED_INPUT: Final = frozenset({"vision", "audio_input"})
+# What some models bill above their text: the catalog withholds the capability where the price of that is not known.
+PRICED_MEDIA: Final = frozenset({"vision", "audio_input", "audio_output"})
 SMALLEST_CLAMP: Final = 256  # output tokens
 CLAMPS: Final = (2, 4, 8)
 
@@ -84,14 +86,15 @@ class Rulebook:
         if isinstance(standing, Unservable):
             return standing
         hard = _is_hard(standing, call)
-        if hard and call.unpriced:
-            return _not_priced(call.unpriced[0])
+        call = _with_flat(call, self.catalog.flat)
+        if hard and (unknown := _without_reserve(call)) is not None:
+            return _not_priced(unknown)
         counts = _Counts(self.counter)
         asking = _Asking(call, reach, counts, hard)
         first = self._rung(asking, call.model)
         if isinstance(first, Unservable):
             return first
-        if hard and (withheld := (call.needs & PRICED_INPUT) - first.model.capabilities):
+        if hard and (withheld := (call.needs & PRICED_MEDIA) - first.model.capabilities):
             return _not_covered(call.model, min(withheld))
         rungs = [first]
         passed_over: Sequence[Passed] = ()
@@ -192,7 +195,21 @@ class Rulebook:
             return route
         model, provider = route.model, route.provider
         if hard and not estimate.service_tier_priced(model, call.service_tier):
-            return _not_priced("service_tier")
+            return Unservable(
+                "not_estimable",
+                f"what the service_tier {call.service_tier!r} costs at {name!r} is not known: leave it out, or price it in the config "
+                f"(models.{name}.price.service_tiers)",
+                "service_tier",
+            )
+        if not estimate.work_priced(call, model):
+            return Unservable(
+                "model_not_priced",
+                f"the price of the model {name!r} is not known for calls to this route: add it to `models` in the config "
+                f"(models.{name}.price)",
+                "model",
+            )
+        if hard and (piece := estimate.piece_without_price(call, model)) is not None:
+            return _not_priced(piece, f"at {name!r} ")
         input_tokens = estimate.input_tokens(call, model, counts)
         cap = estimate.output_cap(call, model, input_tokens, self.policy.output)
         if cap < 1:
@@ -321,9 +338,25 @@ def _is_hard(standing: Standing, call: Call) -> bool:
     return standing.hard or call.directives.run_limit is not None
 
 
-def _not_priced(field: str) -> Unservable:
+def _with_flat(call: Call, flat: Mapping[str, Microcents]) -> Call:
+    """The call with what the config reserves for what nothing models in it."""
+    if not flat or not (call.unpriced or call.pieces):
+        return call
+    names = dict.fromkeys((*call.unpriced, *(measure_of(piece) for piece, _ in call.pieces)))
+    return replace(call, flat=tuple((name, flat[name]) for name in names if name in flat))
+
+
+def _without_reserve(call: Call) -> str | None:
+    reserved = {name for name, _ in call.flat}
+    return next((name for name in call.unpriced if name not in reserved), None)
+
+
+def _not_priced(what: str, where: str = "") -> Unservable:
     return Unservable(
-        "not_estimable", f"the field {field!r} changes the price in a way that cannot be bounded: leave it out", field
+        "not_estimable",
+        f"what {what!r} costs {where}cannot be bounded here: leave it out, or have the config set an amount aside for each such "
+        f"request (reservation.flat: {{{what}: $0.25}})",
+        what,
     )
 
 
@@ -346,6 +379,8 @@ def _unfit(call: Call, rung: Rung, first: Rung, before: Rung) -> str | None:
     lacking = call.needs - model.capabilities
     if lacking:
         return f"lacks {', '.join(sorted(lacking))}"
+    if model.dialects is not None and call.dialect not in model.dialects:
+        return "cannot be asked on this route"
     if model.parameters is not None and (unknown := call.parameters - model.parameters):
         return f"does not take {', '.join(sorted(unknown))}"
     # A client that named a cap gets it; one that named none gets each model's default, as long as it is worth having.

@@ -1,24 +1,39 @@
 """What a call can cost at most, and what it did cost. Pure: same call, model, counts, the same amounts.
 
-The bound: `cost_of(usage) <= worst_case(input, cap)` for every usage whose input (cached, written to a cache or neither) is at most
-`input` and whose output is at most `cap` for each choice. It does not depend on how the provider caches: input is priced at the
-dearest of its rates, and output at the dearest tier that so much input may fall in.
+The bound: `cost_of(usage) <= worst_case(input, cap)` for every usage whose input (of whatever classes such a call can be billed in)
+is at most `input`, whose output is at most `cap` for each choice, and whose pieces are at most the call's. It does not depend on how
+the provider caches: input and output are priced at the dearest of their rates, in the dearest tier that so much input may fall in.
 
 Three things it cannot know, each an overrun when it happens: a tokenizer that is not public (a factor stands in, see `tokens`), a
 project at the provider whose default service tier is `priority` while the request names none, and prices the table lacks.
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
+from dataclasses import replace
 from fnmatch import fnmatchcase
 from functools import lru_cache
 from typing import Final
 
 from gateway.core.catalog import Model, Rates
-from gateway.core.money import price_of
+from gateway.core.measures import (
+    AUDIO_INPUT,
+    AUDIO_OUTPUT,
+    BILLED_AS,
+    CACHE_WRITE_LONG,
+    CACHED_AUDIO,
+    CACHED_IMAGE,
+    IMAGE_INPUT,
+    IMAGE_OUTPUT,
+    REQUESTS,
+    TOKENS,
+    WORK,
+    measure_of,
+)
+from gateway.core.money import Microcents, price_of
 from gateway.core.policy import OutputPolicy
 from gateway.core.scopes import Amounts
 from gateway.core.tokens import PartsCounter, unscaled
-from gateway.core.values import Attachment, Call, EstimateLine, Usage
+from gateway.core.values import Attachment, Caching, Call, EstimateLine, Output, Pieces, Usage
 
 # Tokens of one image at most, as (glob, low, high, otherwise) by the client's `detail`. Sizes are not read, so each is what the
 # provider's rule gives for the largest image. This over-counts small images. The first match wins. From the providers' vision
@@ -59,7 +74,10 @@ _HIDDEN_TOOL_TOKENS: Final = 850
 _NOT_MESSAGES: Final = frozenset({"tools", "functions", "response_format", "other", "reply"})
 
 # Words for the ordinary rates, or for rates that are never above them.
-_STANDARD_TIERS: Final = frozenset({None, "auto", "default", "standard", "standard_only", "flex"})
+_STANDARD_TIERS: Final = frozenset({None, "auto", "default", "standard", "standard_only", "on_demand", "flex", "batch"})
+_PREPAID_TIERS: Final = frozenset({"scale"})  # answered where the capacity was bought beforehand
+# Input whose price is that of text at models that list the ability: the catalog lists none whose price is not known.
+_AS_TEXT: Final = {AUDIO_INPUT: "audio_input", CACHED_AUDIO: "audio_input", IMAGE_INPUT: "vision", CACHED_IMAGE: "vision"}
 
 
 # -- input --------------------------------------------------------------------------------------------------------------------
@@ -139,14 +157,50 @@ def service_tier_priced(model: Model, service_tier: str | None) -> bool:
     return model.free or service_tier in _STANDARD_TIERS or any(name == service_tier for name, _ in model.service_tiers)
 
 
+def work_priced(call: Call, model: Model) -> bool:
+    """False: the model has no price for what such a call is for: tokens in and out, or images, sound, characters. An embedding
+    model has none for an answer, one that is billed by the image none for a chat."""
+    if model.free or model.fee(REQUESTS):
+        return True
+    if any(measure_of(piece) in WORK and model.fee(piece) is not None for piece, _ in call.pieces):
+        return True
+    return model.tiers[0].input > 0 and (call.output is Output.NONE or output_billed(model))
+
+
+def output_billed(model: Model) -> bool:
+    """The model bills what it writes by the token."""
+    if model.free:
+        return False
+    rates = model.tiers[0]
+    return rates.output > 0 or rates.of(AUDIO_OUTPUT) > 0 or rates.of(IMAGE_OUTPUT) > 0
+
+
+def piece_without_price(call: Call, model: Model) -> str | None:
+    """Something that the call may be billed for by the piece, and for which there is neither a fee nor a flat reserve."""
+    if model.free:
+        return None
+    flat = dict(call.flat)
+    for piece, _ in call.pieces:
+        measure = measure_of(piece)
+        if measure not in WORK and model.fee(piece) is None and measure not in flat:
+            return measure
+    return None
+
+
 def worst_case(call: Call, model: Model, input_tokens: int, cap: int) -> Amounts:
-    """The most that so much input and `cap` output tokens for each choice can cost. The model must be priced."""
-    output_tokens = cap * call.choices
+    """The most that so much input, `cap` output tokens for each choice, and the pieces of the call can cost. The model must be
+    priced. A flat reserve is in it, which bounds nothing."""
+    output_tokens = 0 if call.output is Output.NONE else cap * call.choices
     tokens = input_tokens + output_tokens
     if model.free:
         return Amounts(0, tokens)
-    input_rate, output_rate, rounding = _dearest(model, call.service_tier, input_tokens)
-    return Amounts(price_of(input_tokens, input_rate) + price_of(output_tokens, output_rate) + rounding, tokens)
+    input_rate, output_rate, rounding = _dearest(model, call, input_tokens)
+    usd = price_of(input_tokens, input_rate) + price_of(output_tokens, output_rate) + rounding
+    if model.fees:
+        usd += _fees(model, call.pieces) + price_of(1, model.fee(REQUESTS) or 0)
+    if call.flat:
+        usd += flat_charge(call, model)
+    return Amounts(Microcents(usd), tokens)
 
 
 def cost_of(model: Model, usage: Usage, service_tier: str | None) -> Amounts:
@@ -155,14 +209,60 @@ def cost_of(model: Model, usage: Usage, service_tier: str | None) -> Amounts:
     tokens = usage.total_tokens
     if model.free:
         return Amounts(0, tokens)
-    rates = _rates(_tiers(model, service_tier), tokens - usage.output_tokens)
+    rates = _rates(_tiers(model, service_tier), usage.total_input_tokens)
     usd = (
         price_of(usage.input_tokens, rates.input)
         + price_of(usage.cached_tokens, rates.cached_input)
         + price_of(usage.cache_write_tokens, rates.cache_write)
         + price_of(usage.output_tokens, rates.output)
     )
-    return Amounts(usd, tokens)
+    if usage.others:
+        usd += sum(price_of(number, rates.of(measure)) for measure, number in usage.others if measure in TOKENS)
+        usd += _fees(model, usage.others)
+    if model.fees:
+        usd += price_of(1, model.fee(REQUESTS) or 0)
+    return Amounts(Microcents(usd), tokens)
+
+
+def flat_charge(call: Call, model: Model, told: Collection[str] = ()) -> int:
+    """The flat reserves that a call is held, and charged, in full. Not those of fields whose real number the answer told (`told`:
+    measures) and whose fee is known, nor those of pieces that have a fee."""
+    usd = 0
+    for name, amount in call.flat:
+        if name in call.unpriced:
+            measure = BILLED_AS.get(name, "")
+            known = measure in told and model.fee(measure) is not None
+        else:
+            known = all(model.fee(piece) is not None for piece, _ in call.pieces if measure_of(piece) == name)
+        usd += 0 if known or model.free else amount
+    return usd
+
+
+def unpriced_usage(model: Model, usage: Usage, service_tier: str | None) -> tuple[str, ...]:
+    """What the provider bills, by its own report, at a price that is not known here: classes, pieces, `service_tier`."""
+    if model.free:
+        return ()
+    found = [] if _tier_known(model, service_tier) else ["service_tier"]
+    if usage.others:
+        rates = _rates(_tiers(model, service_tier), usage.total_input_tokens)
+        for measure, number in usage.others:
+            if not number:
+                continue
+            if measure in TOKENS:
+                priced = _AS_TEXT.get(measure, "") in model.capabilities or rates.own(measure) is not None
+            else:
+                priced = model.fee(measure) is not None or (measure_of(measure) in WORK and rates.input > 0)
+            if not priced:
+                found.append(measure_of(measure))
+    return tuple(found)
+
+
+def _tier_known(model: Model, service_tier: str | None) -> bool:
+    return service_tier_priced(model, service_tier) or service_tier in _PREPAID_TIERS
+
+
+def _fees(model: Model, pieces: Pieces) -> int:
+    return sum(price_of(number, model.fee(piece) or 0) for piece, number in pieces if piece not in TOKENS)
 
 
 def _tiers(model: Model, service_tier: str | None) -> tuple[Rates, ...]:
@@ -182,23 +282,48 @@ def _rates(tiers: tuple[Rates, ...], input_tokens: int) -> Rates:
     return applying
 
 
-def _dearest(model: Model, service_tier: str | None, input_tokens: int) -> tuple[int, int, int]:
-    """Rates of input and output, and what rounding three classes of input separately may add.
+def _dearest(model: Model, call: Call, input_tokens: int) -> tuple[int, int, int]:
+    """Rates of input and output, and what rounding each class separately may add.
 
     Whatever tier is asked for, the provider may serve the call at the ordinary one. `auto` means what the project at the
     provider is set to, which may be `priority`; a request that names no tier means the same to OpenAI, but holding double for
     every ordinary call would starve the rest, so there the ordinary rates hold.
     """
     first, *others = _tiers(model, None)
-    input_rate, output_rate, rounding = first.dearest_input, first.output, first.rounding
+    input_rate, output_rate, rounding = _dearest_of(first, call)
+    service_tier = call.service_tier
     if service_tier is not None and model.service_tiers:
         others += _tiers(model, "priority" if service_tier == "auto" else service_tier)
     for rates in others:
         if rates.above_input_tokens == 0 or rates.above_input_tokens < input_tokens:
-            input_rate = max(input_rate, rates.dearest_input)
-            output_rate = max(output_rate, rates.output)
-            rounding = max(rounding, rates.rounding)
+            read, written, more = _dearest_of(rates, call)
+            input_rate = max(input_rate, read)
+            output_rate = max(output_rate, written)
+            rounding = max(rounding, more)
     return input_rate, output_rate, rounding
+
+
+def _dearest_of(rates: Rates, call: Call) -> tuple[int, int, int]:
+    """The same of one tier: of the classes that such a call may be billed in."""
+    caching, needs = call.caching, call.needs
+    if not rates.others and caching is not Caching.OFF and caching is not Caching.LONG:
+        return rates.dearest_input, rates.output, rates.rounding  # nearly every call: no class has a price of its own
+    read, written = [rates.input, rates.cached_input], [rates.output]
+    if caching is not Caching.OFF:
+        read.append(rates.cache_write)
+    if caching is Caching.LONG:
+        read.append(rates.of(CACHE_WRITE_LONG))
+    # What an earlier answer was made from is not in this request.
+    if "audio_input" in needs or call.continues is not None:
+        read += (rates.of(AUDIO_INPUT), rates.of(CACHED_AUDIO))
+    if "vision" in needs or "files" in needs or call.continues is not None:
+        read += (rates.of(IMAGE_INPUT), rates.of(CACHED_IMAGE))
+    if "audio_output" in needs:
+        written.append(rates.of(AUDIO_OUTPUT))
+    if (image := rates.own(IMAGE_OUTPUT)) is not None:  # such a model may answer with an image, asked or not
+        written.append(image)
+    exact = all(price % 1_000_000 == 0 for price in (*read, *written))
+    return max(read), max(written), 0 if exact else len(read) + len(written) - 2
 
 
 # -- for a reader -------------------------------------------------------------------------------------------------------------
@@ -207,7 +332,7 @@ def _dearest(model: Model, service_tier: str | None, input_tokens: int) -> tuple
 def explain(call: Call, model: Model, counter: PartsCounter, cap: int) -> tuple[EstimateLine, ...]:
     """The estimate line by line; the lines add up to the tokens held. Not for the path of a call."""
     held = input_tokens(call, model, counter)
-    input_rate, output_rate, _ = (0, 0, 0) if model.free else _dearest(model, call.service_tier, held)
+    input_rate, output_rate, _ = (0, 0, 0) if model.free else _dearest(model, call, held)
     lines: list[tuple[str, int]] = []
     messages = [part for part in call.parts if part.role not in _NOT_MESSAGES]
     if messages:
@@ -230,8 +355,25 @@ def explain(call: Call, model: Model, counter: PartsCounter, cap: int) -> tuple[
         else:
             lines[0] = (lines[0][0], lines[0][1] + beside)
     times = f"{call.choices} × {cap}" if call.choices > 1 else f"{cap}"
-    output_tokens = cap * call.choices
-    return (
-        *(EstimateLine(what, tokens, price_of(tokens, input_rate)) for what, tokens in lines),
-        EstimateLine(f"output: {times} tokens", output_tokens, price_of(output_tokens, output_rate)),
-    )
+    output_tokens = 0 if call.output is Output.NONE else cap * call.choices
+    if output_tokens:
+        lines.append((f"output: {times} tokens", output_tokens))
+    priced = [EstimateLine(what, tokens, price_of(tokens, input_rate)) for what, tokens in lines]
+    if output_tokens:
+        priced[-1] = replace(priced[-1], usd=price_of(output_tokens, output_rate))
+    return (*priced, *_beside_tokens(call, model))
+
+
+def _beside_tokens(call: Call, model: Model) -> list[EstimateLine]:
+    if model.free:
+        return []
+    lines = [
+        EstimateLine(f"{piece.replace('_', ' ')} ×{number}", 0, price_of(number, fee))
+        for piece, number in call.pieces
+        if (fee := model.fee(piece)) is not None
+    ]
+    if fee := model.fee(REQUESTS):
+        lines.append(EstimateLine("fee of each request", 0, price_of(1, fee)))
+    if flat := flat_charge(call, model):
+        lines.append(EstimateLine("flat reserve, which is no bound", 0, flat))
+    return lines

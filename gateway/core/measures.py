@@ -4,9 +4,10 @@ A measure is a class of tokens with a price of its own, or something that is bil
 (`images/hd/1024x1024`), which is priced as such, else as its measure (`images`).
 """
 
+from collections.abc import Mapping
 from typing import Final
 
-# Tokens with a price of their own, where a model has one: (measure, the class whose price they have otherwise).
+# Tokens with a price of their own, where a model has one.
 CACHE_WRITE_LONG: Final = "cache_write_long"
 AUDIO_INPUT: Final = "audio_input"
 CACHED_AUDIO: Final = "cached_audio"
@@ -18,6 +19,8 @@ IMAGE_OUTPUT: Final = "image_output"
 INPUT_TOKENS: Final = frozenset({CACHE_WRITE_LONG, AUDIO_INPUT, CACHED_AUDIO, IMAGE_INPUT, CACHED_IMAGE})
 OUTPUT_TOKENS: Final = frozenset({AUDIO_OUTPUT, IMAGE_OUTPUT})
 TOKENS: Final = INPUT_TOKENS | OUTPUT_TOKENS
+# Whose price they have otherwise. Those that are not here have the price of plain input or output.
+PRICED_AS: Final[Mapping[str, str]] = {CACHED_AUDIO: AUDIO_INPUT, CACHED_IMAGE: IMAGE_INPUT}
 
 # Billed by the piece.
 WEB_SEARCHES: Final = "web_searches"
@@ -27,3 +30,24 @@ IMAGES: Final = "images"
 AUDIO_SECONDS: Final = "audio_seconds"
 CHARACTERS: Final = "characters"
 REQUESTS: Final = "requests"  # a fee for each call, whatever it uses
+
+# What a model is there for. Some bill it by the piece, others by the token: a request says how much of both it can take, and what the
+# model has no fee for, its tokens pay for.
+WORK: Final = frozenset({IMAGES, AUDIO_SECONDS, CHARACTERS})
+PIECES: Final = WORK | {WEB_SEARCHES, FILE_SEARCHES, CODE_SESSIONS, REQUESTS}
+
+# Fields of requests (see `Call.unpriced`) → what they make the provider bill, which an answer may say the number of.
+BILLED_AS: Final[Mapping[str, str]] = {
+    "tools.web_search": WEB_SEARCHES,
+    "tools.web_search_preview": WEB_SEARCHES,
+    "tools.file_search": FILE_SEARCHES,
+    "tools.code_interpreter": CODE_SESSIONS,
+    "tools.code_execution": CODE_SESSIONS,
+    "web_search_options": WEB_SEARCHES,
+    "search_parameters": WEB_SEARCHES,
+}
+
+
+def measure_of(piece: str) -> str:
+    """`images/hd/1024x1024` → `images`."""
+    return piece.partition("/")[0]

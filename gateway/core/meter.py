@@ -32,6 +32,7 @@ class Meter:
         "answer_id",
         "pieces",
         "service_tier",
+        "unknown",
     )
 
     def __init__(self, counter: TokenCounter, encoding: str | None, covers_all_choices: bool = True) -> None:
@@ -47,7 +48,9 @@ class Meter:
         self._checked_tokens = 0  # … and what it gave
         self.answer_id: str | None = None  # by which a later request may continue this one
         self.service_tier: str | None = None  # the one that the provider says it served the call at
-        self.pieces: dict[str, int] = {}  # what was seen of what is billed by the piece
+        # What was told or seen of what is billed by the piece. 0 tells that there was none; what is not here was not told.
+        self.pieces: dict[str, int] = {}
+        self.unknown: set[str] = set()  # fields of the report that nobody here can read, and that may be billed
 
     # -- what the wire tells --------------------------------------------------------------------------------------------------
 
@@ -78,12 +81,12 @@ class Meter:
     def reported(self) -> bool:
         """The provider has said what the call used. Zeros say nothing: no call uses nothing, and no relayed output is free."""
         usage = self._report
-        return usage is not None and usage.total_tokens > 0 and (usage.output_tokens > 0 or self._bytes == 0)
+        return usage is not None and usage.total_tokens > 0 and (usage.total_output_tokens > 0 or self._bytes == 0)
 
     @property
     def needs_text(self) -> bool:
         """False once the provider's report stands by itself, whatever output is still to be seen."""
-        return self._report is None or self._report.output_tokens == 0 or not self._covers
+        return self._report is None or self._report.total_output_tokens == 0 or not self._covers
 
     def exceeds(self, cap_tokens: int) -> bool:
         """Whether the output seen has surely passed the cap (of all choices together). Called for every chunk."""
@@ -115,7 +118,7 @@ class Meter:
             output = min(output, max(counted, output_held))
         if report is None or report.total_tokens == 0:
             return Usage(UsageSource.COUNTED, input_tokens=input_estimate, output_tokens=output)
-        if report.output_tokens >= output:
+        if report.total_output_tokens >= output:
             return report
         return replace(report, source=UsageSource.COUNTED, output_tokens=output)
 

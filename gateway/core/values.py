@@ -93,6 +93,8 @@ class Call:
     reasons: bool = True  # False: the request makes sure that the model does not reason unseen
     pieces: Pieces = ()  # the most that it can use of what is billed by the piece (see `core.measures`)
     continues: str | None = None  # an earlier answer, or a conversation, that the provider puts before this input
+    # What the config reserves for those of `unpriced`, and of `pieces`' measures, that it names. Filled in by `decide`.
+    flat: tuple[tuple[str, Microcents], ...] = ()
 
 
 class Basis(StrEnum):

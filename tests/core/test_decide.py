@@ -8,10 +8,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gateway.core.catalog import Rates
-from gateway.core.decide import Reach, Unservable
+from gateway.core.decide import Reach, Rulebook, Unservable
+from gateway.core.money import Microcents
 from gateway.core.policy import Missing, ModelPolicy, OutputPolicy
 from gateway.core.scopes import Amounts, Unit
-from gateway.core.values import Decision, Directives, Image, Mode, Part
+from gateway.core.values import Decision, Directives, Image, Mode, Output, Part
 from tests.support.clock import NOW_MS
 from tests.support.records import USD, caller
 from tests.support.rulebooks import (
@@ -21,6 +22,7 @@ from tests.support.rulebooks import (
     SMALL,
     budget,
     call,
+    catalog,
     decide,
     keys,
     model,
@@ -219,6 +221,58 @@ def test_where_no_cheaper_model_can_serve_the_call_the_first_has_the_whole_limit
 
 
 # -- what nobody can price --------------------------------------------------------------------------------------------------------
+
+
+def with_flat(**flat):
+    return replace(catalog(), flat={name.replace("__", "."): Microcents(usd) for name, usd in flat.items()})
+
+
+def test_what_nothing_models_is_refused_with_the_config_key_that_would_set_an_amount_aside():
+    refusal = refuse(rulebook(), call(unpriced=("tools.web_search",)))
+    assert (refusal.code, refusal.param) == ("not_estimable", "tools.web_search")
+    assert "reservation.flat: {tools.web_search: $0.25}" in refusal.message
+
+
+def test_a_flat_reserve_lets_the_call_through_and_is_held_in_every_plan():
+    rules = Rulebook(policy(models=LADDER), with_flat(tools__web_search=25, prediction=5, images=99), rulebook().counter)
+    asked = call(unpriced=("tools.web_search", "prediction"))
+    decision = decide(rules, asked)
+    assert decision.call.flat == (("tools.web_search", 25), ("prediction", 5))
+    without = decide(rulebook(policy(models=LADDER)))
+    held = [plan.cost_max.usd - other.cost_max.usd for plan, other in zip(decision.ladder, without.ladder, strict=True)]
+    assert held == [30, 30, 30]
+    assert refuse(rules, call(unpriced=("prediction", "route"))).param == "route"
+    assert decide(rules).call.flat == ()
+
+
+def test_pieces_need_a_fee_or_a_flat_reserve():
+    asked = call(pieces=(("web_searches/low", 2),))
+    refusal = refuse(rulebook(), asked)
+    assert (refusal.code, refusal.param) == ("not_estimable", "web_searches")
+    assert "'big'" in refusal.message
+    searching = replace(BIG, fees=(("web_searches", 10 * USD),))
+    plain, priced = decide(rulebook()).ladder[0].cost_max.usd, decide(rulebook(models=[searching]), asked).ladder[0].cost_max.usd
+    assert priced - plain == 20 * USD // 1_000_000
+    rules = Rulebook(policy(), with_flat(web_searches=25), rulebook().counter)
+    assert decide(rules, asked).ladder[0].cost_max.usd - plain == 25
+    soft = rulebook(policy(budget(mode=Mode.ACTUALS_ONLY)))
+    assert decide(soft, asked).ladder[0].cost_max.usd == plain
+
+
+def test_a_model_without_a_price_for_such_calls_is_as_good_as_unpriced_and_no_downgrade():
+    embedding = replace(SMALL, name="embed", tiers=(Rates(2 * USD, 0, 2 * USD, 2 * USD),))
+    rules = rulebook(policy(models=ModelPolicy(downgrade=(("big", ("embed", "small")),))), [BIG, SMALL, embedding])
+    assert refuse(rules, call("embed")).code == "model_not_priced"
+    assert names(decide(rules)) == ["big", "small"]
+    assert names(decide(rules, call("embed", output=Output.NONE))) == ["embed"]
+
+
+def test_a_model_that_cannot_be_asked_on_the_route_is_no_downgrade():
+    completions = replace(SMALL, dialects=frozenset({"completions"}))
+    rules = rulebook(policy(models=LADDER), [BIG, MEDIUM, completions])
+    assert names(decide(rules)) == ["big", "medium"]
+    assert passed_over(rules) == {"small": "cannot be asked on this route"}
+    assert names(decide(rules, call("small"))) == ["small"]  # asked for, it is the provider's to say
 
 
 @pytest.mark.parametrize("asked", [call(unpriced=("web_search_options",)), call(service_tier="priority")], ids=["field", "tier"])
