@@ -4,6 +4,7 @@ import hashlib
 import io
 import json
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -344,7 +345,10 @@ def test_an_export_that_failed_halfway_leaves_nothing_behind_and_the_one_before_
 
 
 def test_runs_and_spend_of_a_running_gateway(
-    penstock: Callable[..., Done], start_gateway: "Callable[..., GatewayProcess]", monkeypatch: pytest.MonkeyPatch
+    penstock: Callable[..., Done],
+    start_gateway: "Callable[..., GatewayProcess]",
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
 ) -> None:
     from tests.support.gateway import ADMIN_TOKEN
 
@@ -377,9 +381,12 @@ def test_runs_and_spend_of_a_running_gateway(
     again = penstock("check", "-c", gateway.setup.folder / "config.yaml", "--against-running", gateway.url)
     assert again.code == 0
     assert "starts at" not in again.out
-    rules = gateway.setup.folder / "policy.yaml"
+    # A copy is changed: the gateway would sooner or later read its own file again.
+    draft = shutil.copytree(gateway.setup.folder, tmp_path / "draft", ignore=shutil.ignore_patterns("*.db*", "state"))
+    rules, config = draft / "policy.yaml", draft / "config.yaml"
     rules.write_text(rules.read_text().replace("scope: run", "scope: agent"))
-    changed = penstock("check", "-c", gateway.setup.folder / "config.yaml", "--against-running", gateway.url)
+    config.write_text(config.read_text().replace(str(gateway.setup.folder / "policy.yaml"), str(rules)))
+    changed = penstock("check", "-c", config, "--against-running", gateway.url)
     assert "run-ceiling starts at $0 from now: its scope changed from run to agent" in changed.out
 
     monkeypatch.setenv("PENSTOCK_ADMIN_TOKEN", "")
