@@ -16,7 +16,7 @@ from gateway.core.policy import Policy
 from gateway.core.record import record
 from gateway.core.scopes import NO_VALUE, Amounts, Caller
 from gateway.core.tokens import TokenCounter
-from gateway.core.values import Call, Decision, Part, Passed, Plan
+from gateway.core.values import SAME_MODEL, Call, Decision, Part, Passed, Plan
 
 # What some models bill above their text: the catalog withholds the capability where the price of that is not known.
 PRICED_MEDIA: Final = frozenset({"vision", "audio_input", "audio_output"})
@@ -376,6 +376,8 @@ def _list_price(model: Model) -> int:
 def _unfit(call: Call, rung: Rung, first: Rung, before: Rung) -> str | None:
     """Why a model cannot stand in for the requested one after the rung before it, or None."""
     model = rung.model
+    if SAME_MODEL in call.needs:
+        return "cannot go on with what another model began"
     lacking = call.needs - model.capabilities
     if lacking:
         return f"lacks {', '.join(sorted(lacking))}"

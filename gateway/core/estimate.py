@@ -90,8 +90,8 @@ def input_tokens(call: Call, model: Model, counter: PartsCounter) -> int:
     tokens = text + _media_tokens(call, model)
     limit = _input_limit(model)
     if tokens > limit and unscaled(text, model.encoding) <= limit and not _exact(call, model):
-        return limit
-    return tokens
+        tokens = limit
+    return tokens * call.readings
 
 
 def output_cap(call: Call, model: Model, input_tokens: int, policy: OutputPolicy) -> int:
@@ -103,7 +103,7 @@ def output_cap(call: Call, model: Model, input_tokens: int, policy: OutputPolicy
     """
     least = input_tokens
     if not _exact(call, model):
-        least = unscaled(max(0, input_tokens - _media_tokens(call, model)), model.encoding)
+        least = unscaled(max(0, input_tokens // call.readings - _media_tokens(call, model)), model.encoding)
     if least > _input_limit(model):
         return 0
     wanted = call.client_cap if call.client_cap is not None else policy.default_for(call.model)
@@ -113,7 +113,14 @@ def output_cap(call: Call, model: Model, input_tokens: int, policy: OutputPolicy
 
 def _exact(call: Call, model: Model) -> bool:
     """Everything in the input was counted by the model's own tokenizer."""
-    return model.encoding is not None and not any(part.images or part.attachments for part in call.parts)
+    if _has_unseen(call) or model.encoding is None:
+        return False
+    return not any(part.images or part.attachments for part in call.parts)
+
+
+def _has_unseen(call: Call) -> bool:
+    """The provider puts something before the input, or adds what its own tools bring."""
+    return call.continues is not None or call.readings > 1
 
 
 def _input_limit(model: Model) -> int:
@@ -125,7 +132,7 @@ def _hidden_tokens(call: Call, model: Model) -> int:
 
 
 def _media_tokens(call: Call, model: Model) -> int:
-    tokens = 0
+    tokens = _input_limit(model) if _has_unseen(call) else 0
     for part in call.parts:
         if part.images:
             tokens += sum(_image_tokens(model.name, image.detail) for image in part.images)

@@ -2,6 +2,7 @@
 
 from dataclasses import field
 from enum import StrEnum
+from typing import Final
 
 from gateway.core.measures import INPUT_TOKENS, OUTPUT_TOKENS
 from gateway.core.money import Microcents
@@ -22,10 +23,13 @@ class Image:
 class Attachment:
     """Sound or a file of a request: what bounds the tokens that it takes, as far as the body shows it."""
 
-    kind: str  # "audio" | "pdf" | "file"
+    kind: str  # "audio" | "pdf" | "file" | "elsewhere": not in the body, so nothing but the context bounds it
     size: int  # bytes
     pages: int = 0  # of a PDF, at most; 0: not known
     duration_ms: int = 0  # of sound, at most; 0: not known
+
+
+ELSEWHERE: Final = Attachment("elsewhere", 0)
 
 
 @record
@@ -68,6 +72,8 @@ class Caching(StrEnum):
     LONG = "long"  # `cache_write_long` may apply too
 
 
+SAME_MODEL: Final = "same_model"  # a need that only the model meets which was asked for: no other can take its place
+
 Pieces = tuple[tuple[str, int], ...]  # what is not billed by the token, or by a token's other price: (measure, how many), sorted
 
 
@@ -95,6 +101,8 @@ class Call:
     continues: str | None = None  # an earlier answer, or a conversation, that the provider puts before this input
     # What the config reserves for those of `unpriced`, and of `pieces`' measures, that it names. Filled in by `decide`.
     flat: tuple[tuple[str, Microcents], ...] = ()
+    readings: int = 1  # how often the model may read a whole context: once more after each tool that the provider itself runs
+    background: bool = False  # the answer comes later, to whoever asks for it: its hold lives on when this call is over
 
 
 class Basis(StrEnum):

@@ -37,6 +37,9 @@ class Request:
     reasons: bool = True
     pieces: Pieces = ()
     continues: str | None = None
+    readings: int = 1
+    background: bool = False
+    mark: str | None = None  # of the hold, in a background request: what the provider keeps with the answer
     body: Mapping[str, Any] = field(repr=False)
     fragments: Mapping[str, orjson.Fragment] = field(repr=False, default_factory=dict)  # its lists and objects, encoded already
     known: frozenset[str] = field(repr=False)  # the fields whose variants were refused
@@ -84,6 +87,8 @@ class Request:
             reasons=self.reasons,
             pieces=self.pieces,
             continues=self.continues,
+            readings=self.readings,
+            background=self.background,
         )
 
     def encode(self, plan: Plan, profile: Profile, takes: frozenset[str] | None = None) -> bytes:
