@@ -30,6 +30,7 @@ from gateway.core.tokens import TokenCounter
 from gateway.core.values import Decision
 from gateway.events import Events, open_sink
 from gateway.flow import Flow
+from gateway.forwarding import Forwarding
 from gateway.identity import ANONYMOUS, DEFAULT_TENANT, Identity, Principal
 from gateway.keeper import Keeper
 from gateway.ledger import opening
@@ -54,7 +55,7 @@ from gateway.server.reservations_api import ReservationsApi
 from gateway.server.routes import Routes
 from gateway.settings import Settings
 from gateway.upstream import AiohttpUpstream, Endpoint
-from gateway.wire import chat
+from gateway.wire import chat, messages
 from gateway.wire.dialects import DIALECTS
 from gateway.wire.exchange import Inbound
 from gateway.wire.headers import directives
@@ -102,6 +103,7 @@ class Gateway:
             breakers=Breakers(time.monotonic, self._provider_rests),
         )
         self.flow = Flow(shared, self._identity, Rulebook(policy, config.catalog, self._counter), self.observer, Ids())
+        self._forwarding = Forwarding(shared, self._identity, lambda: self.flow.rulebook)
         self._reaper = Reaper(self.ledger, _REAP_EVERY_MS, self._expired, self._reaping_failed)
         # A ledger that keeps its records as long as an archive would needs none.
         self._archive = Archive(config.state_dir / _ARCHIVE) if config.ledger.keep_ms < ARCHIVE_KEEP_MS else None
@@ -197,6 +199,8 @@ class Gateway:
             {
                 **{("POST", dialect.path): partial(self.flow.serve, dialect) for dialect in DIALECTS},
                 ("GET", "/v1/models"): models.serve,
+                ("GET", "/v1/models/{name%}"): models.serve,
+                ("POST", "/v1/messages/count_tokens"): partial(self._forwarding.serve, messages.DIALECT),
                 **{(route.method, route.path): partial(self.flow.pass_on, route) for route in self.config.unmetered_routes},
             },
             [*budget_api.routes(), *events_api.routes(), *reservations_api.routes(), *admin.routes(), *ops.routes()],

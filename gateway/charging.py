@@ -91,8 +91,10 @@ class Charging:
             return True
         if call.output is Output.FIXED:  # no text, so none was counted
             return estimate.output_billed(self.model)
-        unseen = self.model.reasoning or self.on_disconnect is OnDisconnect.FULL_HOLD
-        return unseen and ending in _BROKEN_OFF
+        unseen = self.meter.unseen
+        if unseen is None:
+            unseen = self.model.reasoning and call.reasons
+        return (unseen or self.on_disconnect is OnDisconnect.FULL_HOLD) and ending in _BROKEN_OFF
 
 
 class FlatCharging(Charging):

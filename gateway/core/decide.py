@@ -218,6 +218,13 @@ class Rulebook:
                 f"the input, about {input_tokens} tokens, leaves no room for output in the {model.context} tokens of {name}",
                 "messages",
             )
+        if cap < call.least_cap:
+            return Unservable(
+                "output_cap_conflict",
+                f"thinking.budget_tokens ({call.least_cap - 1}) must be below the output cap, which is {cap} for {name} here (the least of "
+                "max_tokens, the policy's, the model's, and what its context leaves): lower the first",
+                "thinking.budget_tokens",
+            )
         return Rung(name, model, provider, cap, input_tokens, estimate.worst_case(call, model, input_tokens, cap))
 
     def _open_route(self, offer: Offer, name: str, asking: "_Asking", tried: Collection[Route]) -> Route | Unservable:
@@ -396,7 +403,7 @@ def _unfit(call: Call, rung: Rung, first: Rung, before: Rung) -> str | None:
 
 def _clamped(call: Call, last: Rung) -> list[Rung]:
     """The last model once more, with less and less output."""
-    caps = [cap for divisor in CLAMPS if (cap := last.cap // divisor) >= SMALLEST_CLAMP]
+    caps = [cap for divisor in CLAMPS if (cap := last.cap // divisor) >= max(SMALLEST_CLAMP, call.least_cap)]
     return [replace(last, cap=cap, cost_max=estimate.worst_case(call, last.model, last.input_tokens, cap)) for cap in caps]
 
 

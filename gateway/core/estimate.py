@@ -101,9 +101,9 @@ def output_cap(call: Call, model: Model, input_tokens: int, policy: OutputPolicy
     Where the input is bounded rather than counted, room is reckoned with what it takes at least: the hold is then a little
     larger than the context allows, instead of the answer being cut short or refused for a guess.
     """
-    least = input_tokens
+    least = input_tokens // call.readings
     if not _exact(call, model):
-        least = unscaled(max(0, input_tokens // call.readings - _media_tokens(call, model)), model.encoding)
+        least = unscaled(max(0, least - _media_tokens(call, model)), model.encoding)
     if least > _input_limit(model):
         return 0
     wanted = call.client_cap if call.client_cap is not None else policy.default_for(call.model)

@@ -33,6 +33,7 @@ class Meter:
         "pieces",
         "service_tier",
         "unknown",
+        "unseen",
     )
 
     def __init__(self, counter: TokenCounter, encoding: str | None, covers_all_choices: bool = True) -> None:
@@ -51,6 +52,9 @@ class Meter:
         # What was told or seen of what is billed by the piece. 0 tells that there was none; what is not here was not told.
         self.pieces: dict[str, int] = {}
         self.unknown: set[str] = set()  # fields of the report that nobody here can read, and that may be billed
+        # Whether more may be billed by now than was seen: reasoning that is not shown, the results of the provider's tools. None: the
+        # answer does not tell.
+        self.unseen: bool | None = None
 
     # -- what the wire tells --------------------------------------------------------------------------------------------------
 
@@ -81,7 +85,11 @@ class Meter:
     def reported(self) -> bool:
         """The provider has said what the call used. Zeros say nothing: no call uses nothing, and no relayed output is free."""
         usage = self._report
-        return usage is not None and usage.total_tokens > 0 and (usage.total_output_tokens > 0 or self._bytes == 0)
+        return (
+            usage is not None
+            and usage.total_tokens > 0
+            and (usage.total_output_tokens > 0 or (self._bytes == 0 and not self.unseen))
+        )
 
     @property
     def needs_text(self) -> bool:

@@ -103,6 +103,7 @@ class Call:
     flat: tuple[tuple[str, Microcents], ...] = ()
     readings: int = 1  # how often the model may read a whole context: once more after each tool that the provider itself runs
     background: bool = False  # the answer comes later, to whoever asks for it: its hold lives on when this call is over
+    least_cap: int = 0  # with a lower output cap, per choice, the provider refuses the request
 
 
 class Basis(StrEnum):

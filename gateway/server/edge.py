@@ -25,8 +25,9 @@ from gateway.server.guards import Guards
 from gateway.server.outlet import HttpOutlet
 from gateway.server.routes import Metered, Miss, Routes, Visit
 from gateway.wire.body import inflate
+from gateway.wire.dialects import shape_for
 from gateway.wire.exchange import ClientGone, Headers, Inbound
-from gateway.wire.problem import Problem, Refused, bad_request, problem
+from gateway.wire.problem import Problem, Refused, Shape, bad_request, problem
 
 BACKLOG: Final = 2048
 SETTLE_S: Final = 10.0  # after `settle`: how long exchanges may take to end by themselves
@@ -147,7 +148,7 @@ class Edge:
             raise
         except Exception as failure:  # noqa: BLE001 - the outermost handler: whatever nobody planned for
             self._report(f"request {outlet.request_id} failed", failure)
-            await _failed(outlet)
+            await _failed(outlet, request)
         finally:
             connection.outlet = None
             del self._live[outlet]
@@ -246,10 +247,14 @@ def _check_readable(request: web.BaseRequest) -> None:
 async def _refuse(outlet: HttpOutlet, request: web.BaseRequest, refusal: Problem, headers: Headers = ()) -> None:
     if not request.content.is_eof():
         outlet.keeps = False  # what is left of the body is not worth waiting for
-    await outlet.answer(refusal.status, [*refusal.headers(), *headers], refusal.body())
+    await outlet.answer(refusal.status, [*refusal.headers(), *headers], refusal.body(_shape(request)))
 
 
-async def _failed(outlet: HttpOutlet) -> None:
+def _shape(request: web.BaseRequest) -> Shape:
+    return shape_for(request.raw_path.partition("?")[0], request.headers)
+
+
+async def _failed(outlet: HttpOutlet, request: web.BaseRequest) -> None:
     """A stream that has begun can't be turned into an error: it is cut. Else the client learns that it was our fault, and no more."""
     outlet.keeps = False
     if outlet.started:
@@ -257,7 +262,7 @@ async def _failed(outlet: HttpOutlet) -> None:
         return
     refusal = problem("internal_error", f"The gateway failed; request {outlet.request_id} is in its log.")
     try:
-        await outlet.answer(refusal.status, refusal.headers(), refusal.body())
+        await outlet.answer(refusal.status, refusal.headers(), refusal.body(_shape(request)))
     except ClientGone:
         outlet.abort()
 

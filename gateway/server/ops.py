@@ -1,4 +1,4 @@
-"""What runs the gateway asks of it: is it alive, is it ready and what does it enforce, what has it counted."""
+"""What runs the gateway asks of it: what is it, is it alive, is it ready and what does it enforce, what has it counted."""
 
 import asyncio
 from collections.abc import Callable, Mapping, Sequence
@@ -40,10 +40,22 @@ class Ops:
 
     def routes(self) -> Sequence[Route]:
         return (
+            Route("GET", "/", self.root),
+            Route("GET", "/run/{id}", self.root),
+            Route("GET", "/run/{id}/", self.root),
             Route("GET", "/healthz", self.healthz),
             Route("GET", "/readyz", self.readyz),
             Route("GET", "/metrics", self.metrics_text),
         )
+
+    async def root(self, inbound: Inbound, params: Mapping[str, str]) -> Reply:
+        """What answers at a base URL: Claude Code looks there first. Off loopback it says nothing that is worth a credential."""
+        del inbound, params
+        about: Json = {"name": "penstock", "about": "a reverse proxy that gives every AI agent run a spending ceiling"}
+        if self.principal_of is None:
+            about |= {"version": self.serving().gateway_version}
+        base_urls = {"openai": "/v1 or /run/RUN_ID/v1", "anthropic": "/ or /run/RUN_ID"}
+        return json_reply({**about, "base_urls": base_urls, "models": "/v1/models", "health": "/healthz", "docs": "docs/api.md"})
 
     async def healthz(self, inbound: Inbound, params: Mapping[str, str]) -> Reply:
         """200 while the process serves at all: restarting it would help nothing that /readyz reports."""

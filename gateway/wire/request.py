@@ -40,6 +40,7 @@ class Request:
     readings: int = 1
     background: bool = False
     mark: str | None = None  # of the hold, in a background request: what the provider keeps with the answer
+    least_cap: int = 0
     body: Mapping[str, Any] = field(repr=False)
     fragments: Mapping[str, orjson.Fragment] = field(repr=False, default_factory=dict)  # its lists and objects, encoded already
     known: frozenset[str] = field(repr=False)  # the fields whose variants were refused
@@ -89,6 +90,7 @@ class Request:
             continues=self.continues,
             readings=self.readings,
             background=self.background,
+            least_cap=self.least_cap,
         )
 
     def encode(self, plan: Plan, profile: Profile, takes: frozenset[str] | None = None) -> bytes:
