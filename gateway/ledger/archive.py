@@ -19,6 +19,7 @@ import orjson
 from gateway.core.scopes import Amounts
 from gateway.core.values import Usage, UsageSource
 from gateway.ledger.contract import CallRecord, HoldState, LedgerUnavailable
+from gateway.ledger.packed import pieces_of
 from gateway.ledger.sqlite.schema import TROUBLE, connect
 
 T = TypeVar("T")
@@ -113,13 +114,14 @@ def _packed(record: CallRecord) -> bytes:
 def _unpacked(packed: bytes) -> CallRecord:
     told = orjson.loads(zlib.decompress(packed))
     charged, usage, state = told["charged"], told["usage"], told["state"]
+    others = pieces_of(usage.get("others", ())) if usage else ()  # older records have none
     return CallRecord(
         **{
             **told,
             "state": None if state is None else HoldState(state),
             "held": Amounts(**told["held"]),
             "charged": None if charged is None else Amounts(**charged),
-            "usage": None if usage is None else Usage(**{**usage, "source": UsageSource(usage["source"])}),
+            "usage": None if usage is None else Usage(**{**usage, "source": UsageSource(usage["source"]), "others": others}),
             "dimensions": tuple([(name, value) for name, value in told["dimensions"]]),
             "lines": tuple([(key, held) for key, held in told["lines"]]),
         }

@@ -22,11 +22,10 @@ from gateway.core.values import (
     Ending,
     Mode,
     Plan,
-    Usage,
-    UsageSource,
 )
 from gateway.core.windows import Window, WindowKind
 from gateway.ledger.contract import Settlement
+from gateway.ledger.packed import packable_usage, usage_of
 
 
 @record
@@ -133,14 +132,15 @@ def _entry(kind: str, fields: list[Any]) -> Entry:
 
 
 def _settlement(settlement: Settlement) -> list[Any]:
-    cost, usage = settlement.cost, settlement.usage
-    used = [usage.source, usage.input_tokens, usage.cached_tokens, usage.cache_write_tokens, usage.output_tokens]
-    return [_amounts(cost), used, settlement.ending]
+    return [_amounts(settlement.cost), packable_usage(settlement.usage), settlement.ending]
 
 
 def _read_settlement(fields: list[Any]) -> Settlement:
-    cost, (source, *tokens), ending = fields
-    return Settlement(Amounts(*cost), Usage(UsageSource(source), *tokens), Ending(ending))
+    cost, used, ending = fields
+    usage = usage_of(used)
+    if usage is None:
+        raise KeyError("usage")
+    return Settlement(Amounts(*cost), usage, Ending(ending))
 
 
 def _amounts(amounts: Amounts) -> list[int]:

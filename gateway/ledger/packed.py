@@ -1,6 +1,6 @@
 """The packed record of one call: one JSON array for the hold, one for what it became. The order of the fields stands here only."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import date, timedelta
 from functools import lru_cache
 from typing import Any, Final, NamedTuple
@@ -9,7 +9,7 @@ from urllib.parse import unquote
 import orjson
 
 from gateway.core.scopes import Account, Amounts, Unit
-from gateway.core.values import Balance, Basis, Ceiling, Charge, Decision, Mode, Outcome, Plan, Usage, UsageSource
+from gateway.core.values import Balance, Basis, Ceiling, Charge, Decision, Mode, Outcome, Pieces, Plan, Usage, UsageSource
 from gateway.core.windows import LIFETIME, Window, WindowKind, rolling
 from gateway.ledger.contract import CallRecord, HoldState
 from gateway.ledger.layout import DEFAULTS, RULES, layout_of
@@ -182,18 +182,34 @@ def _of_version_1(
 
 def pack_closing(closing: Closing) -> bytes:
     charged, usage, ending, at_ms = closing
-    used = None
-    if usage is not None:
-        used = (usage.source, usage.input_tokens, usage.cached_tokens, usage.cache_write_tokens, usage.output_tokens)
-    return orjson.dumps(((charged.usd, charged.tokens, charged.calls), used, ending, at_ms))
+    return orjson.dumps(((charged.usd, charged.tokens, charged.calls), packable_usage(usage), ending, at_ms))
 
 
 def unpack_closing(packed: bytes | None) -> Closing | None:
     if packed is None:
         return None
     charged, used, ending, at_ms = orjson.loads(packed)
-    usage = None if used is None else Usage(UsageSource(used[0]), *used[1:])
-    return Closing(Amounts(*charged), usage, ending, at_ms)
+    return Closing(Amounts(*charged), usage_of(used), ending, at_ms)
+
+
+def packable_usage(usage: Usage | None) -> tuple[object, ...] | None:
+    """As JSON takes it: five fields, and a sixth where there is more to tell."""
+    if usage is None:
+        return None
+    used = (usage.source, usage.input_tokens, usage.cached_tokens, usage.cache_write_tokens, usage.output_tokens)
+    return (*used, usage.others) if usage.others else used
+
+
+def usage_of(used: Sequence[Any] | None) -> Usage | None:
+    """The other way round. Older records have five fields only."""
+    if used is None:
+        return None
+    source, fresh, cached, written, output, *others = used
+    return Usage(UsageSource(source), fresh, cached, written, output, pieces_of(others[0]) if others else ())
+
+
+def pieces_of(stored: Iterable[tuple[str, int]]) -> Pieces:
+    return tuple([(measure, number) for measure, number in stored])
 
 
 @lru_cache(maxsize=8192)

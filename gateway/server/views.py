@@ -194,6 +194,8 @@ def _usage_json(usage: Usage) -> Json:
         "cached_tokens": usage.cached_tokens,
         "cache_write_tokens": usage.cache_write_tokens,
         "output_tokens": usage.output_tokens,
+        # Of classes that few calls have, and what is billed by the piece: the names of `core.measures`.
+        "others": dict(usage.others),
     }
 
 

@@ -103,7 +103,9 @@ def decision(
 
 
 def settlement(usd: int = 4, tokens: int = 3, calls: int = 1, ending: Ending = Ending.COMPLETED) -> Settlement:
-    return Settlement(Amounts(usd, tokens, calls), Usage(UsageSource.PROVIDER, tokens), ending)
+    """The usage has more to tell than plain tokens where these are odd."""
+    others = (("audio_input", 2), ("web_searches/low", 1)) if tokens % 2 else ()
+    return Settlement(Amounts(usd, tokens, calls), Usage(UsageSource.PROVIDER, tokens, others=others), ending)
 
 
 def own_run_charge(run: str = "r1", limit: int | None = 100, alerts: Sequence[int] = (), *, pause: bool = False) -> Charge:

@@ -20,7 +20,7 @@ from gateway.ledger.entries import Commit, Debit, Done, Entry, Release, Unreadab
 from gateway.ledger.journal import ASIDE, Damage, Journal, JournalFull, Ticket
 from tests.ledger.builders import account, caller, charge, decision, plan
 
-SETTLEMENT = Settlement(Amounts(4, 3, 1), Usage(UsageSource.PROVIDER, 1, 0, 0, 2), Ending.COMPLETED)
+SETTLEMENT = Settlement(Amounts(4, 3, 1), Usage(UsageSource.PROVIDER, 1, 0, 0, 2, (("images/hd", 2),)), Ending.COMPLETED)
 
 
 def commit(number: int = 1) -> Commit:

@@ -7,8 +7,8 @@ from typing import Any, Final
 import orjson
 
 from gateway.core.scopes import Account, Amounts, Unit
-from gateway.core.values import Balance, Basis, Ceiling, Charge, Decision, Mode, Outcome, Usage, UsageSource
-from gateway.ledger.packed import Closing, Record, account_of, inputs_of
+from gateway.core.values import Balance, Basis, Ceiling, Charge, Decision, Mode, Outcome, Usage
+from gateway.ledger.packed import Closing, Record, account_of, inputs_of, packable_usage, usage_of
 from gateway.ledger.states import STATES
 
 _UNITS: Final = {Unit.USD: 1, Unit.TOKENS: 2, Unit.CALLS: 3}
@@ -156,18 +156,14 @@ def record_of(tenant: str, call: Mapping[str, bytes]) -> Record:
 
 
 def closing_text(usage: Usage | None, ending: str | None) -> bytes:
-    used = None
-    if usage is not None:
-        used = (usage.source, usage.input_tokens, usage.cached_tokens, usage.cache_write_tokens, usage.output_tokens)
-    return orjson.dumps((used, ending))
+    return orjson.dumps((packable_usage(usage), ending))
 
 
 def closing_of(call: Mapping[str, bytes]) -> Closing | None:
     if "x" not in call:
         return None
     used, ending = orjson.loads(call["e"])
-    usage = None if used is None else Usage(UsageSource(used[0]), *used[1:])
-    return Closing(amounts_of(call["x"]), usage, ending, int(call["z"]))
+    return Closing(amounts_of(call["x"]), usage_of(used), ending, int(call["z"]))
 
 
 def refusal_of(text: bytes) -> Record:
