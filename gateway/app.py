@@ -101,6 +101,7 @@ class Gateway:
             clock_ms=clock_ms,
             jitter=random.random,
             breakers=Breakers(time.monotonic, self._provider_rests),
+            answered=self._identity.answered,
         )
         self.flow = Flow(shared, self._identity, Rulebook(policy, config.catalog, self._counter), self.observer, Ids())
         self._forwarding = Forwarding(shared, self._identity, lambda: self.flow.rulebook)
@@ -359,7 +360,7 @@ async def _explain(config: Settings, policy: Policy, body: bytes, header_lines: 
     )
     inbound = Inbound("POST", "/v1/chat/completions", "", None, headers, body, "req_explain")
     request = chat.read(body, headers)
-    caller = identity.caller(principal, inbound, request.text_field, policy, clock_ms())
+    caller = identity.caller(principal, inbound, request, policy, clock_ms())
     rulebook = Rulebook(policy, config.catalog, TokenCounter(bundled.load_encoding))
 
     def decided(caller: Caller) -> Decision:

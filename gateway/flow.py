@@ -99,7 +99,7 @@ class Flow:
         request = await _read(dialect, inbound)
         story.asked(request.model, request.stream)
         at_ms = self._shared.clock_ms()
-        caller = self._kin.placed(self._identity.caller(principal, inbound, request.text_field, rulebook.policy, at_ms))
+        caller = self._kin.placed(self._identity.caller(principal, inbound, request, rulebook.policy, at_ms))
         story.called_by(caller)
         fingerprint = request.fingerprint() if rulebook.policy.runs.terms.same_request else ""
         call = request.call(caller, directives(inbound.headers), fingerprint)

@@ -9,14 +9,16 @@ from typing import Final, TypeVar
 
 from multidict import CIMultiDictProxy
 
-from gateway.core.policy import Policy, RunsPolicy, Source, Untagged
+from gateway.core.policy import RUN_HEADER, Policy, RunsPolicy, Source, Untagged
 from gateway.core.record import record
 from gateway.core.scopes import NO_VALUE, Caller
 from gateway.settings import Provider, Settings, StaticKey
 from gateway.wire import headers as wire_headers
+from gateway.wire import sessions
 from gateway.wire.exchange import Inbound
 from gateway.wire.headers import single
 from gateway.wire.problem import Refused, bad_request, problem
+from gateway.wire.request import Request
 
 DEFAULT_TENANT: Final = "default"
 ANONYMOUS: Final = "anonymous"
@@ -55,6 +57,7 @@ class Identity:
         self._secret = secret
         self._new_run_id = new_run_id
         self._seen: dict[tuple[str, str], set[int]] = {}  # hashes of the values
+        self._answers: dict[tuple[str, str, str], str] = {}  # (tenant, key, answer's id) → its run
         self._ids: dict[str, str] = {}  # credential → key id: an HMAC a call is 5 µs that need not be spent
 
     # -- who --------------------------------------------------------------------------------------------------------------------
@@ -93,10 +96,17 @@ class Identity:
     # -- for whom ---------------------------------------------------------------------------------------------------------------
 
     def caller(
-        self, principal: Principal, inbound: Inbound, body_field: Callable[[str], str | None], policy: Policy, at_ms: int
+        self,
+        principal: Principal,
+        inbound: Inbound,
+        request: Request | None,
+        policy: Policy,
+        at_ms: int,
+        named: str | None = None,
     ) -> Caller:
-        """The principal with the run and the dimensions of this call."""
-        run, ignored = _run_ids(inbound, policy.runs)
+        """The principal with the run and the dimensions of this call. `request` None: the body says nothing of who is calling. `named`:
+        the run, where it was named otherwise than the policy tells."""
+        run, ignored = (named, None) if named is not None else self._run_ids(principal, inbound, request, policy.runs)
         parent = wire_headers.parent_run(inbound.headers)
         issued = run is None
         if run is None:
@@ -114,18 +124,68 @@ class Identity:
         if issued and policy.runs.untagged is Untagged.SHARED:
             # "/" is in no run id, so no caller can name this account.
             run_scope = f"untagged/{principal.key}/{datetime.fromtimestamp(at_ms / 1000, UTC):%Y-%m-%d}"
-        dimensions = self._dimensions(principal, inbound, body_field, policy)
+        dimensions = self._dimensions(principal, inbound, request, policy)
         return Caller(principal.tenant, principal.key, run, run_scope, issued, dimensions, ignored, parent)
 
+    def _run_ids(
+        self, principal: Principal, inbound: Inbound, request: Request | None, runs: RunsPolicy
+    ) -> tuple[str | None, str | None]:
+        """(the run id that counts, another that disagrees with it or stands where the policy does not look). Only the path and X-Run-Id
+        are meant as run ids: they are checked, and told of where they don't count."""
+        run = ignored = None
+        for source in runs.id_from:
+            if source.kind == "path":
+                found = inbound.path_run
+            elif source.name == RUN_HEADER:
+                found = single(inbound.headers, RUN_HEADER)
+            else:
+                run = self._session(source, principal, inbound, request) if run is None else run
+                continue
+            if run is None and found is not None:
+                run = wire_headers.run_id(found)
+            elif found != run:
+                ignored = ignored or found
+        if inbound.path_run != run:
+            ignored = ignored or inbound.path_run
+        # Not checked, as it does not count, and goes into a log line: short, and escaped.
+        return run, None if ignored is None else ascii(ignored[:128])[1:-1]
+
+    def _session(self, source: Source, principal: Principal, inbound: Inbound, request: Request | None) -> str | None:
+        """A run's id from what a client sends for its own sake."""
+        if source.kind == "header":
+            return sessions.as_run_id(single(inbound.headers, source.name) or "")
+        if source.kind == "traceparent":
+            return sessions.trace_id(single(inbound.headers, "traceparent") or "")
+        if request is None:
+            return None
+        if source.kind == "body":
+            return sessions.body_field(request.body, source.name)
+        if source.kind == "claude-code":
+            return sessions.claude_code(request.body)
+        owner = (principal.tenant, principal.key)
+        if request.continues is None:
+            return sessions.conversation(owner, request.parts)
+        if request.continues.startswith(sessions.CONVERSATION_OBJECT):
+            return sessions.as_run_id(request.continues)
+        return self._answers.get((*owner, request.continues))
+
+    def answered(self, caller: Caller, answer_id: str) -> None:
+        """A later call that continues this answer, and shows no more of the conversation than that, is of the same run."""
+        if not caller.run_issued:
+            key = (caller.tenant, caller.key, answer_id)
+            self._answers.pop(key, None)
+            _make_room(self._answers)
+            self._answers[key] = caller.run
+
     def _dimensions(
-        self, principal: Principal, inbound: Inbound, body_field: Callable[[str], str | None], policy: Policy
+        self, principal: Principal, inbound: Inbound, request: Request | None, policy: Policy
     ) -> tuple[tuple[str, str], ...]:
         values = dict(principal.bound)
         for name, sources in policy.identity:
             if name in values:
                 continue
             for source in sources:
-                value = _read(source, inbound, body_field)
+                value = _read(source, inbound, request)
                 if value:
                     values[name] = self._bounded(principal.key, name, value)
                     break
@@ -194,22 +254,8 @@ def _make_room(remembered: dict[_Key, _Value]) -> None:
         del remembered[next(iter(remembered))]
 
 
-def _run_ids(inbound: Inbound, runs: RunsPolicy) -> tuple[str | None, str | None]:
-    """(the run id that counts, another that disagrees with it or stands where the policy does not look)."""
-    header = single(inbound.headers, runs.id_header) if runs.id_header else None
-    path = inbound.path_run if runs.id_from_path else None
-    first, second = (path, header) if runs.path_first else (header, path)
-    run = second if first is None else first
-    ignored = None
-    for other in (header, inbound.path_run):
-        if other is not None and other != run:
-            ignored = ascii(other[:128])[1:-1]  # not checked, as it does not count, and goes into a log line: short, and escaped
-            break
-    return None if run is None else wire_headers.run_id(run), ignored
-
-
-def _read(source: Source, inbound: Inbound, body_field: Callable[[str], str | None]) -> str | None:
+def _read(source: Source, inbound: Inbound, request: Request | None) -> str | None:
     if source.kind == "header":
         return wire_headers.identity(inbound.headers, source.name)
-    value = body_field(source.name)
+    value = None if request is None else request.text_field(source.name)
     return None if value is None else wire_headers.identity_value(value, source.name)

@@ -200,14 +200,11 @@ def _parse_source(value: object) -> Source:
     return Source("header", name.lower())
 
 
-def _parse_id_source(value: object) -> str:
-    """`"path"`, or a header's name in lower case."""
-    if value == "path":
-        return "path"
-    source = _parse_source(value)
-    if source.kind != "header":
-        raise Unexpected
-    return f"header:{source.name}"
+_RUN_SOURCES: Final = ("path", "claude-code", "traceparent", "conversation")
+
+
+def _parse_id_source(value: object) -> Source:
+    return Source(str(value)) if value in _RUN_SOURCES else _parse_source(value)
 
 
 class _ReadLadders:
@@ -279,8 +276,16 @@ SourceField = Annotated[
     ),
 ]
 IdSourceField = Annotated[
-    str,
-    Reads(_parse_id_source, "path or header:NAME", {"type": "string", "pattern": "^(path|header:.+)$", "examples": ["path"]}),
+    Source,
+    Reads(
+        _parse_id_source,
+        "path, header:NAME, body:FIELD, claude-code, traceparent or conversation",
+        {
+            "type": "string",
+            "pattern": f"^({'|'.join(_RUN_SOURCES)}|(header|body):.+)$",
+            "examples": [*_RUN_SOURCES, "header:X-Run-Id", "body:prompt_cache_key"],
+        },
+    ),
 ]
 Tokens = Annotated[int, whole(1, 100_000_000)]
 ModeField = Annotated[Mode, one_of(Mode)]
@@ -413,7 +418,9 @@ class RunsFile(Section):
     id_from: Annotated[
         list[IdSourceField], BeforeValidator(listed, json_schema_input_type=IdSourceField | list[IdSourceField])
     ] = preset(
-        ["path", "header:X-Run-Id"], description="Where a run's id comes from; the first that is present. At most one header."
+        ["path", "header:X-Run-Id"],
+        description="Where a run's id comes from, in this order; the first that is present counts. Those for clients that can't be "
+        "changed are told in docs/clients.md.",
     )
     untagged: Annotated[Untagged, one_of(Untagged)] = preset(
         "shared",
@@ -640,13 +647,9 @@ def _check_runs(reader: Reader, runs: RunsFile) -> None:
         reader.refuse(place, f"fewer than within_calls ({repeat.within_calls}): else it would never refuse a call")
     if runs.forget_after < runs.idle_ttl:
         reader.refuse(("runs", "forget_after"), "at least idle_ttl: a run that is forgotten can't count as active")
-    headers = 0
     for i, source in enumerate(runs.id_from):
-        headers += source != "path"
         if source in runs.id_from[:i]:
             reader.refuse(("runs", "id_from", i), "each source once")
-        elif headers > 1:
-            reader.refuse(("runs", "id_from", i), "at most one header")
 
 
 # -- building -------------------------------------------------------------------------------------------------------------------
@@ -704,11 +707,8 @@ def _identity_of(file: PolicyFile) -> tuple[tuple[str, tuple[Source, ...]], ...]
 
 
 def _runs_of(runs: RunsFile) -> RunsPolicy:
-    headers = [source.removeprefix("header:") for source in runs.id_from if source != "path"]
     return RunsPolicy(
-        id_header=headers[0] if headers else None,
-        id_from_path="path" in runs.id_from,
-        path_first=runs.id_from[:1] == ["path"],
+        id_from=tuple(runs.id_from),
         untagged=runs.untagged,
         terms=RunTerms(
             max_active=runs.max_active_per_key,

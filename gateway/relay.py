@@ -66,6 +66,7 @@ class Shared:
     clock_ms: Callable[[], int]
     jitter: Callable[[], float]  # in [0, 1)
     breakers: Breakers
+    answered: Callable[[Caller, str], None]  # an answer's id, by which a later call may continue it
 
 
 @record
@@ -452,6 +453,8 @@ class Relay:
                 self._answer.release()  # keeps the connection only if the answer was read to its end
 
     async def _settled(self, ending: Ending) -> None:
+        if self._meter.answer_id is not None:
+            self._shared.answered(self.caller, self._meter.answer_id)
         self._settle(ending)
         await self._settling.written()
 

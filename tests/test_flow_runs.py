@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from gateway.core.policy import Policy, RunsPolicy
+from gateway.core.policy import Policy, RunsPolicy, Source
 from gateway.core.scopes import Unit
 from gateway.core.values import RunTerms
 from gateway.core.windows import WindowKind
@@ -374,3 +374,20 @@ async def test_a_wait_that_another_account_would_not_share_is_no_way_out(tmp_pat
         got = await here.ask(chat())
         assert got.status == 402
         assert "retry-after" not in got.headers
+
+
+# -- sessions ---------------------------------------------------------------------------------------------------------------------
+
+
+async def test_the_calls_of_a_conversation_meet_one_ceiling_and_another_conversation_does_not(
+    tmp_path: Path, provider: FaultProvider
+) -> None:
+    rules = policy(budget("steps", "run", unit=Unit.CALLS, limit=2), runs=RunsPolicy(id_from=(Source("conversation"),)))
+    hello, more = [{"role": "user", "content": "mend the mill"}], [{"role": "assistant", "content": "done"}]
+    async with world(tmp_path, provider.base_url, rules) as here:
+        talk = [chat(messages=messages) for messages in (hello, hello + more + hello, hello + more + hello + more + hello)]
+        said = [await here.ask(body, run=None) for body in talk]
+        assert [each.status for each in said] == [200, 200, 402]
+        [run] = {each.headers["X-Run-Id"] for each in said}
+        assert (await here.run(run)).calls == 2
+        assert (await here.ask(chat("mend the wheel"), run=None)).status == 200

@@ -1,8 +1,11 @@
 """Who is asking: the key says it first, headers only where it does not; and nobody's key goes where it does not belong."""
 
 import hashlib
+from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
+import orjson
 import pytest
 from multidict import CIMultiDict, CIMultiDictProxy
 
@@ -12,8 +15,10 @@ from gateway.core.profiles import OnDisconnect, Profile
 from gateway.core.scopes import Caller
 from gateway.identity import ANONYMOUS, VALUES_PER_DIMENSION, Identity, Principal
 from gateway.settings import Provider, Settings, StaticKey
+from gateway.wire import chat
 from gateway.wire.exchange import Inbound
 from gateway.wire.problem import Refused
+from gateway.wire.request import Request
 from tests.support.clock import NOW_MS
 from tests.support.rulebooks import policy
 
@@ -72,10 +77,17 @@ def caller_of(
     path_run: str | None = None,
     rules: Policy | None = None,
     principal: Principal | None = None,
+    body: Mapping[str, Any] = {"user": "body-user"},
+    continues: str | None = None,
 ) -> Caller:
     asked = inbound(*pairs, path_run=path_run)
-    fields = {"user": "body-user"}
-    return who.caller(principal or who.principal(asked.headers), asked, fields.get, rules or policy(), NOW_MS)
+    return who.caller(principal or who.principal(asked.headers), asked, request(continues, **body), rules or policy(), NOW_MS)
+
+
+def request(continues: str | None = None, **body: Any) -> Request:
+    """A chat request with these fields beside what every one has."""
+    said = {"model": "m", "messages": [{"role": "user", "content": "hello"}], **body}
+    return replace(chat.read(orjson.dumps(said), headers()), continues=continues)
 
 
 def refusal(act: Any, *args: Any, **more: Any) -> Any:
@@ -188,7 +200,7 @@ def test_with_penstock_keys_no_callers_credential_is_ever_forwarded(keyed: Ident
 
 def test_no_header_overrides_what_a_key_is_bound_to(keyed: Identity) -> None:
     asked = inbound(("X-Agent-Id", "somebody-else"), ("X-Team-Id", "sales"), ("X-Feature", "search"))
-    caller = keyed.caller(keyed.principal(headers(key=PENSTOCK_KEY)), asked, lambda _: None, policy(), NOW_MS)
+    caller = keyed.caller(keyed.principal(headers(key=PENSTOCK_KEY)), asked, None, policy(), NOW_MS)
     assert caller.dimensions == (("agent", "bound-agent"), ("feature", "search"), ("team", "research"))
 
 
@@ -216,9 +228,16 @@ def test_without_an_admin_token_nobody_is_the_admin(tmp_path: Any) -> None:
 
 # -- runs -------------------------------------------------------------------------------------------------------------------------
 
-HEADER_FIRST = policy(runs=RunsPolicy(path_first=False))
-HEADER_ONLY = policy(runs=RunsPolicy(id_from_path=False))
-PATH_ONLY = policy(runs=RunsPolicy(id_header=None))
+PATH, HEADER = Source("path"), Source("header", "x-run-id")
+
+
+def runs_from(*sources: Source) -> Policy:
+    return policy(runs=RunsPolicy(id_from=sources))
+
+
+HEADER_FIRST = runs_from(HEADER, PATH)
+HEADER_ONLY = runs_from(HEADER)
+PATH_ONLY = runs_from(PATH)
 
 
 @pytest.mark.parametrize(
@@ -275,6 +294,118 @@ def test_calls_without_a_run_may_be_refused_with_the_way_out(passthrough: Identi
     said = refusal(caller_of, passthrough, rules=policy(runs=RunsPolicy(untagged=Untagged.REFUSE)))
     assert said.code == "run_id_required"
     assert "X-Run-Id" in said.detail
+
+
+# -- runs of clients that can't be changed ------------------------------------------------------------------------------------------
+
+UUID = "257b8480-c038-4979-a482-146f6e4a9631"
+TRACE = "4bf92f3577b34da6a3ce929d0e0e4736"
+TRACEPARENT = ("traceparent", f"00-{TRACE}-00f067aa0ba902b7-01")
+CLAUDE = {"metadata": {"user_id": f"user_ab12_account__session_{UUID}"}}
+FOREIGN = (
+    Source("header", "session-id"),
+    Source("header", "x-session-id"),
+    Source("claude-code"),
+    Source("body", "prompt_cache_key"),
+    Source("traceparent"),
+)
+ALL = runs_from(PATH, HEADER, *FOREIGN, Source("conversation"))
+
+
+@pytest.mark.parametrize(
+    ("pairs", "body", "run"),
+    [
+        ([("Session-Id", UUID)], {}, UUID),
+        ([("X-Session-Id", "ses_1")], CLAUDE, "ses_1"),
+        ([TRACEPARENT], {**CLAUDE, "prompt_cache_key": "k"}, UUID),
+        ([TRACEPARENT], {"prompt_cache_key": "k"}, "k"),
+        ([TRACEPARENT], {"metadata": {"user_id": "somebody"}}, TRACE),
+        ([("X-Run-Id", "r1"), ("Session-Id", UUID)], CLAUDE, "r1"),
+        ([("Session-Id", ""), TRACEPARENT], {"prompt_cache_key": 7}, TRACE),
+    ],
+)
+def test_a_clients_own_session_is_its_run_in_the_order_that_the_policy_names(
+    passthrough: Identity, pairs: Any, body: Any, run: str
+) -> None:
+    caller = caller_of(passthrough, *pairs, rules=ALL, body=body)
+    assert (caller.run, caller.run_scope, caller.run_issued, caller.run_ignored) == (run, run, False, None)
+
+
+def test_a_session_that_is_no_run_id_is_mapped_to_the_same_one_each_time(passthrough: Identity) -> None:
+    rules = runs_from(Source("header", "session-id"))
+    [first, again, other] = [caller_of(passthrough, ("session-id", name), rules=rules).run for name in ("a b", "a b", "a c")]
+    assert first == again != other
+    assert first.startswith("h_")
+    assert caller_of(passthrough, ("X-Run-Id", first)).run == first
+
+
+def test_a_session_beside_a_named_run_is_no_disagreement_but_a_second_named_run_is(passthrough: Identity) -> None:
+    assert caller_of(passthrough, ("Session-Id", UUID), path_run="p", rules=ALL).run_ignored is None
+    late = runs_from(Source("header", "session-id"), HEADER)
+    caller = caller_of(passthrough, ("Session-Id", UUID), ("X-Run-Id", "r1"), rules=late)
+    assert (caller.run, caller.run_ignored) == (UUID, "r1")
+
+
+def test_a_session_header_that_is_sent_twice_could_be_read_in_two_ways(passthrough: Identity) -> None:
+    twice = [("session-id", "a"), ("session-id", "b")]
+    assert refusal(caller_of, passthrough, *twice, rules=ALL).code == "ambiguous_request"
+
+
+def test_without_the_policys_word_no_session_is_looked_at(passthrough: Identity) -> None:
+    pairs = [("Session-Id", UUID), TRACEPARENT]
+    assert caller_of(passthrough, *pairs, body={**CLAUDE, "prompt_cache_key": "k"}).run_issued
+
+
+BY_CONVERSATION = runs_from(PATH, Source("conversation"))
+
+
+def said(*words: str) -> Mapping[str, Any]:
+    """A conversation, the user first."""
+    roles = ("user", "assistant")
+    return {"messages": [{"role": roles[i % 2], "content": text} for i, text in enumerate(words)]}
+
+
+def test_calls_that_extend_one_another_are_one_run_and_others_are_not(passthrough: Identity) -> None:
+    def run(body: Any, key: str = "key_a") -> str:
+        caller = caller_of(passthrough, rules=BY_CONVERSATION, body=body, principal=Principal("default", key))
+        assert not caller.run_issued
+        return caller.run
+
+    first = run(said("mend the mill"))
+    assert first.startswith("c_")
+    assert run(said("mend the mill", "done", "and the wheel")) == first
+    assert run(said("mend the wheel")) != first
+    assert run(said("mend the mill"), key="key_b") != first
+
+
+def test_a_conversation_is_known_again_by_any_worker_and_after_a_restart(tmp_path: Any, passthrough: Identity) -> None:
+    principal = Principal("default", "ci")
+    runs = {
+        caller_of(who, rules=BY_CONVERSATION, body=said("mend the mill"), principal=principal).run
+        for who in (passthrough, identity(tmp_path))
+    }
+    assert len(runs) == 1
+
+
+def test_an_answer_that_is_continued_is_of_the_run_that_it_was_given_to(passthrough: Identity) -> None:
+    first = caller_of(passthrough, rules=BY_CONVERSATION)
+    passthrough.answered(first, "resp_1")
+    assert caller_of(passthrough, rules=BY_CONVERSATION, body=said("go on"), continues="resp_1").run == first.run
+    assert caller_of(passthrough, rules=BY_CONVERSATION, body=said("go on"), continues="resp_2").run_issued
+    other = Principal("default", "another")
+    assert caller_of(passthrough, rules=BY_CONVERSATION, body=said("go on"), continues="resp_1", principal=other).run_issued
+
+
+def test_a_conversation_that_the_provider_keeps_is_a_run_by_its_own_id(passthrough: Identity) -> None:
+    assert caller_of(passthrough, rules=BY_CONVERSATION, continues="conv_1").run == "conv_1"
+
+
+def test_answers_without_end_are_forgotten(passthrough: Identity) -> None:
+    caller = caller_of(passthrough, rules=BY_CONVERSATION)
+    for number in range(5_000):
+        passthrough.answered(caller, f"resp_{number}")
+    assert len(passthrough._answers) <= 4_096
+    assert caller_of(passthrough, rules=BY_CONVERSATION, continues="resp_4999").run == caller.run
 
 
 # -- dimensions -------------------------------------------------------------------------------------------------------------------

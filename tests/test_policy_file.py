@@ -190,9 +190,7 @@ def test_output_models_identity_and_runs_are_read(load):
         "squad": (Source("header", "x-squad"), Source("body", "squad")),
     }
     assert policy.runs == RunsPolicy(
-        "x-session",
-        id_from_path=True,
-        path_first=False,
+        id_from=(Source("header", "x-session"), Source("path")),
         untagged=Untagged.PER_CALL,
         terms=RunTerms(max_active=5, idle_ms=3_600_000, same_request=5, within_calls=20),
         forget_after_ms=7 * 86_400_000,
@@ -345,8 +343,10 @@ BESIDE_BUDGETS = [
     ("identity: {squad: X-S}", 'p.yaml:6: identity.squad: found "X-S", expected header:NAME or body:FIELD'),
     ("identity: {squad: [body:a.b]}", 'p.yaml:6: identity.squad[0]: found "body:a.b", expected header:NAME or body:FIELD'),
     ("identity: {user: header:Authorization}", 'p.yaml:6: identity.user: found "header:Authorization", expected a header that holds no secret…'),
-    ("runs: {id_from: [cookie]}", 'p.yaml:6: runs.id_from[0]: found "cookie", expected path or header:NAME'),
-    ("runs: {id_from: [header:A, header:B]}", 'p.yaml:6: runs.id_from[1]: found "header:B", expected at most one header'),
+    ("runs: {id_from: [cookie]}", 'p.yaml:6: runs.id_from[0]: found "cookie", expected path, header:NAME, body:FIELD, claude-code, traceparent or conversation'),
+    ("runs: {id_from: [body:a.b]}", 'p.yaml:6: runs.id_from[0]: found "body:a.b", expected path, header:NAME, body:FIELD…'),
+    ("runs: {id_from: [header:Cookie]}", 'p.yaml:6: runs.id_from[0]: found "header:Cookie", expected a header that holds no secret…'),
+    ("runs: {id_from: [header:A, header:a]}", 'p.yaml:6: runs.id_from[1]: found "header:a", expected each source once'),
     ("runs: {id_from: [path, path]}", 'p.yaml:6: runs.id_from[1]: found "path", expected each source once'),
     ("runs: {untagged: share}", 'p.yaml:6: runs.untagged: found "share", expected one of shared, per_call, refuse (did you mean "shared"?)'),
     ("runs: {max_active_per_key: 0}", "p.yaml:6: runs.max_active_per_key: found 0, expected a whole number from 1 to 1,000,000"),

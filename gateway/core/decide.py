@@ -74,7 +74,7 @@ class Rulebook:
         # Headers that say who is calling: they never go upstream.
         self.identity_headers = frozenset(
             source.name for _, sources in policy.identity for source in sources if source.kind == "header"
-        ) | ({policy.runs.id_header} if policy.runs.id_header else frozenset())
+        ) | {source.name for source in policy.runs.id_from if source.kind == "header"}
         self._ceilings = Ceilings(policy)
         self._terms = policy.runs.terms
         self._offers: dict[str, Offer | Unservable] = {}

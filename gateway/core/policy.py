@@ -151,20 +151,19 @@ class ModelPolicy:
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """Where a dimension comes from: `header:X-Agent-Id` or `body:user`."""
+    """Where a dimension or a run's id comes from: `header:X-Agent-Id`, `body:user`; for runs also `path` and other words."""
 
-    kind: str  # "header" | "body"
-    name: str  # a header's name in lower case, or a top-level body field
+    kind: str  # "header" | "body"; of a run's id also "path" | "claude-code" | "traceparent" | "conversation"
+    name: str = ""  # a header's name in lower case, or a top-level body field
 
 
+RUN_HEADER: Final = "x-run-id"
 RUN_TERMS: Final = RunTerms(max_active=200)
 
 
 @dataclass(frozen=True, slots=True)
 class RunsPolicy:
-    id_header: str | None = "x-run-id"  # lower case; None: not read
-    id_from_path: bool = True
-    path_first: bool = True
+    id_from: tuple[Source, ...] = (Source("path"), Source("header", RUN_HEADER))  # the first that is present counts
     untagged: Untagged = Untagged.SHARED
     terms: RunTerms = RUN_TERMS
     forget_after_ms: int = 30 * 86_400_000

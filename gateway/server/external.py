@@ -11,11 +11,12 @@ from dataclasses import dataclass, replace
 from typing import Final, TypeVar
 
 import orjson
-from multidict import CIMultiDict, CIMultiDictProxy
+from multidict import CIMultiDictProxy
 
 from gateway.admitting import admit, barred, over_budget
 from gateway.core.decide import Rulebook, Unservable
 from gateway.core.money import format_usd
+from gateway.core.policy import RUN_HEADER, Policy
 from gateway.core.record import record
 from gateway.core.scopes import Amounts, Caller
 from gateway.core.values import Call, Decision
@@ -69,8 +70,9 @@ class External:
         principal = self.principal(inbound.headers)
         key = _idempotency_key(inbound.headers, body)
         policy, at_ms = self.rulebook().policy, self.now_ms()
-        named = _naming_its_run(inbound, body, policy.runs.id_header)
-        caller = self.identity.caller(principal, named, _no_field, policy, at_ms)
+        named = _named_run(inbound, body, policy)
+        # Dimensions come from headers and keys here: the body is the gateway's own.
+        caller = self.identity.caller(principal, inbound, None, policy, at_ms, named)
         tail = f"{kind}_{_digest([principal.tenant, principal.key, key])}"
         said = {name: value for name, value in body.items() if name not in ("run_id", "idempotency_key")}
         fingerprint = _digest([tail, None if caller.run_issued else caller.run, said])
@@ -181,20 +183,18 @@ def _idempotency_key(headers: CIMultiDictProxy[str], body: Mapping[str, object])
     return key
 
 
-def _naming_its_run(inbound: Inbound, body: Mapping[str, object], id_header: str | None) -> Inbound:
-    """As if a call had come for the run that the body names, by path and by header: the policy says which of them counts."""
+def _named_run(inbound: Inbound, body: Mapping[str, object], policy: Policy) -> str | None:
+    """The run that the body names: no other source is looked at then, but X-Run-Id must not name another."""
     if "run_id" not in body:
-        return inbound
+        return None
     given = body["run_id"]
     if not isinstance(given, str):
         raise bad_member("run_id", "a run id, as a text")
     run = run_id(given)
-    headers = CIMultiDict(inbound.headers)
-    if id_header is not None:
-        if single(inbound.headers, id_header) not in (None, run):
-            raise bad_request("ambiguous_request", f"run_id and {id_header} name two runs.", "run_id")
-        headers[id_header] = run
-    return replace(inbound, path_run=run, headers=CIMultiDictProxy(headers))
+    for source in policy.runs.id_from:
+        if source.name == RUN_HEADER and single(inbound.headers, RUN_HEADER) not in (None, run):
+            raise bad_request("ambiguous_request", f"run_id and {RUN_HEADER} name two runs.", "run_id")
+    return run
 
 
 def _as_before(caller: Caller, tail: str) -> Caller:
@@ -203,10 +203,6 @@ def _as_before(caller: Caller, tail: str) -> Caller:
         return caller
     run = f"run_{tail}"
     return replace(caller, run=run, run_scope=run if caller.run_scope == caller.run else caller.run_scope)
-
-
-def _no_field(name: str) -> None:
-    """Dimensions come from headers and keys here: the body is the gateway's own."""
 
 
 def _digest(of: object) -> str:

@@ -134,9 +134,13 @@ def identity_value(value: str, source: str) -> str | None:
 
 def run_id(raw: str, source: str = "X-Run-Id") -> str:
     """A run id as it came, or Refused 400 `run_id_invalid`. An empty one is invalid too: more likely an unset variable than a wish."""
-    if _RUN_ID.fullmatch(raw) is None:
+    if not is_run_id(raw):
         raise bad_request("run_id_invalid", "A run id has 1 to 128 of the characters A-Z a-z 0-9 . _ : -", source)
     return raw
+
+
+def is_run_id(text: str) -> bool:
+    return _RUN_ID.fullmatch(text) is not None
 
 
 def parent_run(headers: RequestHeaders) -> str | None:

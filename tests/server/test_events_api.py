@@ -5,7 +5,7 @@ from typing import Any
 import orjson
 import pytest
 
-from gateway.core.policy import RunsPolicy, Untagged
+from gateway.core.policy import RunsPolicy, Source, Untagged
 from gateway.core.scopes import Unit
 from gateway.core.values import Mode
 from gateway.core.windows import WindowKind
@@ -95,6 +95,13 @@ async def test_without_a_run_the_policy_decides_and_asking_again_is_the_same_run
     spending.under(budget("run-ceiling", "run"), runs=RunsPolicy(untagged=Untagged.REFUSE))
     status, shown = await post(spending, {**body, "idempotency_key": "k2"})
     assert (status, shown["code"]) == (400, "run_id_required")
+
+
+async def test_a_run_that_is_named_counts_whatever_the_policy_looks_at_in_calls(spending: Spending) -> None:
+    spending.under(budget("run-ceiling", "run"), runs=RunsPolicy(id_from=(Source("claude-code"), Source("header", "session-id"))))
+    assert (await post(spending, {**SEARCH, "idempotency_key": "k1"}, Session_Id="s1"))[1]["run_id"] == SEARCH["run_id"]
+    body = {"cost_usd": "0.12", "idempotency_key": "k2"}
+    assert (await post(spending, body, Session_Id="s1"))[1]["run_id"] == "s1"
 
 
 async def test_an_alert_that_a_debit_sets_off_is_told(spending: Spending) -> None:

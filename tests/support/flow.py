@@ -292,6 +292,8 @@ async def world(
     client = AiohttpUpstream(Endpoint(connect_timeout_s=2, idle_timeout_s=one.idle_timeout_ms / 1000))
     metrics = Metrics(catalog.models)
     observer = Observer(told, metrics, loop.time)  # type: ignore[arg-type]
+    runs = count()
+    identity = Identity(config, b"secret", lambda: f"run_{next(runs)}")
     shared = Shared(
         ledger(running),
         dict.fromkeys(providers, wrap(client)),
@@ -301,9 +303,8 @@ async def world(
         clock,
         lambda: 0.0,
         Breakers(loop.time, lambda *_: None),
+        identity.answered,
     )
-    runs = count()
-    identity = Identity(config, b"secret", lambda: f"run_{next(runs)}")
     rulebook = Rulebook(policy or policy_of(), catalog, TokenCounter(bundled.load_encoding))
     flow = Flow(shared, identity, rulebook, observer, lambda: f"bdg_{next(_numbers):08d}")
     here = World(flow, shared.ledger, clock, told, metrics, config, shared, unheard=unheard)
