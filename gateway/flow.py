@@ -134,7 +134,7 @@ class Flow:
         if provider.name not in self._identity.served(principal):
             raise Refused(problem("model_not_served", f"{provider.name}, which serves this route, has no credential here."))
         at_ms = self._shared.clock_ms()
-        caller = self._kin.placed(self._identity.caller(principal, inbound, request.text_field, rulebook.policy, at_ms))
+        caller = self._kin.placed(self._identity.caller(principal, inbound, request, rulebook.policy, at_ms))
         story.called_by(caller)
         call, cost = request.call(caller, directives(inbound.headers)), Amounts(route.cost, 0)
 
