@@ -16,7 +16,7 @@ from gateway.core.policy import Policy
 from gateway.core.record import record
 from gateway.core.scopes import NO_VALUE, Amounts, Caller
 from gateway.core.tokens import TokenCounter
-from gateway.core.values import SAME_MODEL, Call, Decision, Part, Passed, Plan
+from gateway.core.values import SAME_MODEL, Call, Decision, Output, Part, Passed, Plan
 
 # What some models bill above their text: the catalog withholds the capability where the price of that is not known.
 PRICED_MEDIA: Final = frozenset({"vision", "audio_input", "audio_output"})
@@ -212,7 +212,13 @@ class Rulebook:
             return _not_priced(piece, f"at {name!r} ")
         input_tokens = estimate.input_tokens(call, model, counts)
         cap = estimate.output_cap(call, model, input_tokens, self.policy.output)
-        if cap < 1:
+        if call.output is Output.FIXED and self.policy.output.max_tokens < cap:
+            return Unservable(
+                "not_estimable",
+                f"each answer to this request takes up to {cap} output tokens, whatever cap is set, and the policy allows "
+                f"{self.policy.output.max_tokens} (output.max_tokens)",
+            )
+        if cap < 1 and call.output is Output.CAPPED:
             return Unservable(
                 "not_estimable",
                 f"the input, about {input_tokens} tokens, leaves no room for output in the {model.context} tokens of {name}",

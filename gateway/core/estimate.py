@@ -88,7 +88,7 @@ def input_tokens(call: Call, model: Model, counter: PartsCounter) -> int:
     surely is more: then `output_cap` finds no room."""
     text = counter.count_parts(call.parts, model.encoding) + _hidden_tokens(call, model)
     tokens = text + _media_tokens(call, model)
-    limit = _input_limit(model)
+    limit = _input_limit(model) * call.inputs
     if tokens > limit and unscaled(text, model.encoding) <= limit and not _exact(call, model):
         tokens = limit
     return tokens * call.readings
@@ -96,14 +96,18 @@ def input_tokens(call: Call, model: Model, counter: PartsCounter) -> int:
 
 def output_cap(call: Call, model: Model, input_tokens: int, policy: OutputPolicy) -> int:
     """`effective_max_output_tokens`, per choice: the least of the client's cap (or the policy's default), the policy's cap, the
-    model's and what its context leaves. 0: the input leaves no room, and the model can't serve the call.
+    model's and what its context leaves. 0: the input leaves no room, and the model can't serve the call. Where no cap can be
+    written, what the request itself leads to.
 
     Where the input is bounded rather than counted, room is reckoned with what it takes at least: the hold is then a little
     larger than the context allows, instead of the answer being cut short or refused for a guess.
     """
+    if call.output is not Output.CAPPED:
+        return call.client_cap or 0
     least = input_tokens // call.readings
     if not _exact(call, model):
         least = unscaled(max(0, least - _media_tokens(call, model)), model.encoding)
+    least = -(-least // call.inputs)  # inputs of one request are mostly alike; the provider refuses one that is too long
     if least > _input_limit(model):
         return 0
     wanted = call.client_cap if call.client_cap is not None else policy.default_for(call.model)

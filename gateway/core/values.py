@@ -104,6 +104,7 @@ class Call:
     readings: int = 1  # how often the model may read a whole context: once more after each tool that the provider itself runs
     background: bool = False  # the answer comes later, to whoever asks for it: its hold lives on when this call is over
     least_cap: int = 0  # with a lower output cap, per choice, the provider refuses the request
+    inputs: int = 1  # that the request brings together, each with the model's context to itself
 
 
 class Basis(StrEnum):

@@ -438,9 +438,7 @@ class ChatStream:
         """Ends the stream from our side: each open choice with `finish_reason: "length"`, then the error, and no `[DONE]`."""
         head = {name: self._last[name] for name in ("id", "created", "model") if name in self._last}
         chunks = [
-            orjson.dumps(
-                {**head, "object": "chat.completion.chunk", "choices": [{"index": index, "delta": {}, "finish_reason": "length"}]}
-            )
+            orjson.dumps({**head, **self._cut_choice(index)})
             for index, finished in (self._finished or {0: False}).items()
             if not finished
         ]
@@ -449,6 +447,13 @@ class ChatStream:
     def error_ending(self, problem: Problem) -> bytes:
         """Ends a stream that has failed. Nothing where the provider has sent an error of its own: SDKs raise at the first."""
         return b"" if self.error_seen else self._event_end() + error_event(problem)
+
+    def _meter_choice(self, choice: Mapping[str, Any]) -> None:
+        _meter_output(choice.get("delta"), self._meter)
+
+    def _cut_choice(self, index: int) -> Mapping[str, Any]:
+        """What a chunk is that ends a choice for its length."""
+        return {"object": "chat.completion.chunk", "choices": [{"index": index, "delta": {}, "finish_reason": "length"}]}
 
     def _event_end(self) -> bytes:
         """A piece of an event too large to be kept may have been relayed: what follows must not be read as its rest."""
@@ -480,7 +485,7 @@ class ChatStream:
                 index = choice.get("index")
                 key = index if type(index) is int else 0
                 self._finished[key] = bool(choice.get("finish_reason")) or self._finished.get(key, False)
-                _meter_output(choice.get("delta"), self._meter)
+                self._meter_choice(choice)
         return self._take_usage(chunk) and self._hide_usage and not chunk.get("choices") and not self.error_seen
 
     def _take_usage(self, chunk: Mapping[str, Any]) -> bool:

@@ -2,12 +2,19 @@
 
 from typing import Final
 
-from gateway.wire import chat, messages, responses
+from gateway.wire import chat, completions, embeddings, messages, moderations, responses
 from gateway.wire.dialect import Dialect
 from gateway.wire.headers import RequestHeaders
 from gateway.wire.problem import Shape
 
-DIALECTS: Final[tuple[Dialect, ...]] = (chat.DIALECT, messages.DIALECT, responses.DIALECT)
+DIALECTS: Final[tuple[Dialect, ...]] = (
+    chat.DIALECT,
+    messages.DIALECT,
+    responses.DIALECT,
+    completions.DIALECT,
+    embeddings.DIALECT,
+    moderations.DIALECT,
+)
 
 # Every route of the model surface that the gateway itself serves: no config may name one as unmetered.
 METERED_ROUTES: Final[tuple[tuple[str, str], ...]] = (

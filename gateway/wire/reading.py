@@ -1,6 +1,6 @@
 """Strict reading, shared by the dialects: what decides what a call costs is read in one way only, or refused 400 `ambiguous_request`."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -11,6 +11,9 @@ from gateway.wire.problem import Refused, bad_request
 
 MAX_MODEL_CHARS: Final = 256
 MAX_TOKENS_REPORTED: Final = 10**9  # a report above this is no report
+
+# Fields of any request by which OpenRouter and LiteLLM choose another model, or more work, than was named.
+ROUTED: Final = frozenset({"models", "route", "provider", "plugins", "transforms", "preset", "fallbacks"})
 
 Kinds = Mapping[str, tuple[type, str]]  # field → (its type, the words for it)
 
@@ -90,6 +93,15 @@ def text_of(value: Any) -> str:
     if type(value) is str:
         return value
     return "" if value is None else orjson.dumps(value).decode()
+
+
+def other_texts(body: Mapping[str, Any], encoded: Mapping[str, bytes], not_input: Collection[str]) -> tuple[str, ...]:
+    """What stands in fields that are not known here, as if the model read it: this over-counts those that none reads."""
+    return tuple(
+        encoded[name].decode() if name in encoded else value
+        for name, value in body.items()
+        if name not in not_input and (name in encoded or type(value) is str)
+    )
 
 
 # -- an answer ----------------------------------------------------------------------------------------------------------------

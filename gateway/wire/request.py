@@ -1,7 +1,7 @@
 """A request that was read: what it asks for, as a Call, and what goes upstream once a plan is held. The dialects make and extend it."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from hashlib import blake2b
 from typing import Any
 
@@ -41,6 +41,8 @@ class Request:
     background: bool = False
     mark: str | None = None  # of the hold, in a background request: what the provider keeps with the answer
     least_cap: int = 0
+    inputs: int = 1
+    replaceable: bool = True  # another model's answer may be of use too
     body: Mapping[str, Any] = field(repr=False)
     fragments: Mapping[str, orjson.Fragment] = field(repr=False, default_factory=dict)  # its lists and objects, encoded already
     known: frozenset[str] = field(repr=False)  # the fields whose variants were refused
@@ -81,7 +83,7 @@ class Request:
             parameters=self.parameters,
             service_tier=self.service_tier,
             unpriced=self.unpriced,
-            directives=directives,
+            directives=directives if self.replaceable or not directives.downgrade else replace(directives, downgrade=False),
             fingerprint=fingerprint,
             output=self.output,
             caching=self.caching,
@@ -91,6 +93,7 @@ class Request:
             readings=self.readings,
             background=self.background,
             least_cap=self.least_cap,
+            inputs=self.inputs,
         )
 
     def encode(self, plan: Plan, profile: Profile, takes: frozenset[str] | None = None) -> bytes:

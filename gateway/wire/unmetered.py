@@ -11,7 +11,8 @@ from gateway.core.record import record
 from gateway.core.values import Output, Plan
 from gateway.wire.dialect import Dialect
 from gateway.wire.headers import RequestHeaders, single
-from gateway.wire.problem import Problem, Refused, problem
+from gateway.wire.passed import passed
+from gateway.wire.problem import Refused, problem
 from gateway.wire.request import Request
 
 NAME: Final = "unmetered"
@@ -65,37 +66,9 @@ def read(route: UnmeteredRoute, raw: bytes, headers: RequestHeaders) -> Unmetere
     )
 
 
-class PassedStream:
-    """An answer that is only relayed, whatever it is. It has no ending of ours: one that breaks off is cut."""
-
-    done = False
-    finished = True
-    cut = False
-    error_seen = False
-
-    def feed(self, data: bytes) -> bytes:
-        return data
-
-    def finish(self) -> bytes:
-        return b""
-
-    def length_ending(self, problem: Problem) -> bytes:
-        del problem
-        return b""
-
-    def error_ending(self, problem: Problem) -> bytes:
-        del problem
-        return b""
-
-
 def _read_answer(body: bytes, meter: Meter) -> None:
     """What an answer says of usage belongs to no price."""
     del body, meter
-
-
-def _stream(meter: Meter, request: Request) -> PassedStream:
-    del meter, request
-    return PassedStream()
 
 
 _NOTHING: Final[Mapping[str, object]] = {}
@@ -103,4 +76,4 @@ _NOTHING: Final[Mapping[str, object]] = {}
 
 def dialect_of(route: UnmeteredRoute) -> Dialect:
     """Every answer is streamed, whatever its type: it may be large."""
-    return Dialect(NAME, route.path, partial(read, route), _read_answer, _stream, streamed_types=("",))
+    return Dialect(NAME, route.path, partial(read, route), _read_answer, passed, streamed_types=("",))

@@ -449,3 +449,30 @@ def test_a_known_cost_without_a_dimension_that_a_budget_needs_is_refused():
     refusal = rules.for_cost(call("web_search"), Amounts(7, 0, 0), NOW_MS, "bdg_evt_1")
     assert isinstance(refusal, Unservable)
     assert refusal.code == "dimension_required"
+
+
+# -- output that no cap bounds ----------------------------------------------------------------------------------------------------
+
+
+def test_a_call_that_writes_nothing_is_held_for_its_input_alone() -> None:
+    asked = call(output=Output.NONE, directives=Directives(downgrade=False))
+    plan = decide(rulebook(), asked).ladder[0]
+    assert (plan.output_cap, plan.cost_max.tokens, plan.cost_max.usd) == (0, 3, 3 * 3 * USD // 1_000_000)
+
+
+def test_inputs_of_one_request_each_have_the_context_to_themselves() -> None:
+    small = model("small-context", context=10, max_output=8)
+    asked = call("small-context", text="one " * 40, client_cap=4, inputs=8, choices=8)
+    plan = decide(rulebook(models=[small]), asked).ladder[0]
+    assert (plan.input_tokens, plan.output_cap, plan.cost_max.tokens) == (40, 4, 40 + 8 * 4)
+    assert refuse(rulebook(models=[small]), replace(asked, inputs=1, choices=1)).code == "not_estimable"
+
+
+def test_output_that_the_request_fixes_is_held_whole_or_refused() -> None:
+    asked = call(output=Output.FIXED, client_cap=20_000, choices=2)
+    plan = decide(rulebook(), asked).ladder[0]  # whatever text the model can write at most
+    assert (plan.output_cap, plan.cost_max.tokens) == (20_000, 3 + 40_000)
+    refused = refuse(rulebook(policy(output=OutputPolicy(max_tokens=19_999))), asked)
+    assert refused.code == "not_estimable"
+    assert "20000 output tokens" in refused.message
+    assert "output.max_tokens" in refused.message

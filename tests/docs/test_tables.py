@@ -69,9 +69,14 @@ def test_every_endpoint_is_in_the_table() -> None:
     pages = re.findall(r'(?:Route|ledger_page)\(\s*"([A-Z]+)", "([^"]+)"', SOURCE)
     metered = re.findall(r'\("(POST|GET)", "(/v1/[^"]+)"\):', (ROOT / "gateway/app.py").read_text())
     metered += [("POST", dialect.path) for dialect in DIALECTS]
-    there = {f"{method} {path}" for method, path in [*pages, *metered, *((m, f"/run/{{run_id}}{p}") for m, p in metered)]}
-    there = {endpoint.replace("%}", "}") for endpoint in there}  # percent-decoded: the route's own matter
-    assert {words(endpoint)[0] for endpoint, _ in rows(API, "## Endpoints")} == there
+    # `{name%}` is percent-decoded: the route's own matter.
+    there, prefixed = (
+        {f"{method} {path}".replace("%}", "}") for method, path in found}
+        for found in ([*pages, *metered], ((method, f"/run/{{run_id}}{path}") for method, path in metered))
+    )
+    listed = {words(endpoint)[0] for endpoint, _ in rows(API, "## Endpoints")}
+    assert there <= listed <= there | prefixed
+    assert "So is every route below `/v1`" in API
 
 
 def test_every_test_that_a_page_names_is_there() -> None:
