@@ -61,8 +61,7 @@ def _shortest_wait(refusal: Refusal) -> tuple[int, int] | None:
 
 def _wait_ms(plan: Plan, refusal: Refusal) -> int | None:
     waits = [
-        wait_ms(charge, plan.cost_max.of(balance.account.unit), balance, refusal.at_ms)
-        for charge, balance in _blocking(plan, refusal.balances)
+        wait_ms(charge, plan.held_at(charge), balance, refusal.at_ms) for charge, balance in _blocking(plan, refusal.balances)
     ]
     return None if None in waits else max((wait for wait in waits if wait is not None), default=None)
 
@@ -70,8 +69,8 @@ def _wait_ms(plan: Plan, refusal: Refusal) -> int | None:
 def _told(refusal: Refusal) -> int:
     """The requested plan, unless only the share kept for cheaper plans stood in its way."""
     blocking, plan = refusal.blocking[0], refusal.decision.ladder[0]
-    whole = next(Charge(charge.ceiling) for charge in plan.charges if charge.ceiling.account == blocking.account)
-    amount = plan.cost_max.of(blocking.account.unit)
+    charge = next(charge for charge in plan.charges if charge.ceiling.account == blocking.account)
+    whole, amount = Charge(charge.ceiling), plan.held_at(charge)
     only_its_share = fits(whole, amount, blocking.limit, blocking.committed, blocking.reserved)
     return len(refusal.blocking) - 1 if only_its_share else 0
 
@@ -86,9 +85,7 @@ def _blocking(plan: Plan, balances: Sequence[Balance]) -> Iterator[tuple[Charge,
     for charge in plan.charges:
         account = charge.ceiling.account
         balance = known.get(account.key)
-        if balance is not None and not fits(
-            charge, plan.cost_max.of(account.unit), balance.limit, balance.committed, balance.reserved
-        ):
+        if balance is not None and not fits(charge, plan.held_at(charge), balance.limit, balance.committed, balance.reserved):
             yield charge, balance
 
 

@@ -133,7 +133,7 @@ class Events:
             decision_id=hold.decision.id,
             model=hold.plan.model,
             provider=hold.plan.provider,
-            held_usd=format_usd(hold.plan.cost_max.usd),
+            held_usd=format_usd(hold.plan.held.usd),
             charged_usd=format_usd(receipt.cost.usd),
             cause=cause,
         )

@@ -92,6 +92,11 @@ class Explanation:
         yield f"plan {place}    {plan.model} at {plan.provider}, at most {plan.output_cap} output tokens: up to ${cost}"
         for line in estimate.explain(call, model, self.rulebook.counter, plan.output_cap):
             yield f"  {line.what:<32} {line.tokens:>9,} tokens  ${format_usd(line.usd)}"
+        if plan.slice is not None:
+            names = ", ".join(charge.ceiling.account.name for charge in plan.charges if charge.sliced)
+            yield (
+                f"  held at first in {names}: ${format_usd(plan.slice.cost.usd)}, the input and {plan.slice.output_cap:,} tokens of output"
+            )
         blocking = self._blocking(plan)
         yield "  fits" if blocking is None else f"  does not fit {blocking.ceiling.account.name}{self._share(blocking, plan)}"
 
@@ -143,7 +148,7 @@ class Explanation:
     def _blocking(self, plan: Plan) -> Charge | None:
         """As the ledger would judge it with these balances."""
         for charge in plan.charges:
-            balance, amount = self._balance(charge), plan.cost_max.of(charge.ceiling.account.unit)
+            balance, amount = self._balance(charge), plan.held_at(charge)
             if not fits(charge, amount, self._limit(charge, plan), balance.committed, balance.reserved):
                 return charge
         return None
@@ -156,7 +161,7 @@ class Explanation:
             balance, limit, amount = (
                 self._balance(charge),
                 self._limit(charge, plan),
-                plan.cost_max.of(charge.ceiling.account.unit),
+                plan.held_at(charge),
             )
             if limit is not None and amount and exceeds(charge, amount, limit, balance.committed, balance.reserved):
                 return charge

@@ -76,9 +76,8 @@ class Journey:
         if plan is None:
             return False
         held = settling.hold.plan
-        fits = plan.cost_max.usd <= held.cost_max.usd and plan.cost_max.tokens <= held.cost_max.tokens
-        if not left.billed and fits and plan.charges == held.charges:
-            settling.serve_by(replace(plan, cost_max=held.cost_max))
+        if not left.billed and plan.charges == held.charges and _fits(plan, held):
+            settling.serve_by(replace(plan, cost_max=held.cost_max, slice=held.slice))
             take(self.errand(plan), settling)
             return True
         if left.billed:
@@ -134,6 +133,14 @@ class Passage:
     async def onward(self, settling: Settling, left: LeftBehind, take: Callable[[Errand, Settling], None]) -> bool:
         del settling, left, take
         return False
+
+
+def _fits(plan: Plan, held: Plan) -> bool:
+    """Whether what is held for the one is enough for the other. Equal charges, so both hold slices or neither does."""
+    pairs = [(plan.cost_max, held.cost_max)]
+    if plan.slice is not None and held.slice is not None:
+        pairs.append((plan.slice.cost, held.slice.cost))
+    return all(asked.usd <= has.usd and asked.tokens <= has.tokens for asked, has in pairs)
 
 
 def _to(

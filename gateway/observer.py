@@ -179,7 +179,8 @@ class Story:
         self._close()
 
     def _check_overrun(self, receipt: Receipt) -> None:
-        held, plan = receipt.hold.plan.cost_max, receipt.hold.plan
+        plan = receipt.hold.plan
+        held = plan.cost_max if plan.slice is None else plan.slice.cost  # the least that is held anywhere
         if receipt.cost.usd <= held.usd and receipt.cost.tokens <= held.tokens:
             return
         usage = receipt.usage
@@ -211,7 +212,7 @@ class Story:
                 status=self._status,
                 stream=self._stream,
                 usage=receipt.usage if receipt is not None and (receipt.usage.total_tokens or receipt.usage.others) else None,
-                held=hold.plan.cost_max.usd if hold is not None and not self._let_through else None,
+                held=hold.plan.held.usd if hold is not None and not self._let_through else None,
                 charged=receipt.cost.usd if receipt is not None else None,
                 ending=ending.value if ending is not None else None,
                 added_ms=None if self._added_s is None else self._added_s * 1000,

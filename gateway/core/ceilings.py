@@ -50,6 +50,16 @@ class _Met:
     kept_ppm: int  # for calls that wrap up; 0 for these themselves
     pinned_to: str  # the account that a share is a part of; "" for an amount
 
+    @property
+    def gates(self) -> bool:
+        """What is held here stands in other calls' way."""
+        return _BASIS[self.terms.mode] is Basis.RESERVED_AND_COMMITTED
+
+    @property
+    def sliced(self) -> bool:
+        """Of calls that can be metered as they come, a slice is held. Where holds do not count, the worst case stays for a reader."""
+        return self.budget.sliced and self.gates
+
     def account(self, tenant: str, model: str = "", provider: str = "") -> Account:
         """Without model and provider: where no value is None."""
         budget, values = self.budget, self.values
@@ -93,7 +103,7 @@ class _Met:
 
 @record
 class Standing:
-    """What a caller's calls meet, valid in `[from_ms, until_ms)`."""
+    """What a caller's calls meet, valid in `[from_ms, until_ms)`. `slices`: the places of the charges that may be sliced."""
 
     tenant: str
     from_ms: int
@@ -102,19 +112,24 @@ class Standing:
     whole: tuple[Charge, ...]  # as plans meet it that have no cheaper model after them
     shared: tuple[Charge, ...]  # as the others do: `downgrade_below` leaves the rest of a limit to the cheaper models
     open: tuple[tuple[int, _Met], ...]  # (place among the charges, budget), in their order
-    _by_plan: dict[tuple[str, str, bool], tuple[Charge, ...]] = field(default_factory=dict, compare=False, repr=False)
+    slices: frozenset[int] = frozenset()
+    _by_plan: dict[tuple[str, str, bool, bool], tuple[Charge, ...]] = field(default_factory=dict, compare=False, repr=False)
 
-    def charges(self, model: str, provider: str, has_cheaper: bool) -> tuple[Charge, ...]:
-        """The charges of a plan: the caller's in the policy's order, then the ancestors'. Each names an account of its own."""
+    def charges(self, model: str, provider: str, has_cheaper: bool, sliced: bool = False) -> tuple[Charge, ...]:
+        """The charges of a plan: the caller's in the policy's order, then the ancestors'. Each names an account of its own. `sliced`:
+        the plan holds slices where the budgets ask for them. Equal charges are one tuple, which whoever keeps them is found by."""
         known = self.shared if has_cheaper else self.whole
-        if not self.open:
+        sliced = sliced and bool(self.slices)
+        if not self.open and not sliced:
             return known
-        plan = (model, provider, has_cheaper)
+        plan = (model, provider, has_cheaper, sliced) if self.open else ("", "", has_cheaper, sliced)
         charges = self._by_plan.get(plan)
         if charges is None:
             filled = list(known)
             for place, budget in self.open:
                 filled.insert(place, budget.charges(budget.account(self.tenant, model, provider))[has_cheaper])
+            if sliced:
+                filled = [replace(charge, sliced=place in self.slices) for place, charge in enumerate(filled)]
             charges = self._by_plan[plan] = tuple(filled)
         return charges
 
@@ -219,6 +234,9 @@ def _applied(tenant: str, met: Sequence[_Met | str], limited: bool) -> Standing:
     budgets = [each for each in met if isinstance(each, _Met)]
     # In an outage a run's own limit is not known: it stands in nobody's way whom nothing else would stop, and who brings none.
     outage_allow = not limited and all(each.terms.outage_allow for each in budgets)
+    # A run's own limit, where no budget is that, is held as every budget is that stands in a call's way.
+    gates = [each for each in budgets if each.gates]
+    all_sliced = bool(gates) and all(each.sliced for each in gates)
     whole: list[Charge] = []
     shared: list[Charge] = []
     opened: list[tuple[int, _Met]] = []
@@ -242,6 +260,7 @@ def _applied(tenant: str, met: Sequence[_Met | str], limited: bool) -> Standing:
         tuple(whole),
         tuple(shared),
         tuple(opened),
+        frozenset(place for place, each in enumerate(met) if (all_sliced if isinstance(each, str) else each.sliced)),
     )
 
 

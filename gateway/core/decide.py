@@ -16,12 +16,13 @@ from gateway.core.policy import Policy
 from gateway.core.record import record
 from gateway.core.scopes import NO_VALUE, Amounts, Caller
 from gateway.core.tokens import TokenCounter
-from gateway.core.values import SAME_MODEL, Call, Decision, Output, Part, Passed, Plan
+from gateway.core.values import SAME_MODEL, Call, Decision, Output, Part, Passed, Plan, Slice
 
 # What some models bill above their text: the catalog withholds the capability where the price of that is not known.
 PRICED_MEDIA: Final = frozenset({"vision", "audio_input", "audio_output"})
 SMALLEST_CLAMP: Final = 256  # output tokens
 CLAMPS: Final = (2, 4, 8)
+FIRST_SLICE: Final = 1_024  # output tokens per choice
 
 
 @record
@@ -103,7 +104,7 @@ class Rulebook:
             rungs += cheaper
             if self.policy.output.clamp_to_budget:
                 rungs += _clamped(call, rungs[-1])
-        ladder = _ladder(rungs, standing)
+        ladder = _ladder(call, rungs, standing)
         return Decision(decision_id, call, ladder, at_ms, self.catalog.version, tuple(passed_over), self._terms)
 
     def for_cost(self, call: Call, cost: Amounts, at_ms: int, decision_id: str) -> Decision | Unservable:
@@ -140,7 +141,7 @@ class Rulebook:
         for name in dict.fromkeys((*offer.instead, *offer.beside)):
             rung = self._rung(asking, name)
             if not isinstance(rung, Unservable) and _unfit(call, rung, first, first) is None:
-                found.append((rung.model, _plan(rung, standing, has_cheaper=False)))
+                found.append((rung.model, _plan(call, rung, standing, has_cheaper=False)))
         if fits is not None:
             found.sort(key=lambda pair: not fits(pair[1]))
         return found[:at_most]
@@ -157,7 +158,7 @@ class Rulebook:
             return None
         cap = min(rung.cap, plan.output_cap)
         rung = replace(rung, cap=cap, cost_max=estimate.worst_case(call, rung.model, rung.input_tokens, cap))
-        return _plan(rung, standing, has_cheaper=False)
+        return _plan(call, rung, standing, has_cheaper=False)
 
     def route(self, plan: Plan) -> Route:
         """The one that a plan goes by."""
@@ -413,11 +414,23 @@ def _clamped(call: Call, last: Rung) -> list[Rung]:
     return [replace(last, cap=cap, cost_max=estimate.worst_case(call, last.model, last.input_tokens, cap)) for cap in caps]
 
 
-def _ladder(rungs: Sequence[Rung], standing: Standing) -> tuple[Plan, ...]:
+def _ladder(call: Call, rungs: Sequence[Rung], standing: Standing) -> tuple[Plan, ...]:
     last = rungs[-1].name  # of which there are several rungs where the output is clamped
-    return tuple([_plan(rung, standing, has_cheaper=rung.name != last) for rung in rungs])
+    return tuple([_plan(call, rung, standing, has_cheaper=rung.name != last) for rung in rungs])
 
 
-def _plan(rung: Rung, standing: Standing, *, has_cheaper: bool) -> Plan:
+def _plan(call: Call, rung: Rung, standing: Standing, *, has_cheaper: bool) -> Plan:
     name, provider = rung.name, rung.provider
-    return Plan(name, provider, rung.cap, rung.input_tokens, rung.cost_max, standing.charges(name, provider, has_cheaper))
+    sliced = bool(standing.slices) and rung.cap > FIRST_SLICE and _is_metered_as_it_comes(call, rung.model)
+    charges = standing.charges(name, provider, has_cheaper, sliced)
+    plan = Plan(name, provider, rung.cap, rung.input_tokens, rung.cost_max, charges)
+    if not sliced:
+        return plan
+    return replace(plan, slice=Slice(FIRST_SLICE, estimate.worst_case(call, rung.model, rung.input_tokens, FIRST_SLICE)))
+
+
+def _is_metered_as_it_comes(call: Call, model: Model) -> bool:
+    """Whether its output shows while it is written, so that what is held of it can grow with it: not that of a JSON answer, which
+    comes at its end, nor that of a model which may reason unseen, nor one that is fetched later."""
+    unseen = call.background or (model.reasoning and call.reasons)
+    return call.stream and call.output is Output.CAPPED and not unseen

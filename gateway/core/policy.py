@@ -96,6 +96,7 @@ class Budget:
     span_ms: int = 0  # of a rolling window
     keep_for_wrap_up_ppm: int = 0  # a share that only calls may use which wrap up
     renamed_from: str | None = None
+    sliced: bool = False  # reservation: {basis: sliced}
 
     @property
     def identity(self) -> str:

@@ -160,6 +160,7 @@ class Charge:
 
     ceiling: Ceiling
     share_ppm: int = 1_000_000  # below 1_000_000: the rest is for cheaper plans (`downgrade_below`)
+    sliced: bool = False  # what is held there is the plan's slice, not its worst case
 
 
 @record
@@ -172,6 +173,14 @@ class EstimateLine:
 
 
 @record
+class Slice:
+    """The input and the first part of a stream's output: what is held of it in accounts that do not hold its worst case. Grows."""
+
+    output_cap: int  # tokens per choice, at most the plan's
+    cost: Amounts  # of the input and so much output
+
+
+@record
 class Plan:
     """One way to serve the call, and what it can cost at most."""
 
@@ -181,6 +190,19 @@ class Plan:
     input_tokens: int  # the estimate's
     cost_max: Amounts
     charges: tuple[Charge, ...]
+    slice: Slice | None = None  # where some of the charges are sliced
+
+    @property
+    def held(self) -> Amounts:
+        """The most that it holds in any account: the slice, where no charge holds the worst case."""
+        if self.slice is not None and all(charge.sliced for charge in self.charges):
+            return self.slice.cost
+        return self.cost_max
+
+    def held_at(self, charge: Charge) -> int:
+        """What it holds in the account of that charge of it, in the account's unit."""
+        amounts = self.slice.cost if charge.sliced and self.slice is not None else self.cost_max
+        return amounts.of(charge.ceiling.account.unit)
 
 
 @record
@@ -247,7 +269,7 @@ class Balance:
 
 @record
 class Hold:
-    """The worst case of one plan, held against every account of it."""
+    """The worst case of one plan, or a slice of it, held against every account of it."""
 
     decision: Decision
     plan: Plan

@@ -79,8 +79,16 @@ does another's; an owner that is known stays, and X-Run-Limit counts only for th
 
 A plan whose amount in an account's unit is 0 always fits there: a free model passes at $0 left.
 
-Always true: an account's `reserved` is the sum of its live holds; its `committed` = what receipts and debits charged + `carried` (what
-retired ones had charged) + `adjusted` (by operators); nothing is below zero, and `unconfirmed` <= `committed`.
+Slices. What a plan holds in the account of a charge that is `sliced` is its slice, elsewhere its worst case (charges on one account
+agree). What fits, what is held, what an extension adds and what any end gives back is that amount, account by account. The run counts (and the record tells as `held`) the most that is held in any account: the slice, where every charge is sliced.
+Expiry charges each account what is held there, and never more: a slice is the part of the output that can have been seen, and to charge
+the worst case would break a ceiling with money that nobody saw spent. The record and the run are charged the `held` of the record, so
+what the run says is at least what any of its accounts does. Whoever knows more corrects it, in every account alike. (No charge of a JSON
+answer is sliced, nor of a model that may reason unseen: see `core.decide`.)
+
+Always true: an account's `reserved` is the sum of what live holds hold there; its `committed` = what receipts and debits charged there
+(an expired hold: what was held there) + `carried` (what retired ones had charged) + `adjusted` (by operators); nothing is below zero,
+and `unconfirmed` <= `committed`.
 
 Amounts: microcents, tokens or calls by the account's unit, all integers. Times: ms since the epoch, by the ledger's own clock.
 """
@@ -396,9 +404,12 @@ class Ledger(Protocol):
     def release(self, tenant: str, hold_id: str, ending: Ending) -> Awaitable[Settled]:
         """Gives the hold back."""
 
-    def extend(self, tenant: str, hold_id: str, lease_ms: int, more: Amounts | None = None) -> Awaitable[bool]:
-        """The lease ends `lease_ms` from now; `more` is held on top, if every account has room by the rule it was reserved under
-        (calls=0 in `more`: it is the same call). False: nothing changed."""
+    def extend(
+        self, tenant: str, hold_id: str, lease_ms: int, more: Amounts | None = None, more_sliced: Amounts | None = None
+    ) -> Awaitable[bool]:
+        """The lease ends `lease_ms` from now; `more` is held on top, and where the hold has a slice, `more_sliced` (None: `more` there
+        too), if every account has room by the rule it was reserved under (calls=0 in them: it is the same call). All of it or nothing.
+        False: nothing changed."""
 
     def debit(self, decision: Decision, settlement: Settlement, how: Debiting) -> Awaitable["Settled | Refusal | Barred | Stale"]:
         """Charges a known cost: the amounts of the decision's only plan are what must fit, the settlement's what is charged. The

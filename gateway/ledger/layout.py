@@ -4,22 +4,23 @@ from typing import Any, Final, NamedTuple
 
 import orjson
 
-from gateway.core.scopes import Account, Unit
+from gateway.core.scopes import Account, Amounts, Unit
 from gateway.core.values import Basis, Ceiling, Charge, Mode
 from gateway.core.windows import END_OF_TIME_MS
 
 _UNITS: Final = {Unit.USD: 0, Unit.TOKENS: 1, Unit.CALLS: 2}
 _KNOWN_AT_MOST: Final = 4_096
 
-# How a charge is packed: [key, limit, rule, own, alerts, the window's end, share in ppm, margin]. Defaults at the end are left off:
-# most charges are four fields.
+# How a charge is packed: [key, limit, rule, own, alerts, the window's end, share in ppm, margin, sliced]. Defaults at the end are left
+# off: most charges are four fields.
 RULES: Final = tuple((mode, basis) for mode in Mode for basis in Basis)
 _NUMBERS: Final = {rule: number for number, rule in enumerate(RULES)}
-DEFAULTS: Final[tuple[Any, ...]] = (0, False, (500_000, 800_000, 1_000_000), END_OF_TIME_MS, 1_000_000, 0)
+DEFAULTS: Final[tuple[Any, ...]] = (0, False, (500_000, 800_000, 1_000_000), END_OF_TIME_MS, 1_000_000, 0, False)
 
 
 class Spot(NamedTuple):
-    """Where one charge meets its account. `unit`: the place of the account's unit in (usd, tokens, calls).
+    """Where one charge meets its account. `unit`: the place of what is held there in `places`: 0 to 2 is the worst case in USD, tokens
+    or calls, 3 to 5 the slice.
 
     A `twin` is a further rule on an account that an earlier charge counts already.
     """
@@ -43,8 +44,8 @@ class Layout:
         named: set[str] = set()
         for charge in charges:
             account = charge.ceiling.account
-            where = (account.tenant, account.key)
-            spots.append(Spot(charge, charge.ceiling, account, where, _UNITS[account.unit], account.key in named))
+            where, unit = (account.tenant, account.key), _UNITS[account.unit] + (3 if charge.sliced else 0)
+            spots.append(Spot(charge, charge.ceiling, account, where, unit, account.key in named))
             named.add(account.key)
         ceilings = [charge.ceiling for charge in charges]
         self.spots = tuple(spots)
@@ -55,6 +56,14 @@ class Layout:
         self.from_ms = max((each.account.window.start_ms for each in ceilings), default=0)
         self.until_ms = min((each.account.window.end_ms for each in ceilings), default=END_OF_TIME_MS)
         self.packed = orjson.Fragment(orjson.dumps([_packed(charge) for charge in charges]))
+
+
+def places(held: Amounts, slices: Amounts | None) -> tuple[int, ...]:
+    """What is held where: see `Spot.unit`. Without slices, all of it is the same."""
+    usd, tokens, calls = held.usd, held.tokens, held.calls
+    if slices is None:
+        return usd, tokens, calls, usd, tokens, calls
+    return usd, tokens, calls, slices.usd, slices.tokens, slices.calls
 
 
 _known: dict[int, Layout] = {}
@@ -80,6 +89,7 @@ def _packed(charge: Charge) -> list[Any]:
         ceiling.account.window.end_ms,
         charge.share_ppm,
         ceiling.margin,
+        charge.sliced,
     )
     used = max(
         (place for place, (value, default) in enumerate(zip(rest, DEFAULTS, strict=True), 1) if value != default), default=0

@@ -12,7 +12,7 @@ from gateway.core.scopes import Account, Amounts, Unit
 from gateway.core.values import Balance, Basis, Ceiling, Charge, Decision, Mode, Outcome, Pieces, Plan, Usage, UsageSource
 from gateway.core.windows import LIFETIME, Window, WindowKind, rolling
 from gateway.ledger.contract import CallRecord, HoldState
-from gateway.ledger.layout import DEFAULTS, RULES, layout_of
+from gateway.ledger.layout import DEFAULTS, RULES, layout_of, places
 
 NOTHING: Final = Amounts(0, 0, 0)
 
@@ -29,7 +29,8 @@ class Line(NamedTuple):
 
 
 class Record(NamedTuple):
-    """What is known of a call from its reserve on. `charges`: of the held plan, as the rules were then."""
+    """What is known of a call from its reserve on. `charges`: of the held plan, as the rules were then. `held`: the most that it holds
+    in any account; `slices`: what it holds where a charge is sliced, if any is."""
 
     run: str
     owner: str
@@ -43,16 +44,12 @@ class Record(NamedTuple):
     dimensions: tuple[tuple[str, str], ...]
     plan: int  # its place in the ladder
     inputs: Mapping[str, object]
+    slices: Amounts | None = None
 
     @property
     def lines(self) -> tuple[Line, ...]:
-        lines = []
-        named = set()
-        for charge in self.charges:
-            account = charge.ceiling.account
-            lines.append(Line(charge, self.held.of(account.unit), account.key in named))
-            named.add(account.key)
-        return tuple(lines)
+        held = places(self.held, self.slices)
+        return tuple([Line(spot.charge, held[spot.unit], spot.twin) for spot in layout_of(self.charges).spots])
 
 
 class Closing(NamedTuple):
@@ -117,7 +114,7 @@ _NAMES: Final = {letter: name for name, letter in _LETTERS.items()}
 
 
 def pack_record(record: Record) -> bytes:
-    run, owner, at_ms, outcome, requested, selected, provider, held, charges, dimensions, plan, inputs = record
+    run, owner, at_ms, outcome, requested, selected, provider, held, charges, dimensions, plan, inputs, slices = record
     return orjson.dumps(
         (
             run,
@@ -132,12 +129,15 @@ def pack_record(record: Record) -> bytes:
             dimensions,
             plan,
             {_LETTERS.get(name, name): value for name, value in inputs.items()},
+            *(() if slices is None else ((slices.usd, slices.tokens, slices.calls),)),
         )
     )
 
 
 def unpack_record(tenant: str, packed: bytes) -> Record:
-    run, owner, at_ms, outcome, requested, selected, provider, held, charges, dimensions, plan, inputs = orjson.loads(packed)
+    run, owner, at_ms, outcome, requested, selected, provider, held, charges, dimensions, plan, inputs, *rest = orjson.loads(
+        packed
+    )
     return Record(
         run,
         owner,
@@ -151,6 +151,7 @@ def unpack_record(tenant: str, packed: bytes) -> Record:
         tuple([(name, value) for name, value in dimensions]),
         plan,
         {_NAMES.get(name, name): value for name, value in inputs.items()},
+        Amounts(*rest[0]) if rest else None,  # records without slices end before
     )
 
 
@@ -158,9 +159,9 @@ _FIELDS: Final = 2 + len(DEFAULTS)  # of a charge
 
 
 def _charge(tenant: str, key: str, limit: int | None, *rest: Any) -> Charge:
-    rule, own, alerts, end_ms, share_ppm, margin = (*rest, *DEFAULTS[len(rest) :])
+    rule, own, alerts, end_ms, share_ppm, margin, sliced = (*rest, *DEFAULTS[len(rest) :])
     mode, basis = RULES[rule]
-    return Charge(Ceiling(account_of(tenant, key, end_ms), limit, mode, basis, margin, own, tuple(alerts)), share_ppm)
+    return Charge(Ceiling(account_of(tenant, key, end_ms), limit, mode, basis, margin, own, tuple(alerts)), share_ppm, sliced)
 
 
 def _of_version_1(
@@ -272,7 +273,7 @@ def call_record(
 
 def _line_input(line: Line) -> dict[str, object]:
     ceiling = line.charge.ceiling
-    return {
+    told: dict[str, object] = {
         "account": ceiling.account.key,
         "held": line.held,
         "limit": ceiling.limit,
@@ -282,6 +283,9 @@ def _line_input(line: Line) -> dict[str, object]:
         "share_ppm": line.charge.share_ppm,
         "own": ceiling.own,
     }
+    if line.charge.sliced:
+        told["sliced"] = True
+    return told
 
 
 def refusal_record(
@@ -302,7 +306,7 @@ def refusal_record(
         call.model,
         first.model,
         first.provider,
-        first.cost_max,
+        first.held,
         (),
         call.caller.dimensions,
         0,

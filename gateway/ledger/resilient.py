@@ -427,8 +427,10 @@ class ResilientLedger:
             return JournalFull(f"{failure}, and the journal beside it takes no more")
         return failure
 
-    def extend(self, tenant: str, hold_id: str, lease_ms: int, more: Amounts | None = None) -> Awaitable[bool]:
-        return self._there().extend(tenant, hold_id, lease_ms, more)
+    def extend(
+        self, tenant: str, hold_id: str, lease_ms: int, more: Amounts | None = None, more_sliced: Amounts | None = None
+    ) -> Awaitable[bool]:
+        return self._there().extend(tenant, hold_id, lease_ms, more, more_sliced)
 
     # -- beside the path ------------------------------------------------------------------------------------------------------
 

@@ -1,7 +1,8 @@
 """Whether a ledger's balances are what its records say. Pure over rows; what it remembers grows with accounts and runs, not with calls.
 
     account   reserved    = what live holds hold there
-              committed   = what receipts charged there + carried + adjusted; of a rolling one, bucket by bucket
+              committed   = what receipts charged there + carried + adjusted; of a rolling one, bucket by bucket. The receipt of an
+                            expired hold charged what was held there
               unconfirmed = what expired holds were charged there
     run       reserved, unconfirmed: the same in USD. committed and calls: not less than its receipts say (those that were retired
               counted too)
@@ -176,7 +177,7 @@ class Audit:
             run.made += 1
 
     def _add_to_account(self, state: str, of: Account, held: int, closing: Closing | None, hold: str) -> None:
-        amount = held if closing is None else closing.charged.of(of.unit)
+        amount = held if closing is None or state == HoldState.EXPIRED else closing.charged.of(of.unit)
         bucket_ms = of.window.bucket_ms
         bucket = closing.at_ms // bucket_ms if closing is not None and bucket_ms else None
         if not amount or (bucket is not None and bucket < of.window.oldest_bucket(self._tenant.at_ms)):

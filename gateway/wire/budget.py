@@ -84,8 +84,8 @@ def _constraining_scope(hold: Hold) -> str | None:
         if balance is None:  # an account of the first plan's own model: what it holds, the ledger did not tell
             of_its_own = of_its_own or account.scope_name
             continue
-        reserved = balance.reserved - plan.cost_max.of(account.unit)  # as it was before this hold
-        if not fits(charge, first.cost_max.of(account.unit), balance.limit, balance.committed, reserved):
+        held = next((plan.held_at(each) for each in plan.charges if each.ceiling.account == account), 0)
+        if not fits(charge, first.held_at(charge), balance.limit, balance.committed, balance.reserved - held):  # as it was before
             return account.scope_name
     return of_its_own
 

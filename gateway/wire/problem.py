@@ -143,7 +143,7 @@ class Alternative:
 
     @classmethod
     def of(cls, model: Model, plan: Plan, fits_budget: bool) -> "Alternative":
-        return cls(plan.model, plan.cost_max.usd, fits_budget, model.capabilities, model.context, model.max_output)
+        return cls(plan.model, plan.held.usd, fits_budget, model.capabilities, model.context, model.max_output)
 
     def members(self) -> dict[str, Any]:
         return {
@@ -245,7 +245,7 @@ def budget_refusal(
     limit, remaining = blocking.limit, blocking.remaining
     assert limit is not None, "an account without a limit blocks nothing"
     assert remaining is not None
-    estimate = plan.cost_max.of(account.unit)
+    estimate = plan.held_at(charge)
     hopeless = charge.ceiling.basis is Basis.RESERVED_AND_COMMITTED and estimate > limit + charge.ceiling.margin
     if paused:
         code = "run_paused"
@@ -307,8 +307,9 @@ def _message(
     run = f"Run {facts.run_id}"
     where = "" if names_run else f", {', '.join(f'{name} {_shown(value)}' for name, value in scope) or 'whole tenant'}"
     spent = f"spent {amount_text(facts.committed, unit)}, reserved {amount_text(facts.reserved, unit)}"
+    asks = "this stream asks first for" if charge.sliced else "this call could use up to"
     if code == "call_exceeds_limit":
-        what = f"{run}: this call could use up to {estimate}, more than the whole limit of {limit}"
+        what = f"{run}: {asks} {estimate}, more than the whole limit of {limit}"
     elif code == "rate_of_spend":
         what = f"{run} spends too fast: limit {limit}"
     else:
@@ -319,7 +320,7 @@ def _message(
             else f"{run} {paused}met a ceiling: limit {limit}"
         )
     detail = f"{what} (budget {facts.name}{where}; {spent}"
-    detail += ")." if code == "call_exceeds_limit" else f"); this call could use up to {estimate}."
+    detail += ")." if code == "call_exceeds_limit" else f"); {asks} {estimate}."
     if code == "run_paused":
         return f"{detail} {_way_out_of_a_pause(facts, charge)}"
     wait = f"wait {retry_after} s, or " if code == "rate_of_spend" else ""

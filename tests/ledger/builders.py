@@ -17,6 +17,7 @@ from gateway.core.values import (
     Mode,
     Plan,
     RunTerms,
+    Slice,
     Usage,
     UsageSource,
 )
@@ -71,9 +72,10 @@ def charge(
     pinned_ppm: int = 0,
     pinned_to: str = "",
     pause: bool = False,
+    sliced: bool = False,
 ) -> Charge:
     ceiling = Ceiling(of or account(), limit, *rule, margin, own, alerts, pinned_ppm=pinned_ppm, pinned_to=pinned_to, pause=pause)
-    return Charge(ceiling, share_ppm)
+    return Charge(ceiling, share_ppm, sliced)
 
 
 def share_of(whole: Account, part_ppm: int, of: Account) -> Charge:
@@ -81,8 +83,11 @@ def share_of(whole: Account, part_ppm: int, of: Account) -> Charge:
     return charge(of, None, pinned_ppm=part_ppm, pinned_to=whole.key)
 
 
-def plan(*charges: Charge, usd: int = 10, tokens: int = 5, calls: int = 1, model: str = "big") -> Plan:
-    return Plan(model, "lab", 256, 100, Amounts(usd, tokens, calls), charges)
+def plan(
+    *charges: Charge, usd: int = 10, tokens: int = 5, calls: int = 1, model: str = "big", first: Amounts | None = None
+) -> Plan:
+    """`first`: what it holds at first where a charge is sliced."""
+    return Plan(model, "lab", 256, 100, Amounts(usd, tokens, calls), charges, None if first is None else Slice(64, first))
 
 
 def decision(

@@ -48,6 +48,20 @@ def plus(one: Amounts, other: Amounts) -> Amounts:
     return Amounts(one.usd + other.usd, one.tokens + other.tokens, one.calls + other.calls)
 
 
+def is_sliced(plan: Plan, account: Account) -> bool:
+    return next(charge.sliced for charge in plan.charges if charge.ceiling.account == account)
+
+
+def slice_of(plan: Plan) -> Amounts:
+    return plan.slice.cost if plan.slice else plan.cost_max
+
+
+def most_of(plan: Plan) -> Amounts:
+    """The most that the plan holds in any account."""
+    everywhere = all(is_sliced(plan, charge.ceiling.account) for charge in plan.charges)
+    return slice_of(plan) if everywhere else plan.cost_max
+
+
 def is_rolling(account: Account) -> bool:
     return account.window.kind is WindowKind.ROLLING
 
@@ -78,7 +92,8 @@ class _Call:
     row: _Run
     at_ms: int
     lease_ms: int
-    held: Amounts
+    held: Amounts  # where the worst case is held; of the run's, whatever is held most
+    slices: Amounts  # where a slice is
     state: HoldState = HoldState.LIVE
     charged: Amounts = NOTHING
     ended_ms: int = 0
@@ -90,6 +105,12 @@ class _Call:
 
     def __post_init__(self) -> None:
         self.accounts = dict.fromkeys(charge.ceiling.account for charge in self.plan.charges)
+
+    def held_at(self, account: Account) -> int:
+        return (self.slices if is_sliced(self.plan, account) else self.held).of(account.unit)
+
+    def charged_at(self, account: Account) -> int:
+        return self.held_at(account) if self.state is HoldState.EXPIRED else self.charged.of(account.unit)
 
     @property
     def caller(self) -> Caller:
@@ -134,13 +155,11 @@ class Model:
             if account in call.accounts and account not in call.forgotten and call.state is not HoldState.LIVE:
                 window = account.window
                 if not is_rolling(account) or call.ended_ms // window.bucket_ms >= window.oldest_bucket(self.now_ms):
-                    counted.append((call, call.charged.of(account.unit)))
+                    counted.append((call, call.charged_at(account)))
         return counted
 
     def reserved(self, account: Account) -> int:
-        return sum(
-            call.held.of(account.unit) for call in self.history if call.state is HoldState.LIVE and account in call.accounts
-        )
+        return sum(call.held_at(account) for call in self.history if call.state is HoldState.LIVE and account in call.accounts)
 
     def adjusted(self, account: Account) -> int:
         return sum(amount for each, amount in self.adjustments if each == account)
@@ -220,11 +239,12 @@ class Model:
             return committed < ceiling
         return reserved + committed + amount <= ceiling
 
-    def fits(self, charge: Charge, plan: Plan, amounts: Amounts, caller: Caller, *, pinning: bool) -> bool:
+    def fits(self, charge: Charge, plan: Plan, most: Amounts, slices: Amounts, caller: Caller, *, pinning: bool) -> bool:
+        """Where the worst case is held, or a slice."""
         if charge.ceiling.basis is Basis.NONE:
             return True
-        limit = self.limit(charge, plan, caller, pinning=pinning)
-        return self.room(charge, amounts.of(charge.ceiling.account.unit), limit)
+        limit, account = self.limit(charge, plan, caller, pinning=pinning), charge.ceiling.account
+        return self.room(charge, (slices if is_sliced(plan, account) else most).of(account.unit), limit)
 
     # -- what bars a call -----------------------------------------------------------------------------------------------------
 
@@ -325,7 +345,7 @@ class Model:
             call = self.calls[where]
             if call.state is not HoldState.LIVE or call.decision.call.fingerprint != decision.call.fingerprint:
                 return Ended(call.state)
-            warnings = self.warnings(call.plan, call.held, call.caller, already=True)
+            warnings = self.warnings(call.plan, call.held, call.slices, call.caller, already=True)
             return Hold(decision, call.plan, self.balances_of(call.plan, call.caller), call.lease_ms, warnings)
         return self.obstacle(decision, Debiting.ASK) or self.ladder(decision, lease_ms, Debiting.ASK)
 
@@ -353,7 +373,8 @@ class Model:
             run.asked = asked
         blocking: list[tuple[Plan, Charge]] = []
         for plan in decision.ladder:
-            full = [charge for charge in plan.charges if not self.fits(charge, plan, plan.cost_max, caller, pinning=True)]
+            amounts = (plan.cost_max, slice_of(plan))
+            full = [charge for charge in plan.charges if not self.fits(charge, plan, *amounts, caller, pinning=True)]
             if not full or how is not Debiting.ASK:
                 return self.hold(decision, plan, run, lease_ms)
             blocking.append((plan, full[0]))
@@ -394,7 +415,7 @@ class Model:
 
     def hold(self, decision: Decision, plan: Plan, run: _Run, lease_ms: int) -> Hold:
         caller = decision.call.caller
-        warnings = self.warnings(plan, plan.cost_max, caller, already=False)
+        warnings = self.warnings(plan, plan.cost_max, slice_of(plan), caller, already=False)
         pins = {
             charge.ceiling.account: self.pinned(charge.ceiling, plan, caller)
             for charge in reversed(plan.charges)  # the first charge of an account says what is pinned
@@ -403,7 +424,7 @@ class Model:
         self.use(run, caller)
         self.stored.update((account, limit) for account, limit in pins.items() if limit is not None)
         until = self.now_ms + lease_ms
-        call = _Call(decision, plan, Outcome.ALLOW, run, self.now_ms, until, plan.cost_max)
+        call = _Call(decision, plan, Outcome.ALLOW, run, self.now_ms, until, most_of(plan), slice_of(plan))
         self.calls[caller.tenant, decision.id.removeprefix("bdg_")] = call
         self.history.append(call)
         self.known.update(dict.fromkeys(call.accounts))
@@ -417,11 +438,12 @@ class Model:
         call.outcome = hold.outcome
         return hold
 
-    def warnings(self, plan: Plan, held: Amounts, caller: Caller, *, already: bool) -> tuple[Balance, ...]:
+    def warnings(self, plan: Plan, held: Amounts, slices: Amounts, caller: Caller, *, already: bool) -> tuple[Balance, ...]:
         """What would have blocked. `already`: the hold is among the calls, and does not count twice."""
         warned = []
         for charge in plan.charges:
-            amount = held.of(charge.ceiling.account.unit)
+            account = charge.ceiling.account
+            amount = (slices if is_sliced(plan, account) else held).of(account.unit)
             limit = self.limit(charge, plan, caller, pinning=not already)
             if charge.ceiling.basis is Basis.NONE and limit is not None and amount:
                 committed, reserved, _ = self.sums(charge.ceiling.account)
@@ -469,14 +491,15 @@ class Model:
                     self.fired[balance.account] = threshold
         return Settled(state, True, charged, self.balances_of(call.plan, call.caller), tuple(alerts))
 
-    def extend(self, tenant: str, hold_id: str, lease_ms: int, more: Amounts | None) -> bool:
+    def extend(self, tenant: str, hold_id: str, lease_ms: int, more: Amounts | None, more_sliced: Amounts | None = None) -> bool:
         call = self.calls.get((tenant, hold_id.removeprefix("rsv_")))
         if call is None or call.state is not HoldState.LIVE:
             return False
         if more is not None:
-            if not all(self.fits(charge, call.plan, more, call.caller, pinning=False) for charge in call.plan.charges):
+            amounts = (more, more if more_sliced is None else more_sliced)
+            if not all(self.fits(charge, call.plan, *amounts, call.caller, pinning=False) for charge in call.plan.charges):
                 return False
-            call.held = plus(call.held, more)
+            call.held, call.slices = plus(call.held, amounts[0]), plus(call.slices, amounts[1])
         call.lease_ms = self.now_ms + lease_ms
         return True
 
@@ -686,7 +709,7 @@ class Model:
                 call.usage,
                 call.ending,
                 asked.caller.dimensions,
-                tuple((account.key, call.held.of(account.unit)) for account in call.accounts),
+                tuple((account.key, call.held_at(account)) for account in call.accounts),
                 lease_until_ms=call.lease_ms if call.state is HoldState.LIVE else 0,
             )
         refused = self.refused(tenant, decision_id)
@@ -706,7 +729,7 @@ class Model:
             asked.model,
             first.model,
             first.provider,
-            first.cost_max,
+            most_of(first),
             None,
             None,
             None,

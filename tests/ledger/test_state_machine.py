@@ -29,7 +29,7 @@ from hypothesis.stateful import (
 )
 
 from gateway.core.scopes import Account, Amounts, Caller, Unit
-from gateway.core.values import Charge, Decision, Ending, Hold, Plan, RunTerms
+from gateway.core.values import Charge, Decision, Ending, Hold, Plan, RunTerms, Slice
 from gateway.core.windows import rolling
 from gateway.ledger.contract import Barrier, Debiting, Keep, Ledger, SetLimit
 from gateway.ledger.verify import verify_ledger
@@ -72,6 +72,8 @@ TERMS = (
 KEEPS = (Keep(LEASE_MS, LEASE_MS), Keep(LEASE_MS, DAY_MS), Keep(DAY_MS, 2 * DAY_MS))
 SPAN_MS = 5 * LEASE_MS
 
+KINDS = ("own", "own", "above", "all", "day", "tokens", "calls", "model", "rolling", "speed")  # of accounts
+
 amounts = st.integers(0, 40)
 limits = st.none() | st.integers(0, 150)
 
@@ -103,8 +105,9 @@ def callers(draw: st.DrawFn, model: Model) -> Caller:
 
 
 @st.composite
-def charges(draw: st.DrawFn, who: Caller, day_at_ms: int) -> tuple[Charge, ...]:
-    kind = draw(st.sampled_from(("own", "own", "above", "all", "day", "tokens", "calls", "model", "rolling", "speed", "share")))
+def charges(draw: st.DrawFn, who: Caller, day_at_ms: int, slicing: Collection[str]) -> tuple[Charge, ...]:
+    """`slicing`: the kinds of accounts where a slice is held."""
+    kind = draw(st.sampled_from((*KINDS, "share")))
     rule_ = draw(st.sampled_from((HARD, HARD, HARD, ACTUALS, ADVISORY)))
     share_ppm = draw(st.sampled_from((1_000_000, 1_000_000, 750_000, 333_333)))
     margin = draw(st.sampled_from((0, 0, 7)))
@@ -114,7 +117,7 @@ def charges(draw: st.DrawFn, who: Caller, day_at_ms: int) -> tuple[Charge, ...]:
     whole = account("all", tenant=tenant)
     if kind == "share":
         part = share_of(whole, draw(st.sampled_from((500_000, 333_333, 1_000_000))), account("part", tenant=tenant, run=run))
-        return (part, charge(whole, draw(limits)))
+        return (replace(part, sliced="share" in slicing), charge(whole, draw(limits), sliced="all" in slicing))
     above = draw(st.sampled_from(who.ancestry)) if kind == "above" and who.ancestry else run
     of = {
         "own": account("run-ceiling", tenant=tenant, run=run),
@@ -128,9 +131,9 @@ def charges(draw: st.DrawFn, who: Caller, day_at_ms: int) -> tuple[Charge, ...]:
         "speed": account("speed", Unit.TOKENS, window=rolling(61_003), tenant=tenant),
     }[kind]
     own = kind in ("own", "above")
-    one = charge(
-        of, draw(limits), rule_, margin=margin, own=own, share_ppm=share_ppm, alerts=alerts, pause=pause and rule_ is not ADVISORY
-    )
+    pause = pause and rule_ is not ADVISORY
+    limit, sliced = draw(limits), ("own" if own else kind) in slicing
+    one = charge(of, limit, rule_, margin=margin, own=own, share_ppm=share_ppm, alerts=alerts, pause=pause, sliced=sliced)
     return (one,)
 
 
@@ -139,11 +142,14 @@ def decisions(draw: st.DrawFn, now_ms: int, model: Model, plans: int = 3) -> Dec
     who = draw(callers(model))
     day_at_ms = now_ms - DAY_MS * (draw(st.integers(0, 9)) == 9)
     ladder = []
+    slicing = draw(st.sampled_from(((), (), KINDS, (*KINDS, "share"), ("own", "day", "tokens"), ("all", "rolling", "calls"))))
     for place in range(draw(st.integers(1, plans))):
-        some = draw(st.lists(charges(who, day_at_ms), min_size=1, max_size=4))
+        some = draw(st.lists(charges(who, day_at_ms, slicing), min_size=1, max_size=4))
         charged = tuple(one for each in some for one in each)
         cost = Amounts(draw(amounts), draw(amounts), draw(st.sampled_from((1, 1, 1, 0))))
-        ladder.append(Plan(MODELS[min(place, 1)], "lab", 256, 100, cost, charged))
+        first = Slice(64, Amounts(draw(st.integers(0, cost.usd)), draw(st.integers(0, cost.tokens)), cost.calls))
+        has_slice = any(each.sliced for each in charged)
+        ladder.append(Plan(MODELS[min(place, 1)], "lab", 256, 100, cost, charged, first if has_slice else None))
     run_limit = draw(st.sampled_from((None, None, None, 30, 60, 120)))
     fingerprint = draw(st.sampled_from(("", "f", "f", "g")))
     return decision(*ladder, of=who, run_limit=run_limit, terms=draw(st.sampled_from(TERMS)), fingerprint=fingerprint)
@@ -153,7 +159,7 @@ def check_hard_gates(model: Model, hold: Hold) -> None:
     caller = hold.decision.call.caller
     for each in hold.plan.charges:
         limit = model.limit(each, hold.plan, caller)
-        amount = hold.plan.cost_max.of(each.ceiling.account.unit)
+        amount = hold.plan.held_at(each)
         if (each.ceiling.mode, each.ceiling.basis) == HARD and limit is not None and amount:
             committed, reserved, _ = model.sums(each.ceiling.account)
             assert committed + reserved <= limit * each.share_ppm // 1_000_000 + each.ceiling.margin
@@ -346,6 +352,7 @@ class Machine(RuleBasedStateMachine):
         alone=st.booleans(),
         twice=st.sampled_from((False, False, True)),
         changed=st.sampled_from((False, False, False, True)),
+        sliced=st.none() | st.builds(Amounts, amounts, amounts, st.just(0)),
     )
     def touch_holds(
         self,
@@ -357,12 +364,22 @@ class Machine(RuleBasedStateMachine):
         alone: bool,
         twice: bool,
         changed: bool,
+        sliced: Amounts | None,
     ) -> None:
         for each in (decided, other):
             for _ in range(1 + twice):
-                self.touch(each, kind, usd, tokens, alone, changed)
+                self.touch(each, kind, usd, tokens, alone, changed, sliced)
 
-    def touch(self, decided: Decision, kind: str, usd: int | None, tokens: int, alone: bool, changed: bool = False) -> None:
+    def touch(
+        self,
+        decided: Decision,
+        kind: str,
+        usd: int | None,
+        tokens: int,
+        alone: bool,
+        changed: bool = False,
+        sliced: Amounts | None = None,
+    ) -> None:
         tenant, hold_id = decided.call.caller.tenant, decided.hold_id
         what = settlement(usd or 0, tokens)
         more = None if usd is None else Amounts(usd, tokens, 0)
@@ -377,8 +394,8 @@ class Machine(RuleBasedStateMachine):
             self.release(decided, alone)
         elif kind == "extend":
             self.step(
-                lambda ledger: ledger.extend(tenant, hold_id, LEASE_MS, more),
-                lambda model: model.extend(tenant, hold_id, LEASE_MS, more),
+                lambda ledger: ledger.extend(tenant, hold_id, LEASE_MS, more, sliced),
+                lambda model: model.extend(tenant, hold_id, LEASE_MS, more, sliced),
                 alone,
             )
         elif kind == "settle":

@@ -27,6 +27,7 @@ from gateway.ledger.redis.lines import (
     closing_text,
     group_end,
     group_start,
+    held_text,
     record_of,
     refusal_of,
     text_of,
@@ -394,7 +395,7 @@ class _Load:
         input_tokens[record.plan] = inputs.pop("input_tokens", 0)
         lines = Lines(record.charges)
         fields += [
-            *("t", record.at_ms, "h", text_of(record.held), "n", lines.text, "m", lines.names),
+            *("t", record.at_ms, "h", held_text(record.held, record.slices), "n", lines.text, "m", lines.names),
             *("g", group_start(record.owner, record.run, record.dimensions) + group_end(record.selected_model, record.provider)),
             *("d", orjson.dumps((record.requested_model, inputs, input_tokens))),
         ]

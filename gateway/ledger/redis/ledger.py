@@ -38,8 +38,9 @@ from gateway.ledger.contract import (
     Stale,
     scope_text,
 )
+from gateway.ledger.layout import places
 from gateway.ledger.redis import copying, keeping, reading
-from gateway.ledger.redis.lines import NUMBERS, Lines, closing_text, read_lines, run_of, text_of
+from gateway.ledger.redis.lines import NUMBERS, Lines, closing_text, held_text, read_lines, run_of, text_of
 from gateway.ledger.redis.resp import Argument
 from gateway.ledger.redis.servers import Servers
 from gateway.ledger.redis.shapes import AGAIN, DONE, HELD, UNKNOWN, Shape, arguments, refused, reserved, settled
@@ -347,24 +348,27 @@ class RedisLedger:
         around = (keys.recent(name), keys.acts, keys.acts_order, *runs)
         return _Known(lines, int(at_ms) // _DAY_MS, len(runs), around, tuple([keys.account(key) for key in lines.keys]))
 
-    def extend(self, tenant: str, hold_id: str, lease_ms: int, more: Amounts | None = None) -> Awaitable[bool]:
+    def extend(
+        self, tenant: str, hold_id: str, lease_ms: int, more: Amounts | None = None, more_sliced: Amounts | None = None
+    ) -> Awaitable[bool]:
         assert more is None or min(more.usd, more.tokens, more.calls) >= 0, more
-        return self._under_way(self._extend(tenant, hold_id.removeprefix("rsv_"), lease_ms, more))
+        text = None if more is None else held_text(more, more_sliced)
+        return self._under_way(self._extend(tenant, hold_id.removeprefix("rsv_"), lease_ms, text))
 
-    async def _extend(self, tenant_name: str, tail: str, lease_ms: int, more: Amounts | None) -> bool:
+    async def _extend(self, tenant_name: str, tail: str, lease_ms: int, more: str | None) -> bool:
         tenant = await self._find(tenant_name)
         if tenant is None:
             return False
         keys = tenant.keys
         named: tuple[str, ...] = (keys.call(tail), keys.leases)
         if more is None:
-            reply = await self._slots.run(tenant, self._slots.scripts.extend, named, tail, lease_ms, "", 0, 0, 0, 0)
+            reply = await self._slots.run(tenant, self._slots.scripts.extend, named, tail, lease_ms, "", "", 0)
             return bool(reply[0] == DONE)
         known = await self._look_up(tenant, tail)
         if known is None:
             return False
         with_accounts = (*named, *known.around[3:], *known.accounts)
-        args = (tail, lease_ms, secrets.token_hex(6), more.usd, more.tokens, more.calls, known.runs)
+        args = (tail, lease_ms, secrets.token_hex(6), more, known.runs)
         reply = await self._slots.run(tenant, self._slots.scripts.extend, with_accounts, *args)
         return bool(reply[0] == DONE)
 
@@ -397,7 +401,7 @@ class RedisLedger:
         keys, tail, cost = tenant.keys, decision.id.removeprefix("bdg_"), settlement.cost
         day, owner, others = assumed
         closing = closing_text(settlement.usage, settlement.ending).decode()
-        debit = orjson.dumps((_HOW[how], (cost.usd, cost.tokens, cost.calls), text_of(cost), closing, day, owner, others))
+        debit = orjson.dumps((_HOW[how], places(cost, None), text_of(cost), closing, day, owner, others))
         named = (
             *(keys.call(tail), keys.leases, keys.open, keys.runs, keys.owner(owner), keys.active(owner), *shape.after),
             *(keys.spend(day), *shape.runs, *map(keys.run, others), *shape.accounts[0]),

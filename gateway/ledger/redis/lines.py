@@ -12,6 +12,7 @@ from gateway.ledger.packed import Closing, Record, account_of, inputs_of, packab
 from gateway.ledger.states import STATES
 
 _UNITS: Final = {Unit.USD: 1, Unit.TOKENS: 2, Unit.CALLS: 3}
+_SLICED: Final = 3  # on top of a unit's number, where a slice is held
 _BASES: Final = {Basis.RESERVED_AND_COMMITTED: 0, Basis.COMMITTED: 1, Basis.NONE: 2}
 _BASIS: Final = {number: basis for basis, number in _BASES.items()}
 # Behind ordinal, unit, limit and basis, in order: alerts, own, share, margin, twin, bucket, pause, pinned, pinned_to. What has its default
@@ -73,7 +74,7 @@ def _line(charge: Charge, ordinal: int, twin: bool, pinned_to: int) -> list[Any]
     window = ceiling.account.window
     line = [
         ordinal,
-        _UNITS[ceiling.account.unit],
+        _UNITS[ceiling.account.unit] + (_SLICED if charge.sliced else 0),
         -1 if ceiling.limit is None else ceiling.limit,
         _BASES[ceiling.basis],
         ceiling.alerts or _DEFAULT,
@@ -96,7 +97,7 @@ def read_lines(tenant: str, text: bytes, names: bytes) -> Lines:
     charges = []
     for line, (key, end_ms, mode) in zip(orjson.loads(text), orjson.loads(names), strict=True):
         rule: list[Any] = [*line, _DEFAULT, _DEFAULT, _DEFAULT, _DEFAULT]
-        _, _, limit, basis, alerts, own, share_ppm, margin, *_ = rule
+        _, unit, limit, basis, alerts, own, share_ppm, margin, *_ = rule
         ceiling = Ceiling(
             account_of(tenant, key, end_ms),
             None if limit < 0 else limit,
@@ -106,7 +107,7 @@ def read_lines(tenant: str, text: bytes, names: bytes) -> Lines:
             bool(own),
             tuple(alerts or ()),
         )
-        charges.append(Charge(ceiling, _ALL if share_ppm is _DEFAULT else share_ppm))
+        charges.append(Charge(ceiling, _ALL if share_ppm is _DEFAULT else share_ppm, unit > _SLICED))
     return Lines(tuple(charges), (text.decode(), names.decode()))
 
 
@@ -118,6 +119,16 @@ def amounts_of(text: bytes) -> Amounts:
 
 def text_of(amounts: Amounts) -> str:
     return f"{amounts.usd} {amounts.tokens} {amounts.calls}"
+
+
+def held_text(held: Amounts, slices: Amounts | None) -> str:
+    """What a call holds, as the scripts keep it: see `six` in common.lua."""
+    return text_of(held) if slices is None else f"{text_of(held)} {text_of(slices)}"
+
+
+def read_held(text: bytes) -> tuple[Amounts, Amounts | None]:
+    numbers = [int(number) for number in text.split(b" ")]
+    return Amounts(*numbers[:3]), Amounts(*numbers[3:]) if len(numbers) > 3 else None
 
 
 def rest_of(decision: Decision) -> bytes:
@@ -143,7 +154,7 @@ def record_of(tenant: str, call: Mapping[str, bytes]) -> Record:
     owner, run, dimensions, model, provider = orjson.loads(call["g"])
     requested, inputs, input_tokens = orjson.loads(call["d"])
     plan = int(call.get("p", 0))
-    held = amounts_of(call["h"])
+    held, slices = read_held(call["h"])
     charges = read_lines(tenant, call["n"], call["m"]).charges
     rung = inputs["ladder"][plan]
     inputs["effective_max_output_tokens"] = rung[2]
@@ -152,7 +163,7 @@ def record_of(tenant: str, call: Mapping[str, bytes]) -> Record:
     if model != inputs["ladder"][0][0]:
         outcome = Outcome.DOWNGRADE
     pairs = tuple(sorted(dimensions.items()))
-    return Record(run, owner, int(call["t"]), outcome, requested, model, provider, held, charges, pairs, plan, inputs)
+    return Record(run, owner, int(call["t"]), outcome, requested, model, provider, held, charges, pairs, plan, inputs, slices)
 
 
 def closing_text(usage: Usage | None, ending: str | None) -> bytes:

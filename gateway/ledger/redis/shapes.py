@@ -13,7 +13,7 @@ from gateway.core.scopes import Caller
 from gateway.core.values import Balance, Decision, Hold
 from gateway.ledger.contract import Alert, Barred, Barrier, Ended, Refusal, Reserved, Settled, Stale
 from gateway.ledger.redis.keys import TenantKeys
-from gateway.ledger.redis.lines import Lines, amounts_of, group_end, group_start, rest_of, text_of
+from gateway.ledger.redis.lines import Lines, amounts_of, group_end, group_start, held_text, rest_of
 from gateway.ledger.states import STATES
 
 # What the scripts answer.
@@ -114,9 +114,14 @@ def end_of_day(run_scope: str) -> int:
 def plans_of(shape: Shape, decision: Decision) -> bytes:
     plans = []
     for plan in decision.ladder:
-        cost = plan.cost_max
-        number = shape.texts[id(plan.charges)]
-        plans.append((number, cost.usd, cost.tokens, cost.calls, text_of(cost), _group_end(plan.model, plan.provider)))
+        held, first = plan.held, None if plan.slice is None else plan.slice.cost
+        slices = () if first is None else (first.usd, first.tokens, first.calls)
+        plans.append(
+            (
+                *(shape.texts[id(plan.charges)], held.usd, held.tokens, held.calls, held_text(held, first)),
+                *(_group_end(plan.model, plan.provider), *slices),
+            )
+        )
     return orjson.dumps(plans)
 
 

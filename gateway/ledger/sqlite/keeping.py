@@ -69,7 +69,7 @@ def _carry_forward(books: Books, tenant: str, call: CallRow) -> None:
     assert closing is not None
     for line in record.lines:
         account = line.charge.ceiling.account
-        charged = closing.charged.of(account.unit)
+        charged = line.held if call.state == EXPIRED else closing.charged.of(account.unit)
         if charged and not line.twin:
             row = books.account(account)
             if row.stored or row.changed:  # else a rolling one that went with its run: its buckets no longer counted

@@ -2,7 +2,7 @@
 
 Always true after every step:
 
-    account.reserved     = the sum of what live holds hold there
+    account.reserved     = the sum of what live holds hold there: their worst case, or their slice
     account.committed    = the sum of what receipts and debits charged there, provisional charges included, + carried + adjusted
     account.unconfirmed  = the provisional part of it
     a run's amounts      = the same over its own calls, in USD
@@ -29,7 +29,7 @@ from gateway.ledger.contract import (
     Settlement,
     Stale,
 )
-from gateway.ledger.layout import Layout, Spot, layout_of
+from gateway.ledger.layout import Layout, Spot, layout_of, places
 from gateway.ledger.packed import (
     NOTHING,
     Closing,
@@ -38,7 +38,7 @@ from gateway.ledger.packed import (
     inputs_of,
     refusal_record,
 )
-from gateway.ledger.sqlite.books import Books, minus
+from gateway.ledger.sqlite.books import Books, minus, plus
 from gateway.ledger.sqlite.cards import AccountRow, CallRow, RunRow
 from gateway.ledger.sqlite.tree import barrier_above, is_paused, place_of, take_place, use_ancestors
 from gateway.ledger.states import ACTIVE, COMMITTED, EXPIRED, LIVE, PAUSED, RELEASED, STATES
@@ -141,7 +141,7 @@ def _judge(books: Books, decision: Decision, how: Debiting) -> _Judged | Barred 
     blocking = []
     for number, plan in enumerate(decision.ladder):
         met, pins = _meet_anew(books, layout_of(plan.charges), own)
-        blocked_by = _first_blocking(met, _by_unit(plan.cost_max)) if how is Debiting.ASK else None
+        blocked_by = _first_blocking(met, places(plan.held, _slices(plan))) if how is Debiting.ASK else None
         if blocked_by is None:
             return _Judged(run, place, own, number, met, pins, ())
         blocking.append(blocked_by)
@@ -220,9 +220,8 @@ def _meet(books: Books, layout: Layout, own: _Own) -> list[_Met]:
     return met
 
 
-def _by_unit(amounts: Amounts) -> tuple[int, int, int]:
-    """As `Spot.unit` counts."""
-    return amounts.usd, amounts.tokens, amounts.calls
+def _slices(plan: Plan) -> Amounts | None:
+    return None if plan.slice is None else plan.slice.cost
 
 
 def _meet_anew(books: Books, layout: Layout, own: _Own) -> tuple[list[_Met], Sequence[tuple[AccountRow, int]]]:
@@ -272,7 +271,8 @@ def _fits(met: _Met, amount: int) -> bool:
     return row.reserved + row.committed + amount <= allowed
 
 
-def _first_blocking(met: Sequence[_Met], amounts: tuple[int, int, int]) -> tuple[Charge, Balance] | None:
+def _first_blocking(met: Sequence[_Met], amounts: tuple[int, ...]) -> tuple[Charge, Balance] | None:
+    """`amounts`: as `Spot.unit` counts."""
     for each in met:
         spot, row, limit = each
         amount = amounts[spot.unit]
@@ -350,7 +350,8 @@ def _hold(books: Books, decision: Decision, judged: _Judged, lease_ms: int) -> t
     plan = decision.ladder[judged.fits]
     tail = tail_of(decision.id)
     met = judged.met
-    amounts = _by_unit(plan.cost_max)
+    most, slices = plan.held, _slices(plan)
+    amounts = places(most, slices)
     for spot, row, _ in met:
         if not spot.twin:
             row.hold(amounts[spot.unit])
@@ -358,14 +359,14 @@ def _hold(books: Books, decision: Decision, judged: _Judged, lease_ms: int) -> t
         if row.limit is None:  # two charges may pin it: the first does
             row.limit = pin
             row.wide = True
-    run.hold(plan.cost_max.usd)
+    run.hold(most.usd)
     run.calls += 1
     run.latest = tail
     terms = decision.terms
     if terms.same_request:
         run.recent = [*(run.recent or ()), (tail, call.fingerprint)][-terms.within_calls :]
         run.wide = True
-    hold = _as_held(decision, plan, met, plan.cost_max, books.now_ms + lease_ms)
+    hold = _as_held(decision, plan, met, amounts, books.now_ms + lease_ms)
     record = Record(
         caller.run,
         caller.key,
@@ -374,11 +375,12 @@ def _hold(books: Books, decision: Decision, judged: _Judged, lease_ms: int) -> t
         call.model,
         plan.model,
         plan.provider,
-        plan.cost_max,
+        most,
         plan.charges,
         caller.dimensions,
         judged.fits,
         inputs_of(decision, plan),
+        slices,
     )
     held = CallRow(tail, LIVE, hold.lease_until_ms, record, None, None)
     books.new_call(caller.tenant, held)
@@ -386,11 +388,10 @@ def _hold(books: Books, decision: Decision, judged: _Judged, lease_ms: int) -> t
     return hold, held
 
 
-def _as_held(decision: Decision, plan: Plan, met: Sequence[_Met], held: Amounts, lease_until_ms: int) -> Hold:
+def _as_held(decision: Decision, plan: Plan, met: Sequence[_Met], amounts: tuple[int, ...], lease_until_ms: int) -> Hold:
     """The hold is counted already: an advisory account that would have blocked it stands above its limit now."""
     if not layout_of(plan.charges).advisory:
         return Hold(decision, plan, _balances(met), lease_until_ms)
-    amounts = _by_unit(held)
     warnings = [
         _balance(spot.ceiling, row, limit)
         for spot, row, limit in met
@@ -412,7 +413,7 @@ def _same_again(books: Books, decision: Decision, call: CallRow) -> Hold | Ended
     assert (record.selected_model, record.provider) == (plan.model, plan.provider), "two ladders use one decision id"
     run = books.run(caller.tenant, caller.run)
     met = _meet(books, layout_of(record.charges), _own_of(record, run))
-    return _as_held(decision, plan, met, record.held, call.due_ms)
+    return _as_held(decision, plan, met, places(record.held, record.slices), call.due_ms)
 
 
 def _refuse(books: Books, decision: Decision, judged: _Judged) -> Refusal:
@@ -506,7 +507,8 @@ def _end(books: Books, tenant: str, call: CallRow, state: int, closing: Closing)
     provisional = state == EXPIRED
     charged_ms = 0 if call.closing is None else call.closing.at_ms
     met = _meet(books, layout_of(record.charges), _own_of(record, run))
-    held, charges = _by_unit(record.held), _by_unit(closing.charged)
+    held = places(record.held, record.slices)
+    charges = held if provisional else places(closing.charged, None)
     alerts: list[Alert] = []
     for (_, ceiling, _, _, unit, twin), row, limit in met:
         if twin:
@@ -550,7 +552,7 @@ def _fired(ceiling: Ceiling, row: AccountRow, limit: int) -> list[Alert]:
     return [Alert(ceiling.account, threshold, limit, row.committed) for threshold in fired]
 
 
-def extend(books: Books, tenant: str, hold_id: str, lease_ms: int, more: Amounts | None) -> bool:
+def extend(books: Books, tenant: str, hold_id: str, lease_ms: int, more: Amounts | None, more_sliced: Amounts | None) -> bool:
     call = books.call(tenant, hold_id.removeprefix("rsv_"))
     if call is None or call.state != LIVE:
         return False
@@ -558,7 +560,7 @@ def extend(books: Books, tenant: str, hold_id: str, lease_ms: int, more: Amounts
     assert record is not None
     if more is not None:
         assert min(more.usd, more.tokens, more.calls) >= 0, more
-        if not _hold_more(books, tenant, call, record, more):
+        if not _hold_more(books, tenant, call, record, more, more_sliced):
             return False
     call.due_ms = books.now_ms + lease_ms
     call.changed = True
@@ -566,18 +568,20 @@ def extend(books: Books, tenant: str, hold_id: str, lease_ms: int, more: Amounts
     return True
 
 
-def _hold_more(books: Books, tenant: str, call: CallRow, record: Record, more: Amounts) -> bool:
+def _hold_more(books: Books, tenant: str, call: CallRow, record: Record, more: Amounts, more_sliced: Amounts | None) -> bool:
     run = books.run(tenant, record.run)
     assert run is not None
     met = _meet(books, layout_of(record.charges), _own_of(record, run))
-    amounts = _by_unit(more)
+    amounts = places(more, more_sliced)
     if _first_blocking(met, amounts) is not None:
         return False
     for spot, row, _ in met:
         if not spot.twin:
             row.hold(amounts[spot.unit])
     run.hold(more.usd)
-    held = record.held
-    call.record = record._replace(held=Amounts(held.usd + more.usd, held.tokens + more.tokens, held.calls + more.calls))
+    slices = record.slices
+    if slices is not None:
+        slices = plus(slices, more if more_sliced is None else more_sliced)
+    call.record = record._replace(held=plus(record.held, more), slices=slices)
     call.packed = None
     return True

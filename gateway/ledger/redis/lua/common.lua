@@ -39,6 +39,17 @@ local function three(text)
   return tonumber(one), tonumber(two), tonumber(other)
 end
 
+-- What a call holds, in the order of UNIT (lines.lua), from "usd tokens calls" and, if it has a slice, the same three of that. Then whether
+-- it has one.
+local function six(text)
+  local one, two, other, slice = string.match(text, '(%S+) (%S+) (%S+) ?(.*)')
+  one, two, other = tonumber(one), tonumber(two), tonumber(other)
+  if slice == '' then
+    return {one, two, other, one, two, other}, false
+  end
+  return {one, two, other, three(slice)}, true
+end
+
 local function of_three(one, two, other)
   return string.format('%.0f %.0f %.0f', one, two, other)
 end

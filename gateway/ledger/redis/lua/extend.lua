@@ -1,8 +1,8 @@
 -- The lease of a live hold ends later, and it may hold more, if every account has room by the rule it was reserved under.
 --
 -- KEYS   1 meta  2 the call  3 leases; then, to hold more, its run and its ancestors; then its accounts
--- ARGV   1 epoch  2 sequence  3 tail  4 lease_ms  5 an id of this extension, or '': only the lease  6 usd  7 tokens  8 calls: more
---        9 how many runs in KEYS
+-- ARGV   1 epoch  2 sequence  3 tail  4 lease_ms  5 an id of this extension, or '': only the lease  6 more, as what a call holds
+--        (common.lua: six)  7 how many runs in KEYS
 -- Reply  {DONE, sequence}  {UNKNOWN, sequence}: refused, or not live  {AGAIN, sequence}: it has accounts that did not come in KEYS
 -- The ids of the last extensions stay with the call: one that is asked for again only moves the lease.
 local BEFORE_RUNS, REMEMBERED = 3, 200 -- characters of ids
@@ -16,7 +16,7 @@ if id == '' or string.find(done, id, 1, true) then
   advance()
   call('HSET', KEYS[2], 'l', lease)
 else
-  local lines, run_count = cjson.decode(found[3]), tonumber(ARGV[9])
+  local lines, run_count = cjson.decode(found[3]), tonumber(ARGV[7])
   if #KEYS < BEFORE_RUNS + run_count + accounts_of(lines) then
     return {AGAIN, sequence}
   end
@@ -30,8 +30,8 @@ else
     above[ancestor] = run_at(place)
   end
   meet(lines, BEFORE_RUNS + run_count, run, above)
-  local usd, tokens, calls = three(found[2])
-  local more = {tonumber(ARGV[6]), tonumber(ARGV[7]), tonumber(ARGV[8])}
+  local held, sliced = six(found[2])
+  local more = six(ARGV[6])
   for _, line in ipairs(lines) do
     if not fits(line, more[line[UNIT]]) then
       return {UNKNOWN, sequence}
@@ -46,10 +46,11 @@ else
     end
   end
   call('HSET', KEYS[BEFORE_RUNS + 1], 'r', run.r + more[1])
-  call(
-    'HSET', KEYS[2], 'h', of_three(usd + more[1], tokens + more[2], calls + more[3]), 'l', lease,
-    'y', string.sub(id .. ' ' .. done, 1, REMEMBERED)
-  )
+  for place = 1, 6 do
+    held[place] = int(held[place] + more[place])
+  end
+  local text = table.concat(held, ' ', 1, sliced and 6 or 3)
+  call('HSET', KEYS[2], 'h', text, 'l', lease, 'y', string.sub(id .. ' ' .. done, 1, REMEMBERED))
 end
 call('ZADD', KEYS[3], lease, tail)
 return {DONE, sequence}

@@ -2,6 +2,7 @@
 --
 -- A line is an array (gateway/ledger/lines.py writes it); what is left off at its end is false:
 local ORDINAL, UNIT, LIMIT, BASIS = 1, 2, 3, 4 -- LIMIT -1: none. BASIS 0: reserved+committed, 1: committed, 2: none
+-- UNIT: 1 USD, 2 tokens, 3 calls; 4 to 6 the same where a slice is held instead of the worst case
 local ALERTS, OWN, SHARE, MARGIN, TWIN = 5, 6, 7, 8, 9 -- OWN: the run whose own limit replaces this one. SHARE: false is all of it
 local BUCKET, PAUSE, PINNED, PINNED_TO = 10, 11, 12, 13 -- BUCKET: the length of a rolling window's. PINNED_TO: the place of a line
 local BUCKETS, END_OF_TIME = 60, 9007199254740992

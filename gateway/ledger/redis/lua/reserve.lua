@@ -6,7 +6,8 @@
 --        a debit names; then the accounts of each text of lines
 -- ARGV   1 epoch  2 sequence  3 tail  4 lease_ms  5 fingerprint  6 the owner  7 the run  8 its ancestry "parent/its parent"
 --        9 the caller (see CALLER)  10 what is rarely looked at (see RARE)  11 the record's rest, kept as it is  12 the debit (see DEBIT)
---        or ''  13 the plans [[text, usd, tokens, calls, the three as text, end of the group] …]  14 start of the group
+--        or ''  13 the plans [[text, usd, tokens, calls, what it holds as text (see `six`), end of the group,
+--        usd, tokens, calls of its slice] …]  14 start of the group
 --        15… the texts, two each: lines as lines.lua has them, and [key, end, mode] per line
 -- Reply  {HELD, sequence, when, lease, plan, balances, warnings {line, limit, committed, reserved, unconfirmed}}
 --        {REFUSED, sequence, now, paused, blocking, accounts}, both {text, line, limit, committed, reserved, unconfirmed, aging}
@@ -17,7 +18,7 @@ local BEFORE_RUNS, BEFORE_TEXTS = 18, 14
 local ISSUED, RUN_LIMIT, FROM, UNTIL, MAX_ACTIVE, IDLE = 1, 2, 3, 4, 5, 6 -- CALLER. FROM, UNTIL: of the windows. -1: none, any
 local SAME, WITHIN, OFFSETS, PARENT = 7, 8, 9, 10 -- OFFSETS: where each text's accounts start among those in KEYS; then their number
 local SCOPE, SCOPE_TEXT, VALUES, SHARED_END = 1, 2, 3, 4 -- RARE: the run's scope, percent-encoded too; ",agent=a1,run=r1,"
-local HOW, CHARGED, CHARGED_TEXT, CLOSING, DAY, INDEXED, OTHERS = 1, 2, 3, 4, 5, 6, 7 -- DEBIT. CHARGED: {usd, tokens, calls}
+local HOW, CHARGED, CHARGED_TEXT, CLOSING, DAY, INDEXED, OTHERS = 1, 2, 3, 4, 5, 6, 7 -- DEBIT. CHARGED: {usd, tokens, calls, and again}
 -- INDEXED: whose runs KEYS 6 and 7 are. OTHERS: names of further runs in KEYS
 local ASK, ALWAYS, REPLAY = 1, 2, 3
 local DEPTH, RING, DAY_MS = 8, 32, 86400000
@@ -99,6 +100,6 @@ if known[1] then
   end
   local plan = (tonumber(known[4]) or 0) + 1
   local lines = lines_of(plans[plan][1])
-  return {HELD, sequence, tonumber(known[6]), tonumber(known[3]), plan, balances(lines), warnings(lines, {three(known[5])})}
+  return {HELD, sequence, tonumber(known[6]), tonumber(known[3]), plan, balances(lines), warnings(lines, six(known[5]))}
 end
 

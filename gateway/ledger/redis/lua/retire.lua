@@ -4,12 +4,13 @@
 -- ARGV   1 epoch  2 sequence  3 tail  4 how long ended calls are kept, in ms
 -- Reply  {DONE, sequence, removed}  {AGAIN, sequence}: it has accounts that did not come in KEYS
 local tail = ARGV[3]
-local found = call('HMGET', KEYS[2], 's', 'x', 'n', 'z')
+local found = call('HMGET', KEYS[2], 's', 'x', 'n', 'z', 'h')
 local state = tonumber(found[1])
 if not state or state == LIVE or not found[3] or tonumber(found[4]) > now - tonumber(ARGV[4]) then
   return {DONE, sequence, 0}
 end
-local lines, charged, ended = cjson.decode(found[3]), {three(found[2])}, tonumber(found[4])
+-- An expired hold charged each account what was held there.
+local lines, charged, ended = cjson.decode(found[3]), six(state == EXPIRED and found[5] or found[2]), tonumber(found[4])
 if #KEYS < 5 + accounts_of(lines) then
   return {AGAIN, sequence}
 end

@@ -51,9 +51,12 @@ if target == 0 or state > last or (target == EXPIRED and tonumber(found[2]) > no
   return {DONE, sequence, state, 0, usd, tokens, calls, balances(lines), {}}
 end
 
-local before = {usd, tokens, calls} -- charged provisionally, of an expired one
-local held = {three(found[3])}
+local before = {usd, tokens, calls} -- charged provisionally, of an expired one: in its accounts what was held there
+local held = six(found[3])
 local charged = {tonumber(ARGV[5]) or held[1], tonumber(ARGV[6]) or held[2], tonumber(ARGV[7]) or held[3]}
+for place = 4, 6 do
+  charged[place] = target == EXPIRED and held[place] or charged[place - 3]
+end
 local alerts = {}
 for at, line in ipairs(lines) do
   if not line[TWIN] then
@@ -63,7 +66,7 @@ for at, line in ipairs(lines) do
     else
       local index = line[BUCKET] and math.floor(tonumber(found[10]) / line[BUCKET])
       if not index or index >= account.o then
-        move(account, 0, -before[unit], -before[unit], index)
+        move(account, 0, -held[unit], -held[unit], index)
       end
       move(account, 0, charged[unit], 0)
     end
