@@ -33,7 +33,7 @@ from gateway.core.money import Microcents, price_of
 from gateway.core.policy import OutputPolicy
 from gateway.core.scopes import Amounts
 from gateway.core.tokens import PartsCounter, unscaled
-from gateway.core.values import Attachment, Caching, Call, EstimateLine, Output, Pieces, Usage
+from gateway.core.values import TOOL_RESULTS, Attachment, Caching, Call, EstimateLine, Output, Pieces, Usage
 
 # Tokens of one image at most, as (glob, low, high, otherwise) by the client's `detail`. Sizes are not read, so each is what the
 # provider's rule gives for the largest image. This over-counts small images. The first match wins. From the providers' vision
@@ -71,7 +71,7 @@ _AUDIO_BYTES_PER_TOKEN: Final = 30
 _HIDDEN_TOOL_TOKENS: Final = 850
 
 # Roles of the parts that are not messages: each is a line of its own.
-_NOT_MESSAGES: Final = frozenset({"tools", "functions", "response_format", "other", "reply"})
+_NOT_MESSAGES: Final = frozenset({"tools", "functions", "response_format", "other", "reply", TOOL_RESULTS})
 
 # Words for the ordinary rates, or for rates that are never above them.
 _STANDARD_TIERS: Final = frozenset({None, "auto", "default", "standard", "standard_only", "on_demand", "flex", "batch"})
@@ -124,7 +124,9 @@ def _exact(call: Call, model: Model) -> bool:
 
 def _has_unseen(call: Call) -> bool:
     """The provider puts something before the input, or adds what its own tools bring."""
-    return call.continues is not None or call.readings > 1
+    if call.continues is not None:
+        return True
+    return call.readings > 1 and not any(part.role == TOOL_RESULTS for part in call.parts)
 
 
 def _input_limit(model: Model) -> int:

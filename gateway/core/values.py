@@ -46,6 +46,11 @@ class Part:
     attachments: tuple[Attachment, ...] = ()
 
 
+TOOL_RESULTS: Final = (
+    "tool_results"  # the role of a part that bounds what the provider's own tools may bring; without it, nothing does
+)
+
+
 @record
 class Directives:
     """What the caller told the gateway itself, by `X-Run-*` and `X-Budget-*` headers."""

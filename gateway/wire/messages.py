@@ -17,7 +17,7 @@ import orjson
 from gateway.core.measures import CACHE_WRITE_LONG, WEB_SEARCHES
 from gateway.core.meter import Meter
 from gateway.core.tokens import CHAT_MESSAGE_TOKENS, CHAT_PRIMING_TOKENS
-from gateway.core.values import Attachment, Caching, Image, Output, Part, Pieces, Usage, UsageSource
+from gateway.core.values import TOOL_RESULTS, Attachment, Caching, Image, Output, Part, Pieces, Usage, UsageSource
 from gateway.wire import media
 from gateway.wire.body import parse_object
 from gateway.wire.dialect import Dialect
@@ -439,7 +439,7 @@ def _tools(body: Mapping[str, Any], fragments: Mapping[str, bytes], facts: _Foun
 
 def _tool_results(facts: _Found, client_cap: int | None) -> list[Part]:
     """Each round reads what the ones before it brought and wrote: half of all results, seen over all rounds, and the whole output."""
-    return [Part("tool_results", (), facts.result_tokens // 2 + (client_cap or 0))] if facts.rounds else []
+    return [Part(TOOL_RESULTS, (), facts.result_tokens // 2 + (client_cap or 0))] if facts.rounds else []
 
 
 def _read_tool(tool: Mapping[str, Any], facts: _Found) -> int:
@@ -490,6 +490,27 @@ def _other_input(body: Mapping[str, Any], fragments: Mapping[str, bytes]) -> lis
 
 
 # -- the answer ---------------------------------------------------------------------------------------------------------------
+
+
+# What a report may say, and what of it is free: anything else may be billed.
+_REPORTED: Final = frozenset(
+    {
+        "input_tokens",
+        "output_tokens",
+        "cache_creation_input_tokens",
+        "cache_read_input_tokens",
+        "cache_creation",
+        "output_tokens_details",
+        "iterations",
+        "fallback_credit",
+        "server_tool_use",
+        "service_tier",
+        "inference_geo",
+        "speed",
+    }
+)
+_TOOL_USES: Final = frozenset({"web_search_requests", "web_fetch_requests", "tool_search_requests"})
+_SETTINGS: Final = {"inference_geo": ("global", "not_available"), "speed": ("standard",)}  # where the price is the table's
 
 
 def read_usage(usage: Any) -> Usage | None:
@@ -561,6 +582,11 @@ def _meter_beside(usage: Mapping[str, Any], meter: Meter) -> None:
     searches = tokens(fields_of(usage.get("server_tool_use")), "web_search_requests")
     meter.pieces[WEB_SEARCHES] = meter.pieces.get(WEB_SEARCHES, 0) if searches is None else searches
     meter.served_at(usage.get("service_tier"))
+    meter.unknown |= {name for name, value in usage.items() if value and name not in _REPORTED}
+    meter.unknown |= {name for name, value in fields_of(usage.get("server_tool_use")).items() if value and name not in _TOOL_USES}
+    for name, ordinary in _SETTINGS.items():
+        if type(usage.get(name)) is str and usage[name] not in ordinary:
+            meter.unknown.add(name)
 
 
 def _meter_block(block: Mapping[str, Any], meter: Meter) -> None:
