@@ -481,10 +481,11 @@ class _Tools:
         self._facts.needs.add(SAME_MODEL)
         self.built_in += kind != "custom"
         if kind in _METERED_TOOLS:
+            piece = _METERED_TOOLS[kind] + _container_kind(tool)
             if self._calls is None:
                 self._facts.unpriced.append(f"tools.{word}")
             elif self._calls:
-                self._kinds.add(_METERED_TOOLS[kind] + _container_kind(tool))
+                self._kinds.add(piece)
         elif kind not in _RUN_BY_CLIENT and kind not in _FUNCTIONS and not _client_runs(kind, tool):
             self._facts.unpriced.append(f"tools.{word}")
 
@@ -547,7 +548,7 @@ def _other_input(body: Mapping[str, Any], encoded: Mapping[str, bytes]) -> list[
 
 # -- the answer ---------------------------------------------------------------------------------------------------------------
 
-FINAL: Final = frozenset({"completed", "incomplete", "failed", "cancelled"})  # of a response's `status`
+_FINAL: Final = frozenset({"completed", "incomplete", "failed", "cancelled"})  # of a response's `status`
 _LAST: Final = frozenset({"response.completed", "response.incomplete", "response.failed", "response.cancelled"})
 _SNAPSHOTS: Final = _LAST | {"response.created", "response.queued", "response.in_progress"}
 # Deltas of what the model did not write: base64 sound (its transcript has deltas of its own), and what a tool said.
@@ -610,6 +611,12 @@ def response_of(body: bytes) -> dict[str, Any] | None:
     return answer if type(answer) is dict else None
 
 
+def is_final(response: Mapping[str, Any]) -> bool:
+    """Nothing more will be done for it."""
+    status = response.get("status")
+    return type(status) is str and status in _FINAL
+
+
 def hold_mark(response: Mapping[str, Any]) -> str | None:
     """The mark that the gateway left in a background answer."""
     mark = fields_of(response.get("metadata")).get(HOLD_KEY)
@@ -625,8 +632,10 @@ def _meter_response(response: Mapping[str, Any], meter: Meter) -> None:
     usage = read_usage(response.get("usage"))
     if usage is not None:
         meter.report(usage)
-    if response.get("status") in FINAL:
+    if is_final(response):
         meter.pieces.update(_pieces(response))
+        if tokens(fields_of(fields_of(response.get("tool_usage")).get("image_gen")), "total_tokens"):
+            meter.unknown.add("tool_usage.image_gen")
 
 
 def _pieces(response: Mapping[str, Any]) -> dict[str, int]:
@@ -643,9 +652,9 @@ def _pieces(response: Mapping[str, Any]) -> dict[str, int]:
             containers[text_of(item.get("container_id"))] = 1
     reported = tokens(fields_of(fields_of(response.get("tool_usage")).get("web_search")), "num_requests")
     memories = {
-        _container_kind(tool)
+        f"/{memory}" if type(memory := fields_of(tool.get("container")).get("memory_limit")) is str else ""
         for tool in dicts(response.get("tools"))
-        if _METERED_TOOLS.get(tool.get("type", "")) == measures.CODE_SESSIONS
+        if tool.get("type") == "code_interpreter"
     } or {""}
     counted = {
         measures.WEB_SEARCHES: searches if reported is None else reported,
@@ -656,7 +665,7 @@ def _pieces(response: Mapping[str, Any]) -> dict[str, int]:
 
 def _meter_item(item: Mapping[str, Any], meter: Meter) -> None:
     kind = item.get("type")
-    if kind not in _ITEMS:
+    if type(kind) is not str or kind not in _ITEMS:
         meter.text(text_of(item))
         return
     for name in _WRITTEN:
@@ -780,7 +789,7 @@ class ResponsesStream:
             self.error_seen = True
         elif kind == "response.output_item.added":
             item = fields_of(event.get("item"))
-            if item.get("type") in _NAMED:
+            if type(named := item.get("type")) is str and named in _NAMED:
                 _meter_text(item.get("name"), self._meter)
         elif kind == "response.output_item.done":
             self._take_item(event, fields_of(event.get("item")))

@@ -1,6 +1,5 @@
 """Answers pass as they came, whatever the provider's habits, and are metered on the way."""
 
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -8,33 +7,12 @@ from typing import Any
 import orjson
 import pytest
 
-from gateway.core.meter import Meter
-from gateway.core.values import Usage, UsageSource
+from gateway.core.values import Usage
 from gateway.wire.chat import ChatStream, error_event, read_answer, read_usage
 from gateway.wire.problem import problem
+from tests.support.recorder import Recorder, chunkings, provider
 
 STREAMS = Path(__file__).parent / "streams"
-
-
-class Recorder(Meter):
-    """Keeps what it is told."""
-
-    needs_text = True
-
-    def __init__(self) -> None:
-        self.reports: list[Usage] = []
-        self.texts: list[str] = []
-        self.service_tier = None
-
-    def report(self, usage: Usage) -> None:
-        self.reports.append(usage)
-
-    def text(self, piece: str) -> None:
-        self.texts.append(piece)
-
-
-def provider(fresh: int, output: int, cached: int = 0, written: int = 0) -> Usage:
-    return Usage(UsageSource.PROVIDER, fresh, cached, written, output)
 
 
 @dataclass(frozen=True)
@@ -103,14 +81,6 @@ def relayed_of(stream: bytes, expected: Recorded, hide_usage: bool) -> bytes:
     kept = [event for event in events if not (b'"choices":[]' in event and b'"usage":{' in event)]
     assert len(kept) == len(events) - 1
     return end.join(kept)
-
-
-def chunkings(stream: bytes) -> Iterator[list[bytes]]:
-    """Cut in two at every byte, cut at every byte, and in pieces of some odd sizes."""
-    for cut in range(len(stream) + 1):
-        yield [stream[:cut], stream[cut:]]
-    for size in (1, 2, 3, 7, 64, 500):
-        yield [stream[start : start + size] for start in range(0, len(stream), size)]
 
 
 def test_every_recorded_stream_is_replayed() -> None:
