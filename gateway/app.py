@@ -24,6 +24,7 @@ from gateway import __version__, bundled, policy_file, settings, workers
 from gateway import explain as explaining
 from gateway.breaker import Breakers
 from gateway.core.decide import Reach, Rulebook, Unservable
+from gateway.core.learned import Learned
 from gateway.core.policy import Policy
 from gateway.core.scopes import Caller
 from gateway.core.tokens import TokenCounter
@@ -87,6 +88,7 @@ class Gateway:
         )
         self.metrics.journal_entries = lambda: journal.waiting
         self._counter = TokenCounter(bundled.load_encoding)
+        self._learned = Learned(self._counter)
         self._policy_error: str | None = None
         self._told_ms: dict[str, int] = {}  # of troubles that last: when each was last told
         self._tasks: set[asyncio.Task[None]] = set()
@@ -102,8 +104,10 @@ class Gateway:
             jitter=random.random,
             breakers=Breakers(time.monotonic, self._provider_rests),
             answered=self._identity.answered,
+            learned=self._learned,
         )
-        self.flow = Flow(shared, self._identity, Rulebook(policy, config.catalog, self._counter), self.observer, Ids())
+        rulebook = Rulebook(policy, config.catalog, self._counter, self._learned)
+        self.flow = Flow(shared, self._identity, rulebook, self.observer, Ids())
         self._forwarding = Forwarding(shared, self._identity, lambda: self.flow.rulebook)
         self._reaper = Reaper(self.ledger, _REAP_EVERY_MS, self._expired, self._reaping_failed)
         # A ledger that keeps its records as long as an archive would needs none.
@@ -169,7 +173,7 @@ class Gateway:
         self._policy_error = None
         if read.version == in_force.version:
             return
-        self.flow.rulebook = Rulebook(read, self.config.catalog, self._counter)
+        self.flow.rulebook = Rulebook(read, self.config.catalog, self._counter, self._learned)
         self.metrics.policy_reload(ok=True)
         self.events.policy(read.version, policy_file.changed_identities(in_force, read))
 

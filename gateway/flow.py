@@ -153,11 +153,9 @@ class Flow:
 
     async def _count_beforehand(self, rulebook: Rulebook, call: Call) -> None:
         """Large new text is counted in a thread, so that it stalls nobody else's call; the decision then finds it counted."""
-        counter = rulebook.counter
-        for encoding in rulebook.encodings(call):
-            tally = counter.look_up(call.parts, encoding)
+        for tally in rulebook.uncounted(call):
             if tally.pending_chars > _COUNT_INLINE_CHARS:
-                await asyncio.to_thread(counter.finish, tally)
+                await asyncio.to_thread(rulebook.counter.finish, tally)
 
     async def _reserve(
         self,

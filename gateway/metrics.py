@@ -25,7 +25,7 @@ CONTENT_TYPE: Final = "text/plain; version=0.0.4; charset=utf-8"
 OTHER: Final = "other"  # a model that is not in the catalog: names that callers make up must not become label values
 
 _SECONDS: Final = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5)
-_RATIOS: Final = (0.5, 0.8, 0.9, 0.95, 0.99, 1.0, 1.01, 1.05, 1.1, 1.25, 1.5, 2.0, 5.0)
+_RATIOS: Final = (0.5, 0.8, 0.9, 0.95, 0.98, 0.99, 0.995, 1.0, 1.005, 1.01, 1.02, 1.05, 1.1, 1.25, 1.5, 1.75, 2.0, 3.0, 5.0, 10.0)
 
 
 class Metrics:
@@ -60,7 +60,10 @@ class Metrics:
             self._journalled,
         )
         self._ratio = self._histogram(
-            "estimate_ratio", "Input tokens, estimated / reported by the provider; below 1 the estimate was too low", (), _RATIOS
+            "estimate_ratio",
+            "Input tokens, estimated / reported by the provider; below 1 the estimate was too low",
+            ("basis",),
+            _RATIOS,
         )
         self._added = self._histogram("added_seconds", "From the request's arrival to the provider's being called", (), _SECONDS)
         self._ledger = self._histogram("ledger_seconds", "Waiting for the ledger, by step", ("step",), _SECONDS)
@@ -115,7 +118,7 @@ class Metrics:
         if usage.source is UsageSource.PROVIDER:
             read = usage.total_input_tokens
             if read > 0:
-                self._ratio.add((), plan.input_tokens / read)
+                self._ratio.add((plan.input_basis,), plan.input_tokens / read)
 
     def ended(self, ending: Ending) -> None:
         """The call is over without a receipt: its hold was released, or stays until its lease ends."""

@@ -14,6 +14,7 @@ from gateway.breaker import Breakers
 from gateway.charging import Charging, Phase
 from gateway.core import estimate
 from gateway.core.catalog import Model
+from gateway.core.learned import Learned
 from gateway.core.meter import Meter
 from gateway.core.profiles import OnDisconnect
 from gateway.core.record import record
@@ -67,6 +68,7 @@ class Shared:
     jitter: Callable[[], float]  # in [0, 1)
     breakers: Breakers
     answered: Callable[[Caller, str], None]  # an answer's id, by which a later call may continue it
+    learned: Learned
 
 
 @record
@@ -474,6 +476,8 @@ class Relay:
         if unpriced := charging.unpriced(usage):
             self._story.unpriced(self._name, self._errand.model.name, unpriced)
         settling.commit(usage, cost, ending)
+        hold = self.hold
+        self._shared.learned.settled(hold.decision.call, self._errand.model, hold.plan, usage, self._meter.answer_id)
 
     # -- words ----------------------------------------------------------------------------------------------------------------
 

@@ -12,6 +12,7 @@ import pytest
 
 from gateway.core.policy import ModelPolicy, OutputPolicy, RunsPolicy, Untagged
 from gateway.core.scopes import Unit
+from gateway.core.tokens import Tally, TokenCounter
 from gateway.core.values import Mode
 from gateway.core.windows import WindowKind
 from gateway.ledger.contract import LedgerLost, LedgerUnavailable, SetLimit
@@ -490,6 +491,44 @@ async def test_a_large_request_is_read_beside_the_loop(
         body = chat(model="small-model", messages=[{"role": "user", "content": "x" * 200}] * messages)
         assert (await here.ask(body, dialect=dialect)).status == 200
         assert [thread == threading.get_ident() for thread in threads] == [here_too]
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_the_second_call_of_a_conversation_is_estimated_from_the_usage_of_the_first(
+    stream: bool, tmp_path: Path, provider: FaultProvider
+) -> None:
+    first: list[Mapping[str, str]] = [{"role": "user", "content": "hello"}]
+    longer = [*first, {"role": "assistant", "content": "yes?"}, {"role": "user", "content": "tell me about rivers"}]
+    reported = {"prompt_tokens": 1_000, "completion_tokens": 5, "total_tokens": 1_005}
+    provider.next(Behaviour(usage_override=reported))
+    async with world(tmp_path, provider.base_url) as here:
+        assert (await here.ask(chat(messages=first, stream=stream))).status == 200
+        await here.ask(chat(messages=longer))
+        # The provider's 1,000, and two messages of four and seven tokens with three around each.
+        assert (await here.record()).inputs["input_tokens"] == 1_000 + (3 + 3) + (5 + 3)
+        await here.ask(chat(messages=longer), run="r2", Authorization="Bearer sk-other")
+        assert (await here.record("r2")).inputs["input_tokens"] < 30
+
+
+async def test_of_a_large_conversation_only_what_is_new_is_counted_beside_the_loop(
+    tmp_path: Path, provider: FaultProvider, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    counted: list[int] = []
+    finish = TokenCounter.finish
+
+    def finishing(counter: TokenCounter, tally: Tally) -> int:
+        if threading.current_thread() is not threading.main_thread():
+            counted.append(len(tally.pending))
+        return finish(counter, tally)
+
+    monkeypatch.setattr(TokenCounter, "finish", finishing)
+    history = [{"role": "user", "content": f"{number} " + "word " * 4_000} for number in range(3)]
+    async with world(tmp_path, provider.base_url) as here:
+        assert (await here.ask(chat(messages=history))).status == 200
+        # As if it were forgotten: what is not asked for need not be known.
+        here.flow.rulebook.counter._young.clear()
+        assert (await here.ask(chat(messages=[*history, {"role": "user", "content": "more " * 4_000}]))).status == 200
+    assert counted == [4, 1]  # with the part that opens the answer
 
 
 # -- over real connections ----------------------------------------------------------------------------------------------------------

@@ -3,20 +3,22 @@
 Nothing here knows a balance. The ladder goes to the ledger, which holds the first plan that fits: a downgrade is data.
 """
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Final
 
 from gateway.core import estimate
+from gateway.core.anchors import Chain
 from gateway.core.catalog import Catalog, Model, Route
 from gateway.core.ceilings import Ceilings, DimensionRequired, Standing
+from gateway.core.learned import Learned
 from gateway.core.measures import measure_of
 from gateway.core.money import Microcents
 from gateway.core.policy import Policy
 from gateway.core.record import record
 from gateway.core.scopes import NO_VALUE, Amounts, Caller
-from gateway.core.tokens import TokenCounter
-from gateway.core.values import SAME_MODEL, Call, Decision, Output, Part, Passed, Plan, Slice
+from gateway.core.tokens import Tally, TokenCounter
+from gateway.core.values import SAME_MODEL, Call, Decision, InputBasis, Output, Part, Passed, Plan, Slice
 
 # What some models bill above their text: the catalog withholds the capability where the price of that is not known.
 PRICED_MEDIA: Final = frozenset({"vision", "audio_input", "audio_output"})
@@ -50,7 +52,7 @@ class Offer:
     routes: tuple[Route, ...]  # in the order in which they are tried; all priced
     instead: tuple[str, ...]  # the models of its ladder, in the order in which they are tried
     beside: tuple[str, ...]  # the provider's cheaper models, dearest first by list price
-    encodings: frozenset[str | None]  # what a decision counts with
+    models: tuple[Model, ...]  # of its ladder, as all their routes have them
 
 
 @dataclass(slots=True, eq=False)  # not frozen, which would cost a tenth of a decision; nobody assigns to it
@@ -63,15 +65,17 @@ class Rung:
     cap: int
     input_tokens: int
     cost_max: Amounts
+    input_basis: InputBasis
 
 
 class Rulebook:
     """A policy and a catalog, ready to decide. Made once per policy; its caches hold nothing that a restart would miss."""
 
-    def __init__(self, policy: Policy, catalog: Catalog, counter: TokenCounter) -> None:
+    def __init__(self, policy: Policy, catalog: Catalog, counter: TokenCounter, learned: Learned | None = None) -> None:
         self.policy = policy
         self.catalog = catalog
         self.counter = counter
+        self.learned = learned or Learned(counter)  # outlives a policy, where the next one is made with the same
         # Headers that say who is calling: they never go upstream.
         self.identity_headers = frozenset(
             source.name for _, sources in policy.identity for source in sources if source.kind == "header"
@@ -90,7 +94,7 @@ class Rulebook:
         call = _with_flat(call, self.catalog.flat)
         if hard and (unknown := _without_reserve(call)) is not None:
             return _not_priced(unknown)
-        counts = _Counts(self.counter)
+        counts = _Counts(call, self.counter, self.learned)
         asking = _Asking(call, reach, counts, hard)
         first = self._rung(asking, call.model)
         if isinstance(first, Unservable):
@@ -133,7 +137,7 @@ class Rulebook:
         standing, offer = self._standing(call, decision.at_ms), self._offer(call.model)
         if isinstance(standing, Unservable) or isinstance(offer, Unservable):
             return ()
-        asking = _Asking(call, reach, _Counts(self.counter), _is_hard(standing, call))
+        asking = _Asking(call, reach, _Counts(call, self.counter, self.learned), _is_hard(standing, call))
         first = self._rung(asking, call.model)
         if isinstance(first, Unservable):
             return ()
@@ -152,7 +156,7 @@ class Rulebook:
         standing, offer = self._standing(call, decision.at_ms), self._offer(plan.model)
         if isinstance(standing, Unservable) or isinstance(offer, Unservable):
             return None
-        asking = _Asking(call, reach, _Counts(self.counter), _is_hard(standing, call))
+        asking = _Asking(call, reach, _Counts(call, self.counter, self.learned), _is_hard(standing, call))
         rung = self._rung(asking, plan.model, tried)
         if isinstance(rung, Unservable):
             return None
@@ -164,10 +168,14 @@ class Rulebook:
         """The one that a plan goes by."""
         return next(route for route in self.catalog.routes_of(plan.model) if route.provider == plan.provider)
 
-    def encodings(self, call: Call) -> frozenset[str | None]:
-        """The encodings that deciding this call counts with, so that large new text can be counted beforehand elsewhere."""
+    def uncounted(self, call: Call) -> Iterator[Tally]:
+        """What deciding this call will have to count, so that large new text can be counted beforehand elsewhere. One for each model of
+        its ladder: what was counted for one is not pending in the next."""
         offer = self._offer(call.model)
-        return frozenset() if isinstance(offer, Unservable) else offer.encodings
+        if isinstance(offer, Offer):
+            chain = Chain(call)
+            for model in offer.models:
+                yield self.counter.look_up(self.learned.known(call, chain, model).new, model.encoding)
 
     def run_ceiling(self, caller: Caller) -> int | None:
         """The policy's own limit for the caller's run, in microcents; None where it sets none."""
@@ -211,8 +219,9 @@ class Rulebook:
             )
         if hard and (piece := estimate.piece_without_price(call, model)) is not None:
             return _not_priced(piece, f"at {name!r} ")
-        input_tokens = estimate.input_tokens(call, model, counts)
-        cap = estimate.output_cap(call, model, input_tokens, self.policy.output)
+        read = estimate.input_of(call, model, counts, counts.known(model))
+        input_tokens = read.tokens
+        cap = estimate.output_cap(call, model, read.least, self.policy.output)
         if call.output is Output.FIXED and self.policy.output.max_tokens < cap:
             return Unservable(
                 "not_estimable",
@@ -232,7 +241,7 @@ class Rulebook:
                 "max_tokens, the policy's, the model's, and what its context leaves): lower the first",
                 "thinking.budget_tokens",
             )
-        return Rung(name, model, provider, cap, input_tokens, estimate.worst_case(call, model, input_tokens, cap))
+        return Rung(name, model, provider, cap, input_tokens, estimate.worst_case(call, model, input_tokens, cap), read.basis)
 
     def _open_route(self, offer: Offer, name: str, asking: "_Asking", tried: Collection[Route]) -> Route | Unservable:
         """The first whose provider can be reached, and does not rest; else the first that can be reached."""
@@ -303,8 +312,8 @@ class Rulebook:
         beside = self._cheaper_beside(model, routes[0].provider)
         instead = beside if self.policy.models.auto else self.policy.models.ladder_for(name)
         instead = tuple(other for other in dict.fromkeys(instead) if other != name)
-        models = [route.model for each in (name, *instead) for route in self.catalog.routes_of(each)]
-        return Offer(model, routes, instead, beside, frozenset(each.encoding for each in models))
+        models = tuple(route.model for each in (name, *instead) for route in self.catalog.routes_of(each))
+        return Offer(model, routes, instead, beside, models)
 
     def _cheaper_beside(self, model: Model, provider: str) -> tuple[str, ...]:
         """The provider's cheaper models, dearest first, by the list price of output. None that the provider has retired."""
@@ -333,17 +342,25 @@ class _Asking:
 class _Counts:
     """The texts of one call, counted once for each encoding: the models of a ladder often share one."""
 
-    __slots__ = ("_counter", "_known")
+    __slots__ = ("_call", "_chain", "_counter", "_learned", "_tokens")
 
-    def __init__(self, counter: TokenCounter) -> None:
+    def __init__(self, call: Call, counter: TokenCounter, learned: Learned) -> None:
+        self._call = call
+        self._chain = Chain(call)
         self._counter = counter
-        self._known: dict[str | None, int] = {}
+        self._learned = learned
+        self._tokens: dict[tuple[str | None, int], int] = {}
+
+    def known(self, model: Model) -> estimate.Known:
+        return self._learned.known(self._call, self._chain, model)
 
     def count_parts(self, parts: Sequence[Part], encoding: str | None) -> int:
-        known = self._known.get(encoding)
-        if known is None:
-            known = self._known[encoding] = self._counter.count_parts(parts, encoding)
-        return known
+        # Of one call: all its parts, its messages, or the last of them. As many parts are the same parts.
+        key = (encoding, len(parts))
+        tokens = self._tokens.get(key)
+        if tokens is None:
+            tokens = self._tokens[key] = self._counter.count_parts(parts, encoding)
+        return tokens
 
 
 def _is_hard(standing: Standing, call: Call) -> bool:
@@ -423,7 +440,7 @@ def _plan(call: Call, rung: Rung, standing: Standing, *, has_cheaper: bool) -> P
     name, provider = rung.name, rung.provider
     sliced = bool(standing.slices) and rung.cap > FIRST_SLICE and _is_metered_as_it_comes(call, rung.model)
     charges = standing.charges(name, provider, has_cheaper, sliced)
-    plan = Plan(name, provider, rung.cap, rung.input_tokens, rung.cost_max, charges)
+    plan = Plan(name, provider, rung.cap, rung.input_tokens, rung.cost_max, charges, input_basis=rung.input_basis)
     if not sliced:
         return plan
     return replace(plan, slice=Slice(FIRST_SLICE, estimate.worst_case(call, rung.model, rung.input_tokens, FIRST_SLICE)))

@@ -15,6 +15,7 @@ from functools import lru_cache
 from typing import Final
 
 from gateway.core.catalog import Model, Rates
+from gateway.core.factors import UNKNOWN, Factor
 from gateway.core.measures import (
     AUDIO_INPUT,
     AUDIO_OUTPUT,
@@ -31,9 +32,22 @@ from gateway.core.measures import (
 )
 from gateway.core.money import Microcents, price_of
 from gateway.core.policy import OutputPolicy
+from gateway.core.record import record
 from gateway.core.scopes import Amounts
-from gateway.core.tokens import PartsCounter, unscaled
-from gateway.core.values import TOOL_RESULTS, Attachment, Caching, Call, EstimateLine, Output, Pieces, Usage
+from gateway.core.tokens import REFERENCE, PartsCounter
+from gateway.core.values import (
+    SETTINGS,
+    TOOL_RESULTS,
+    Attachment,
+    Caching,
+    Call,
+    EstimateLine,
+    InputBasis,
+    Output,
+    Part,
+    Pieces,
+    Usage,
+)
 
 # Tokens of one image at most, as (glob, low, high, otherwise) by the client's `detail`. Sizes are not read, so each is what the
 # provider's rule gives for the largest image. This over-counts small images. The first match wins. From the providers' vision
@@ -70,8 +84,7 @@ _AUDIO_BYTES_PER_TOKEN: Final = 30
 # Claude puts up to 804 tokens of its own before the tools of a request; chat templates of open models put less.
 _HIDDEN_TOOL_TOKENS: Final = 850
 
-# Roles of the parts that are not messages: each is a line of its own.
-_NOT_MESSAGES: Final = frozenset({"tools", "functions", "response_format", "other", "reply", TOOL_RESULTS})
+_NO_DIGITS: Final = str.maketrans("", "", "0123456789")
 
 # Words for the ordinary rates, or for rates that are never above them.
 _STANDARD_TIERS: Final = frozenset({None, "auto", "default", "standard", "standard_only", "on_demand", "flex", "batch"})
@@ -83,18 +96,69 @@ _AS_TEXT: Final = {AUDIO_INPUT: "audio_input", CACHED_AUDIO: "audio_input", IMAG
 # -- input --------------------------------------------------------------------------------------------------------------------
 
 
-def input_tokens(call: Call, model: Model, counter: PartsCounter) -> int:
-    """What to hold for the input. It never passes what the model can take, since the provider refuses more, unless the input
-    surely is more: then `output_cap` finds no room."""
-    text = counter.count_parts(call.parts, model.encoding) + _hidden_tokens(call, model)
-    tokens = text + _media_tokens(call, model)
+@record
+class Known:
+    """What helps to estimate one call at one model, beyond what is in it (see `learned`)."""
+
+    new: tuple[Part, ...]  # the parts that `before` does not cover: all of them where there is none
+    before: int | None = None  # tokens, by the provider's own count, of all that stands before the new parts
+    doubted: bool = False  # such counts have proved too low
+    factor: Factor = UNKNOWN
+
+
+@record
+class Input:
+    """The estimate of a call's input."""
+
+    tokens: int  # to hold
+    least: (
+        int  # what it surely takes, as far as anybody can say: room for output is reckoned with it. Of one of the call's inputs
+    )
+    basis: InputBasis
+
+
+def input_of(call: Call, model: Model, counter: PartsCounter, known: Known | None = None) -> Input:
+    """What to hold for the input. It never passes what the model can take, since the provider refuses more, unless the input surely
+    is more: then `output_cap` finds no room."""
+    if known is None:
+        known = Known(call.parts)
     limit = _input_limit(model) * call.inputs
-    if tokens > limit and unscaled(text, model.encoding) <= limit and not _exact(call, model):
-        tokens = limit
-    return tokens * call.readings
+    new = known.new
+    text = counter.count_parts(new, model.encoding or REFERENCE)
+    if _has_unseen(call, known):
+        return Input(max(limit, text) * call.readings, text, InputBasis.BOUNDED)
+    tokens, exact = text, True
+    if model.encoding is None:
+        tokens, exact = known.factor.scaled(text, new) + _hidden_tokens(call, new), False
+    media = any(part.images or part.attachments for part in new)
+    if media:
+        tokens, exact = tokens + _media_tokens(model, new), False
+    least, before = text, known.before
+    if before is None:
+        basis = InputBasis.BOUNDED if media else InputBasis.COUNTED if exact else InputBasis.FACTOR
+    else:
+        basis, tokens = InputBasis.ANCHORED, before + tokens
+        if call.continues is not None:
+            exact = False  # of what came before, the provider may drop the reasoning
+        else:
+            least += before
+            if known.doubted:
+                tokens = max(tokens, input_of(call, model, counter, Known(call.parts, factor=known.factor)).tokens)
+    if tokens > limit and not exact:
+        if model.encoding is None:
+            least -= _digits_surplus(new)
+        if least <= limit:
+            tokens = limit
+            basis = InputBasis.BOUNDED if before is None else basis
+    # Inputs of one request are mostly alike; the provider refuses one that is too long.
+    return Input(tokens * call.readings, -(-least // call.inputs), basis)
 
 
-def output_cap(call: Call, model: Model, input_tokens: int, policy: OutputPolicy) -> int:
+def input_tokens(call: Call, model: Model, counter: PartsCounter, known: Known | None = None) -> int:
+    return input_of(call, model, counter, known).tokens
+
+
+def output_cap(call: Call, model: Model, input_least: int, policy: OutputPolicy) -> int:
     """`effective_max_output_tokens`, per choice: the least of the client's cap (or the policy's default), the policy's cap, the
     model's and what its context leaves. 0: the input leaves no room, and the model can't serve the call. Where no cap can be
     written, what the request itself leads to.
@@ -104,27 +168,16 @@ def output_cap(call: Call, model: Model, input_tokens: int, policy: OutputPolicy
     """
     if call.output is not Output.CAPPED:
         return call.client_cap or 0
-    least = input_tokens // call.readings
-    if not _exact(call, model):
-        least = unscaled(max(0, least - _media_tokens(call, model)), model.encoding)
-    least = -(-least // call.inputs)  # inputs of one request are mostly alike; the provider refuses one that is too long
-    if least > _input_limit(model):
+    if input_least > _input_limit(model):
         return 0
     wanted = call.client_cap if call.client_cap is not None else policy.default_for(call.model)
-    caps = (policy.max_tokens, model.max_output, model.context - least)
+    caps = (policy.max_tokens, model.max_output, model.context - input_least)
     return max(0, min(caps) if wanted is None else min(wanted, *caps))
 
 
-def _exact(call: Call, model: Model) -> bool:
-    """Everything in the input was counted by the model's own tokenizer."""
-    if _has_unseen(call) or model.encoding is None:
-        return False
-    return not any(part.images or part.attachments for part in call.parts)
-
-
-def _has_unseen(call: Call) -> bool:
-    """The provider puts something before the input, or adds what its own tools bring."""
-    if call.continues is not None:
+def _has_unseen(call: Call, known: Known) -> bool:
+    """The provider puts something before the input that nobody here has seen, or adds what its own tools bring."""
+    if call.continues is not None and known.before is None:
         return True
     return call.readings > 1 and not any(part.role == TOOL_RESULTS for part in call.parts)
 
@@ -133,13 +186,20 @@ def _input_limit(model: Model) -> int:
     return model.context if model.max_input is None else min(model.context, model.max_input)
 
 
-def _hidden_tokens(call: Call, model: Model) -> int:
-    return _HIDDEN_TOOL_TOKENS if model.encoding is None and "tools" in call.needs else 0
+def _hidden_tokens(call: Call, new: Sequence[Part]) -> int:
+    """What the provider adds for tools. An anchor has it."""
+    return _HIDDEN_TOOL_TOKENS if "tools" in call.needs and len(new) == len(call.parts) else 0
 
 
-def _media_tokens(call: Call, model: Model) -> int:
-    tokens = _input_limit(model) if _has_unseen(call) else 0
-    for part in call.parts:
+def _digits_surplus(parts: Sequence[Part]) -> int:
+    """At most so many tokens of the reference's count come from its counting each digit."""
+    digits = sum(len(text) - len(text.translate(_NO_DIGITS)) for part in parts for text in part.texts)
+    return digits * 2 // 3
+
+
+def _media_tokens(model: Model, parts: Sequence[Part]) -> int:
+    tokens = 0
+    for part in parts:
         if part.images:
             tokens += sum(_image_tokens(model.name, image.detail) for image in part.images)
         if part.attachments:
@@ -347,19 +407,19 @@ def explain(call: Call, model: Model, counter: PartsCounter, cap: int) -> tuple[
     held = input_tokens(call, model, counter)
     input_rate, output_rate, _ = (0, 0, 0) if model.free else _dearest(model, call, held)
     lines: list[tuple[str, int]] = []
-    messages = [part for part in call.parts if part.role not in _NOT_MESSAGES]
+    messages = [part for part in call.parts if part.role not in SETTINGS]
     if messages:
         plural = "" if len(messages) == 1 else "s"
         lines.append((f"input: {len(messages)} message{plural}", counter.count_parts(messages, model.encoding)))
-    others = [part for part in call.parts if part.role in _NOT_MESSAGES]
+    others = [part for part in call.parts if part.role in SETTINGS]
     lines.extend((part.role.replace("_", " "), counter.count_parts([part], model.encoding)) for part in others)
-    if hidden := _hidden_tokens(call, model):
+    if hidden := 0 if model.encoding else _hidden_tokens(call, call.parts):
         lines.append(("what the provider adds for tools", hidden))
     images = [_image_tokens(model.name, image.detail) for part in call.parts for image in part.images]
     if images:
         lines.append((f"image ×{len(images)}", sum(images)))
     if attached := sum(len(part.attachments) for part in call.parts):
-        lines.append((f"attachment ×{attached}", _media_tokens(call, model) - sum(images)))
+        lines.append((f"attachment ×{attached}", _media_tokens(model, call.parts) - sum(images)))
     # A bounded input is held at no more than the context. Else lines are rounded one by one and the estimate as a whole: the first
     # line takes the difference.
     if beside := held - sum(tokens for _, tokens in lines):

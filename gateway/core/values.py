@@ -49,6 +49,8 @@ class Part:
 TOOL_RESULTS: Final = (
     "tool_results"  # the role of a part that bounds what the provider's own tools may bring; without it, nothing does
 )
+# Roles of the parts that are no messages, but apply to the whole request.
+SETTINGS: Final = frozenset({"tools", "functions", "response_format", "instructions", TOOL_RESULTS, "other", "reply"})
 
 
 @record
@@ -177,6 +179,15 @@ class EstimateLine:
     usd: int
 
 
+class InputBasis(StrEnum):
+    """What an estimate of the input rests on; the metric's word."""
+
+    ANCHORED = "anchored"  # the provider's own count for an earlier call, and a count of what is new
+    COUNTED = "counted"  # the model's own tokenizer
+    FACTOR = "factor"  # another tokenizer, and a factor
+    BOUNDED = "bounded"  # a rule for what is no text, or all that the model takes
+
+
 @record
 class Slice:
     """The input and the first part of a stream's output: what is held of it in accounts that do not hold its worst case. Grows."""
@@ -196,6 +207,7 @@ class Plan:
     cost_max: Amounts
     charges: tuple[Charge, ...]
     slice: Slice | None = None  # where some of the charges are sliced
+    input_basis: InputBasis = InputBasis.COUNTED
 
     @property
     def held(self) -> Amounts:

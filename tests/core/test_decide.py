@@ -12,7 +12,7 @@ from gateway.core.decide import Reach, Rulebook, Unservable
 from gateway.core.money import Microcents
 from gateway.core.policy import Missing, ModelPolicy, OutputPolicy
 from gateway.core.scopes import Amounts, Unit
-from gateway.core.values import Decision, Directives, Image, Mode, Output, Part
+from gateway.core.values import Decision, Directives, Image, Mode, Output, Part, Usage, UsageSource
 from tests.support.clock import NOW_MS
 from tests.support.records import USD, caller
 from tests.support.rulebooks import (
@@ -337,10 +337,26 @@ def test_alternatives_can_do_what_the_call_needs():
 
 
 @pytest.mark.parametrize("models", [LADDER, AUTO], ids=["ladder", "auto"])
-def test_the_encodings_of_all_models_of_a_ladder_are_told_beforehand(models):
-    rules = rulebook(policy(models=models), [BIG, replace(MEDIUM, encoding="cl100k_base"), replace(SMALL, encoding=None)])
-    assert rules.encodings(call()) == {"o200k_base", "cl100k_base", None}
-    assert rules.encodings(call("unheard-of")) == frozenset()
+def test_what_the_models_of_a_ladder_will_count_is_told_beforehand_once_for_each_encoding(models):
+    rules = rulebook(policy(models=models), [BIG, replace(MEDIUM, encoding=None), SMALL])
+    told = []
+    for tally in rules.uncounted(call()):
+        told.append((tally.encoding, len(tally.pending)))
+        rules.counter.finish(tally)
+    assert told == [("o200k_base", 1), (None, 1), ("o200k_base", 0)]
+    assert list(rules.uncounted(call("unheard-of"))) == []
+
+
+def test_given_an_anchor_only_what_is_new_is_counted_beforehand():
+    rules = rulebook()
+    first, new = call(), Part("user", ("four five",))
+    plan = decide(rules, first).ladder[0]
+    rules.learned.settled(first, BIG, plan, Usage(UsageSource.PROVIDER, 40, output_tokens=2), None)
+    longer = replace(first, parts=(*first.parts, new))
+    [tally] = rules.uncounted(longer)
+    assert tally.pending == (new,)
+    after = decide(rules, longer).ladder[0]
+    assert (after.input_tokens, after.input_basis) == (42, "anchored")
 
 
 def test_the_texts_of_a_call_are_counted_once_for_each_encoding():

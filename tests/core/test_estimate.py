@@ -91,9 +91,9 @@ def test_audio_is_bounded_by_its_size() -> None:
 
 def test_a_file_is_bounded_by_the_context_and_leaves_room_for_output() -> None:
     filed = call(replace(HELLO, attachments=(Attachment("file", 500),)), needs=frozenset({"files"}))
-    tokens = estimate.input_tokens(filed, model(), COUNTER)
-    assert tokens == 128_000
-    assert estimate.output_cap(filed, model(), tokens, POLICY) == 8192
+    read = estimate.input_of(filed, model(), COUNTER)
+    assert (read.tokens, read.least, read.basis) == (128_000, 4, "bounded")
+    assert estimate.output_cap(filed, model(), read.least, POLICY) == 8192
 
 
 def test_a_model_without_a_public_tokenizer_is_reckoned_what_its_provider_adds_for_tools() -> None:
@@ -150,16 +150,16 @@ def test_counted_input_larger_than_the_context_is_said_as_it_is() -> None:
 
 def test_input_that_a_factor_lifts_above_the_context_is_held_at_the_context_and_keeps_its_room() -> None:
     guessed, small = call(Part("user", ("word " * 2_000,)), cap=500), model(encoding=None, context=3_000)
-    tokens = estimate.input_tokens(guessed, small, COUNTER)
-    assert tokens == 3_000  # 3,502 by the factor, which the provider would refuse
-    assert estimate.output_cap(guessed, small, tokens, POLICY) == 500
+    read = estimate.input_of(guessed, small, COUNTER)
+    assert read.tokens == 3_000  # 3,502 by the factor, which the provider would refuse
+    assert estimate.output_cap(guessed, small, read.least, POLICY) == 500
 
 
 def test_input_that_surely_passes_the_context_is_not_helped_by_the_factor() -> None:
     guessed, small = call(Part("user", ("word " * 4_000,))), model(encoding=None, context=3_000)
-    tokens = estimate.input_tokens(guessed, small, COUNTER)
-    assert tokens == 7_002
-    assert estimate.output_cap(guessed, small, tokens, POLICY) == 0
+    read = estimate.input_of(guessed, small, COUNTER)
+    assert read.tokens == 7_002
+    assert estimate.output_cap(guessed, small, read.least, POLICY) == 0
 
 
 # -- price --------------------------------------------------------------------------------------------------------------------

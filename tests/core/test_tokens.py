@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from gateway.bundled import load_encoding
 from gateway.core import tokens
-from gateway.core.tokens import Encoding, TokenCounter, last_sure_cut, scaled, unscaled
+from gateway.core.tokens import REFERENCE, Encoding, TokenCounter, last_sure_cut, scaled, unscaled
 from gateway.core.values import Part
 
 ENCODINGS = ["o200k_base", "cl100k_base"]
@@ -249,7 +249,9 @@ def test_looking_up_a_long_known_conversation_takes_under_a_tenth_of_counting_it
 
 def test_without_a_public_tokenizer_the_reference_counts_times_a_factor() -> None:
     counter = TokenCounter(load_encoding)
-    reference = truth(PROSE, "cl100k_base")
+    # Each digit for itself: "42", "4.91" and the "1_000_000" and "1234567" of the text, which the reference takes three at once.
+    reference = truth(PROSE, "cl100k_base") + 1 + 1 + (2 + 2) + (2 + 2)
+    assert counter.count(PROSE, REFERENCE) == reference
     assert counter.count(PROSE, None) == -(-reference * 7 // 4)
     # The whole sum is scaled and rounded once, overhead included.
     assert counter.count_parts(parts(PROSE, "hello", overhead=3), None) == -(-(reference + 1 + 6) * 7 // 4)

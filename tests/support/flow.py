@@ -22,6 +22,7 @@ from gateway import bundled, relay
 from gateway.breaker import Breakers
 from gateway.core.catalog import Catalog, Model, Rates, Route
 from gateway.core.decide import Rulebook
+from gateway.core.learned import Learned
 from gateway.core.policy import Policy
 from gateway.core.profiles import Profile
 from gateway.core.tokens import TokenCounter
@@ -294,6 +295,8 @@ async def world(
     observer = Observer(told, metrics, loop.time)  # type: ignore[arg-type]
     runs = count()
     identity = Identity(config, b"secret", lambda: f"run_{next(runs)}")
+    counter = TokenCounter(bundled.load_encoding)
+    learned = Learned(counter)
     shared = Shared(
         ledger(running),
         dict.fromkeys(providers, wrap(client)),
@@ -304,8 +307,9 @@ async def world(
         lambda: 0.0,
         Breakers(loop.time, lambda *_: None),
         identity.answered,
+        learned,
     )
-    rulebook = Rulebook(policy or policy_of(), catalog, TokenCounter(bundled.load_encoding))
+    rulebook = Rulebook(policy or policy_of(), catalog, counter, learned)
     flow = Flow(shared, identity, rulebook, observer, lambda: f"bdg_{next(_numbers):08d}")
     here = World(flow, shared.ledger, clock, told, metrics, config, shared, unheard=unheard)
     try:

@@ -1,0 +1,89 @@
+"""What one process has learned from settled calls that makes its next estimates better. Only a hint: without it they are higher.
+
+Two things: the provider's own count of a conversation's start (`anchors`), and what a tokenizer that is not public makes of text
+(`factors`). Where an anchored estimate proves too low although no tokenizer can be at fault, the anchors of that model and tenant are
+doubted for the next 1,000 calls: they may then lift an estimate, not lower it. Belongs to the event loop's thread.
+"""
+
+from typing import Final
+
+from gateway.core.anchors import Anchors, Chain, settings_of
+from gateway.core.catalog import Model
+from gateway.core.estimate import Known, input_of
+from gateway.core.factors import Factors
+from gateway.core.recent import Recent
+from gateway.core.tokens import REFERENCE, PartsCounter
+from gateway.core.values import SETTINGS, Call, InputBasis, Plan, Usage, UsageSource
+
+DOUBTED_CALLS: Final = 1_000
+# A provider that counts a smaller part of the text than this counts something else.
+_PLAUSIBLE: Final = 3
+
+
+class Learned:
+    """Asked at each decision, told at each settlement."""
+
+    def __init__(self, counter: PartsCounter) -> None:
+        self._counter = counter
+        self.anchors = Anchors()
+        self.factors = Factors()
+        self._doubted: Recent[tuple[str, str], int] = Recent(4_096)  # (tenant, model) → calls to come
+
+    def known(self, call: Call, chain: Chain, model: Model) -> Known:
+        """What helps to estimate this call at this model."""
+        tenant = call.caller.tenant
+        factor = self.factors.of(tenant, model.name)
+        doubted = bool(self._doubted.get((tenant, model.name)))
+        if call.continues is not None:
+            answer = self.anchors.answer(call, model.name, call.continues)
+            if answer is None:
+                return Known(call.parts, factor=factor)
+            same = answer.settings == settings_of(call) and call.readings == 1
+            return Known(chain.messages if same else call.parts, answer.tokens, doubted, factor)
+        anchor = self.anchors.longest(chain, model.name) if call.readings == 1 else None
+        if anchor is None:
+            return Known(call.parts, factor=factor)
+        return Known(chain.messages[anchor.messages :], anchor.tokens, doubted, factor)
+
+    def settled(self, call: Call, model: Model, plan: Plan, usage: Usage, answer_id: str | None) -> None:
+        """Only the provider's own word teaches."""
+        read = usage.total_input_tokens
+        if usage.source is not UsageSource.PROVIDER or read == 0:
+            return
+        key = (call.caller.tenant, model.name)
+        doubted = self._doubted.get(key)
+        if doubted:
+            self._doubted.put(key, doubted - 1)
+        if answer_id is not None:
+            self._answered(call, model, usage, answer_id)
+        if call.continues is not None or call.readings > 1:  # its parts are not all that was read
+            return
+        chain = Chain(call)
+        anchor = self.anchors.longest(chain, model.name)
+        new = chain.messages if anchor is None else chain.messages[anchor.messages :]
+        text_tokens = self._counter.count_parts(new, model.encoding or REFERENCE)
+        whole = text_tokens + (0 if anchor is None else anchor.text_tokens)
+        if read * _PLAUSIBLE < whole:
+            return
+        self.anchors.settled(chain, model.name, read, whole)
+        plausible = True
+        if model.encoding is None and not any(part.images or part.attachments for part in new):
+            # The first call of a conversation teaches only where it has nothing but messages: who knows what else a provider shows.
+            plain = not any(part.texts for part in chain.settings)
+            since = read if anchor is None else read - anchor.tokens
+            if since > 0 and new and (anchor is not None or plain):
+                plausible = self.factors.learning(*key).learn(since, text_tokens, new)
+        if plan.input_basis is InputBasis.ANCHORED and read > plan.input_tokens and (model.encoding is not None or not plausible):
+            self._doubted.put(key, DOUBTED_CALLS)
+
+    def _answered(self, call: Call, model: Model, usage: Usage, answer_id: str) -> None:
+        """What a later call finds before its own input: all that was read, and the answer, with reasoning that may be kept."""
+        read, written = usage.total_input_tokens, usage.total_output_tokens
+        if answer_id == call.continues:  # a conversation, which grows under one id
+            before = self.anchors.answer(call, model.name, answer_id)
+            if before is not None and before.tokens > read:
+                # Another call has added to it meanwhile, or the provider has dropped reasoning: both are counted.
+                added = tuple([part for part in call.parts if part.role not in SETTINGS])
+                known = Known(added, before.tokens, factor=self.factors.of(call.caller.tenant, model.name))
+                read = input_of(call, model, self._counter, known).tokens
+        self.anchors.answered(call, model.name, answer_id, read + written)
