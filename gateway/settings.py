@@ -14,10 +14,12 @@ from urllib.parse import SplitResult, urlsplit
 
 from pydantic import BeforeValidator, Field
 
-from gateway import store_url
-from gateway.core.catalog import Catalog, Model, Rates, Route
-from gateway.core.money import MICROCENTS_PER_USD, parse_usd
+from gateway import price_file, store_url
+from gateway.core import estimate
+from gateway.core.catalog import Catalog, Model, Route
+from gateway.core.money import Microcents, parse_usd
 from gateway.core.profiles import OnDisconnect, Profile
+from gateway.price_file import PIECEWISE_CONTEXT, PIECEWISE_MAX_OUTPUT, PriceFile, Tokens
 from gateway.store_url import StoreUrl, Tls
 from gateway.wire.dialects import METERED_ROUTES
 from gateway.wire.unmetered import UnmeteredRoute
@@ -39,7 +41,6 @@ from gateway.yaml_fields import (
 )
 from gateway.yaml_source import Mistakes, Place, Reader, Reads, Section, Unexpected, did_you_mean, read_document
 
-MAX_PRICE_USD: Final = 100_000  # per million tokens: a slipped decimal point, rather than a price
 MIN_TOKEN_LENGTH: Final = 16
 SQLITE_KEEP_MS: Final = 30 * 86_400_000
 REDIS_KEEP_MS: Final = 2 * 86_400_000  # memory is dearer than a disk
@@ -220,24 +221,6 @@ def _parse_host(value: object) -> str:
     return bare
 
 
-def _parse_price(value: object) -> int:
-    """USD per million tokens → microcents per million tokens, exactly."""
-    if isinstance(value, bool) or not isinstance(value, int | float | str):
-        raise Unexpected
-    try:
-        usd = Decimal(value.removeprefix("$") if isinstance(value, str) else str(value))
-    except InvalidOperation:
-        raise Unexpected from None
-    if not usd.is_finite() or usd <= 0:
-        raise Unexpected(f"a price above 0; a model that costs nothing says `free: true`{'' if usd.is_finite() else ', not NaN'}")
-    if usd > MAX_PRICE_USD:
-        raise Unexpected(f"at most {MAX_PRICE_USD:,} US dollars per million tokens")
-    microcents = usd * MICROCENTS_PER_USD
-    if microcents != microcents.to_integral_value():
-        raise Unexpected("a price with at most 8 decimals")
-    return int(microcents)
-
-
 def _parse_route(value: object) -> tuple[str, str]:
     text = text_of(value)
     if re.fullmatch(_ROUTE_PATTERN, text, re.ASCII) is None:
@@ -280,11 +263,6 @@ _PATH: Final = matching(r"[^\x00-\x1f]{1,4096}", "a path")
 _ORIGIN: Final = matching(
     r"https?://[A-Za-z0-9.\[\]:_-]{1,260}", "an origin such as https://app.example.com", "https://app.example.com"
 )
-_PRICE: Final = Reads(
-    _parse_price,
-    "a price in US dollars per million tokens, such as 0.25",
-    {"anyOf": [{"type": "number", "exclusiveMinimum": 0}, {"type": "string"}], "examples": [0.25]},
-)
 _ROUTE: Final = Reads(
     _parse_route,
     "a method and a path such as GET /v1/files/{id}: lower-case words and parameters, the first one a word",
@@ -296,8 +274,7 @@ _COST: Final = Reads(
     {"anyOf": [{"type": "number", "minimum": 0}, {"type": "string"}], "examples": [0.01]},
 )
 FilePath = Annotated[str, _PATH]
-Price = Annotated[int, _PRICE]
-Tokens = Annotated[int, whole(1, 100_000_000)]
+Usd = Annotated[int, _COST]
 Timeout = duration("100ms", "1h")
 ProviderName = Annotated[str, matching("[A-Za-z0-9._-]{1,64}", "a provider's name: letters, digits, dots, dashes or underscores")]
 
@@ -363,24 +340,6 @@ class ProviderFile(Section):
     stand_in: ClassVar = {"base_url": "http://127.0.0.1"}
 
 
-class RatesFile(Section):
-    input: Price = Field(description="Input tokens, in US dollars per million.")
-    output: Price = Field(description="Output tokens.")
-    cached_input: Price | None = preset(None, description="Input read from the provider's cache. Default: the input price.")
-    cache_write: Price | None = preset(None, description="Input written to the provider's cache. Default: the input price.")
-    cache_write_long: Price | None = preset(
-        None, description="The same, where the request asks for a cache that lives longer. Default: the cache-write price."
-    )
-
-
-class TierFile(RatesFile):
-    above_input_tokens: Tokens = Field(description="The tier counts for calls with more input than this.")
-
-
-class PriceFile(RatesFile):
-    tiers: list[TierFile] = preset([], description="Other prices for long input, in ascending order.")
-
-
 class RouteFile(Section):
     """`openai` is short for `{provider: openai}`."""
 
@@ -408,8 +367,12 @@ class ModelFile(Section):
     )
     price: PriceFile | None = preset(None, description="Prices in US dollars per million tokens. Without any, calls are refused.")
     free: Switch = preset(False, description="The model costs nothing: it needs no price, and passes with $0 left.")
-    context: Tokens | None = preset(None, description="Tokens of input and output together. Required for a new model.")
-    max_output: Tokens | None = preset(None, description="The most output tokens of one answer. Required for a new model.")
+    context: Tokens | None = preset(
+        None, description="Tokens of input and output together. Required for a new model that bills tokens."
+    )
+    max_output: Tokens | None = preset(
+        None, description="The most output tokens of one answer. Required for a new model that writes any."
+    )
     max_input: Tokens | None = preset(None, description="The most input tokens, where that is less than the context.")
     capabilities: (
         list[
@@ -446,6 +409,12 @@ class ReservationFile(Section):
     )
     commit_wait: Annotated[int, duration("0ms", "10s")] = preset(
         "250ms", description="How long an answer's last bytes wait for the ledger, so that the run's next call sees the refund."
+    )
+    flat: dict[Annotated[str, matching("[A-Za-z0-9_.-]{1,64}", "a field's name, as the refusal says it")], Usd] = preset(
+        {},
+        description="US dollars to set aside for each request that has a field whose cost nothing here can bound, by the field's name: "
+        "`{tools.web_search: $0.25}`. It then passes a hard gate, and is charged that amount in full, or the real fee where the answer "
+        "tells the number and the model has a price for it. This is a guess and NOT a bound: what the provider bills may be more.",
     )
 
 
@@ -859,7 +828,11 @@ def _models(reader: Reader, catalog: Catalog) -> dict[str, Model]:
         if entry.free and reader.has(*place, "price"):
             reader.refuse((*place, "free"), "either a price or `free: true`, not both")
         _check_routes(reader, place, entry, providers)
-        _check_tiers(reader, place, entry.price)
+        if reader.has(*place, "price") and not reader.refused(*place, "price"):
+            price = reader.part(PriceFile, *place, "price")
+            writes = bool(entry.max_output) or (bundled is not None and estimate.output_billed(bundled))
+            known = bundled is not None and bool(bundled.tiers)
+            price_file.check(reader, (*place, "price"), price, known=known, writes=writes)
         model = _model(reader, place, name, entry, bundled)
         if not model.priced and reader.sound(*place):
             reader.warn(place, "no price and not `free: true`, so its calls are refused")
@@ -890,33 +863,23 @@ def _first_provider(entry: ModelFile) -> str | None:
     return entry.routes[0].provider if entry.routes else entry.provider
 
 
-def _check_tiers(reader: Reader, place: Place, price: PriceFile | None) -> None:
-    tiers = price.tiers if price is not None else []
-    for i in range(1, len(tiers)):
-        if tiers[i].above_input_tokens <= tiers[i - 1].above_input_tokens:
-            reader.refuse((*place, "price", "tiers", i, "above_input_tokens"), "more than the tier before it")
-
-
 def _model(reader: Reader, place: Place, name: str, entry: ModelFile, bundled: Model | None) -> Model:
     """The entry over the bundled model, where there is one."""
     if bundled is None:
         if _first_provider(entry) is None:
             reader.refuse((*place, "provider"), "the provider that serves it: the bundled catalog does not know this model")
-        for key, value in (("context", entry.context), ("max_output", entry.max_output)):
-            if value is None:
+        context, max_output = _limits_by_price(entry.price)
+        for key, value in (("context", entry.context or context), ("max_output", entry.max_output or max_output)):
+            if not value:
                 reader.refuse((*place, key), "a number of tokens: the bundled catalog does not know this model")
-        bundled = Model(name, provider=_first_provider(entry) or "", tiers=(), context=0, max_output=0)
-    tiers, service_tiers, free = bundled.tiers, bundled.service_tiers, bundled.free
+        bundled = Model(name, _first_provider(entry) or "", (), context, max_output)
     if entry.free:
-        tiers, service_tiers, free = (), (), True
+        bundled = replace(bundled, tiers=(), service_tiers=(), fees=(), free=True)
     elif entry.price is not None:
-        tiers, free = _tiers(entry.price), False
+        bundled = price_file.priced(bundled, entry.price)
     return replace(
         bundled,
         provider=_first_provider(entry) or bundled.provider,
-        tiers=tiers,
-        service_tiers=service_tiers,
-        free=free,
         context=entry.context or bundled.context,
         max_output=entry.max_output or bundled.max_output,
         max_input=entry.max_input or bundled.max_input,
@@ -927,19 +890,11 @@ def _model(reader: Reader, place: Place, name: str, entry: ModelFile, bundled: M
     )
 
 
-def _tiers(price: PriceFile) -> tuple[Rates, ...]:
-    return (_rates(price, 0), *(_rates(tier, tier.above_input_tokens) for tier in price.tiers))
-
-
-def _rates(price: RatesFile, above_input_tokens: int) -> Rates:
-    return Rates(
-        input=price.input,
-        output=price.output,
-        cached_input=price.cached_input or price.input,
-        cache_write=price.cache_write or price.input,
-        above_input_tokens=above_input_tokens,
-        cache_write_long=price.cache_write_long,
-    )
+def _limits_by_price(price: PriceFile | None) -> tuple[int, int]:
+    """Context and largest output of a model that is new, as far as its prices tell: what writes no tokens needs no room for them."""
+    if price is not None and price.input is None and price.output is None and price.by_the_piece:
+        return PIECEWISE_CONTEXT, PIECEWISE_MAX_OUTPUT
+    return 0, PIECEWISE_MAX_OUTPUT if price is not None and price.output is None else 0
 
 
 def _overlaid(
@@ -950,11 +905,12 @@ def _overlaid(
     patterns = [(glob, name) for name, provider in file.providers.items() for glob in provider.models]
     spoken = {name: dialects for name, provider in providers.items() if (dialects := provider.profile.dialects) is not None}
     version = catalog.version
-    if models:
-        own = hashlib.sha256(repr(reader.plain("models")).encode()).hexdigest()
+    flat = {name: Microcents(amount) for name, amount in file.reservation.flat.items()}
+    if models or flat:
+        own = hashlib.sha256(repr((reader.plain("models"), flat)).encode()).hexdigest()
         version = f"{version}+{own[:8]}"
     known = {**catalog.models, **models}
-    return Catalog(version, known, (*exact, *patterns), spoken, _routes(known, file))
+    return Catalog(version, known, (*exact, *patterns), spoken, _routes(known, file), flat)
 
 
 def _routes(known: Mapping[str, Model], file: ConfigFile) -> dict[str, tuple[Route, ...]]:

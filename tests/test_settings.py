@@ -29,6 +29,7 @@ CATALOG = Catalog(
     },
 )
 DAY_MS = 86_400_000
+USD = 100_000_000  # microcents: a price of so many dollars per million tokens
 SHA = "ab" * 32
 CONFIG = "providers:\n  openai: {base_url: https://api.openai.com/v1, accepts_caller_keys: true}\n"
 
@@ -38,9 +39,9 @@ def load(tmp_path, monkeypatch):
     """Loads a config's text from a file named c.yaml in the current folder."""
     monkeypatch.chdir(tmp_path)
 
-    def load(text: str, **environ: str) -> Settings:
+    def load(text: str, catalog: Catalog = CATALOG, **environ: str) -> Settings:
         Path("c.yaml").write_text(text)
-        return settings.load(Path("c.yaml"), environ, CATALOG, PROFILES)
+        return settings.load(Path("c.yaml"), environ, catalog, PROFILES)
 
     return load
 
@@ -315,6 +316,83 @@ def test_an_override_keeps_what_it_does_not_name(load):
     assert re.fullmatch(r"v1\+[0-9a-f]{8}", catalog.version)
 
 
+def test_prices_of_sound_images_and_service_tiers_are_exact(load):
+    model = load(
+        CONFIG
+        + """\
+models:
+  m:
+    provider: openai
+    context: 100
+    max_output: 10
+    price:
+      {input: 1, output: 2, audio_input: 40, cached_audio: 2.5, audio_output: 80, image_input: 5, cached_image: 1.25, image_output: 32,
+       service_tiers: {flex: {input: 0.5, output: 1}, priority: {input: 2, output: 4, tiers: [{above_input_tokens: 9, input: 3, output: 6}]}}}
+"""
+    ).catalog.find("m")
+    assert dict(model.tiers[0].others) == {
+        "audio_input": 40 * USD,
+        "cached_audio": 250_000_000,
+        "audio_output": 80 * USD,
+        "image_input": 5 * USD,
+        "cached_image": 125_000_000,
+        "image_output": 32 * USD,
+    }
+    tiers = dict(model.service_tiers)
+    assert [(rates.input, rates.above_input_tokens) for rates in tiers["priority"]] == [(2 * USD, 0), (3 * USD, 9)]
+    assert tiers["flex"][0].output == USD
+
+
+def test_what_is_billed_by_the_piece_needs_no_price_of_tokens_and_no_limits(load):
+    catalog = load(
+        CONFIG
+        + """\
+models:
+  draws: {provider: openai, price: {per_image: {standard/1024x1024: 0.04, hd/1024x1024: 0.08}}}
+  hears: {provider: openai, price: {per_second: 0.0001}}
+  speaks: {provider: openai, price: {per_character: 0.000015}}
+  finds: {provider: openai, context: 8191, price: {input: 0.02}}
+"""
+    ).catalog
+    cents = 1_000_000 * USD // 100
+    assert catalog.find("draws").fees == (
+        ("images", 8 * cents),
+        ("images/hd/1024x1024", 8 * cents),
+        ("images/standard/1024x1024", 4 * cents),
+    )
+    assert catalog.find("hears").fees == (("audio_seconds", cents // 100),)
+    assert catalog.find("speaks").fees == (("characters", 1_500_000_000),)
+    assert all(catalog.find(name).priced and catalog.find(name).context > 8_000 for name in ("draws", "hears", "speaks", "finds"))
+    assert (catalog.find("finds").tiers[0].input, catalog.find("finds").tiers[0].output) == (2_000_000, 0)
+
+
+def test_fees_classes_and_tiers_that_a_price_does_not_name_stay_as_bundled(load):
+    bundled = replace(
+        CATALOG.find("gpt-5"),
+        tiers=(Rates(1, 1, 1, 1, others=(("audio_input", 7),)),),
+        service_tiers=(("flex", (Rates(1, 1, 1, 1),)), ("priority", (Rates(9, 9, 9, 9),))),
+        fees=(("file_searches", 5), ("web_searches", 1), ("web_searches/low", 2)),
+    )
+    price = "{input: 2, output: 3, web_search: 0, service_tiers: {flex: {input: 1, output: 2}}}"
+    model = load(CONFIG + f"models: {{gpt-5: {{price: {price}}}}}\n", catalog=Catalog("v", {"gpt-5": bundled})).catalog.find(
+        "gpt-5"
+    )
+    assert (model.tiers[0].input, model.tiers[0].others) == (2 * USD, (("audio_input", 7),))
+    assert model.fees == (("file_searches", 5), ("web_searches", 0))
+    assert {name: tiers[0].input for name, tiers in model.service_tiers} == {"flex": USD, "priority": 9}
+
+
+def test_a_fee_alone_leaves_the_bundled_prices_of_tokens(load):
+    model = load(CONFIG + "models: {gpt-5: {price: {web_search: 0.01}}}\n").catalog.find("gpt-5")
+    assert (model.tiers, model.fees) == (CATALOG.find("gpt-5").tiers, (("web_searches", USD * 10_000),))
+
+
+def test_flat_reserves_are_part_of_the_price_table(load):
+    plain, flat = load(CONFIG), load(CONFIG + "reservation: {flat: {tools.web_search: $0.25, prediction: 0.05}}\n")
+    assert flat.catalog.flat == {"tools.web_search": USD // 4, "prediction": USD // 20}
+    assert flat.catalog.version.startswith(plain.catalog.version + "+")
+
+
 def test_free_takes_the_price_away_and_a_price_takes_free_away(load):
     catalog = load(CONFIG + "models: {gpt-5: {free: true}, given-away: {price: {input: 1, output: 1}}}\n").catalog
     freed, priced = catalog.find("gpt-5"), catalog.find("given-away")
@@ -414,6 +492,18 @@ MISTAKES = [
     ("models: {m: {provider: openai, context: 9, free: true}}", "c.yaml:3: models.m.max_output: found nothing, expected a number of tokens: the bundled catalog does not know this model"),
     ("models: {gpt-5: {free: true, price: {input: 1, output: 1}}}", "c.yaml:3: models.gpt-5.free: found true, expected either a price or `free: true`, not both"),
     ("models: {gpt-5: {price: {input: 1}}}", "c.yaml:3: models.gpt-5.price.output: found nothing, expected a price in US dollars per million tokens, such as 0.25 (the key is required)"),
+    ("models: {gpt-5: {price: {output: 1}}}", "c.yaml:3: models.gpt-5.price.input: found nothing, expected a price in US dollars per million tokens, such as 0.25 (the key is required)"),
+    ("models: {gpt-5: {price: {input: 1, output: 1, service_tiers: {priority: {input: 2}}}}}", "c.yaml:3: models.gpt-5.price.service_tiers.priority.output: found nothing, expected a price in US dollars…"),
+    ("models: {gpt-5: {price: {input: 1, output: 1, tiers: [{above_input_tokens: 9, output: 1}]}}}", "c.yaml:3: models.gpt-5.price.tiers[0].input: found nothing, expected a price in US dollars…"),
+    ("models: {gpt-5: {price: {per_image: {}}}}", "c.yaml:3: models.gpt-5.price.per_image: found a mapping, expected an amount in US dollars such as 0.04, or such amounts by quality/size"),
+    ("models: {gpt-5: {price: {per_image: {hd: 0}}}}", "c.yaml:3: models.gpt-5.price.per_image: found a mapping, expected an amount above 0"),
+    ("models: {gpt-5: {price: {per_second: 0}}}", "c.yaml:3: models.gpt-5.price.per_second: found 0, expected an amount above 0"),
+    ("models: {gpt-5: {price: {per_character: .nan}}}", "c.yaml:3: models.gpt-5.price.per_character: found .nan, expected an amount above 0, not NaN"),
+    ("models: {gpt-5: {price: {web_search: -1}}}", "c.yaml:3: models.gpt-5.price.web_search: found -1, expected an amount of at least 0"),
+    ("models: {gpt-5: {price: {per_request: 2000}}}", "c.yaml:3: models.gpt-5.price.per_request: found 2000, expected at most 1,000 US dollars for one"),
+    ("models: {gpt-5: {price: {per_character: 0.000000000000001}}}", "c.yaml:3: models.gpt-5.price.per_character: found 0.000000000000001, expected an amount with at most 14 decimals"),
+    ("models: {gpt-5: {price: {per_second: 1, tiers: [{above_input_tokens: 9, input: 1}]}}}", "c.yaml:3: models.gpt-5.price.input: found nothing, expected a price per million tokens: tiers have some"),
+    ("reservation: {flat: {tools.web_search: much}}", 'c.yaml:3: reservation.flat["tools.web_search"]: found "much", expected an amount in US dollars such as 0.01'),
     ("models: {gpt-5: {price: {input: 0, output: 1}}}", "c.yaml:3: models.gpt-5.price.input: found 0, expected a price above 0; a model that costs nothing says `free: true`"),
     ("models: {gpt-5: {price: {input: -1, output: 1}}}", "c.yaml:3: models.gpt-5.price.input: found -1, expected a price above 0; …"),
     ("models: {gpt-5: {price: {input: .nan, output: 1}}}", "c.yaml:3: models.gpt-5.price.input: found .nan, expected a price above 0; …, not NaN"),
@@ -507,7 +597,6 @@ unknown: 1
         ["c.yaml:4:", "providers.a.retries:"],
         ["c.yaml:5:", "providers.b.profile:"],
         ["c.yaml:7:", "models.m.price.input:"],
-        ["c.yaml:7:", "models.m.price.output:"],
         ["c.yaml:7:", "models.m.provider:"],
         ["c.yaml:7:", "models.m.context:"],
         ["c.yaml:7:", "models.m.max_output:"],

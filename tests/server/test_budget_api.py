@@ -94,6 +94,7 @@ async def test_a_decision_is_found_by_its_own_id_and_by_its_holds(
             "cached_tokens": 200,
             "cache_write_tokens": 0,
             "output_tokens": 40,
+            "others": {},
         },
         "ending": "completed",
         "expires_at": None,
