@@ -19,7 +19,7 @@ import threading
 import time
 import zlib
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from enum import Enum
 from itertools import count
@@ -29,6 +29,7 @@ import orjson
 
 from gateway.demo.bill import Bill, Price
 from gateway.demo.replies import AS_ASKED, DONE, BadRequest, Event, Reply, Script, Writer, json_answer, sse, stream_events
+from tests.support import anthropic_answers
 
 
 class UsageReport(Enum):
@@ -103,6 +104,14 @@ class Received:
     @property
     def target(self) -> str:
         return self.request_line.split(" ")[1]
+
+    @property
+    def path(self) -> str:
+        return self.target.partition("?")[0]
+
+    @property
+    def asks_anthropic(self) -> bool:
+        return "/messages" in self.path
 
     @property
     def headers(self) -> list[tuple[str, str]]:
@@ -249,11 +258,18 @@ class FaultProvider:
             return await self._raw_answer(received, behaviour, writer)
         try:
             request = received.json
-            reply = self.writer.reply(request, behaviour.script, next(self._serials))
+            asked = anthropic_answers.as_chat(request) if received.asks_anthropic else request
+            reply = self.writer.reply(asked, behaviour.script, next(self._serials))
         except (orjson.JSONDecodeError, BadRequest, AttributeError) as error:
             return await _send(writer, 400, (), _error(400, str(error)))
         if reply.model not in self.prices:
             return await _send(writer, 404, (), _error(404, f"The model {reply.model!r} does not exist."))
+        if received.path.endswith("/count_tokens"):
+            return await _send(writer, 200, (), orjson.dumps({"input_tokens": reply.prompt_tokens}))
+        if received.asks_anthropic and request.get("stream"):
+            return await self._anthropic_stream(reply, behaviour, writer)
+        if received.asks_anthropic:
+            return await self._anthropic_json(reply, behaviour, writer)
         if request.get("stream"):
             return await self._stream(request, reply, behaviour, writer)
         return await self._json(reply, behaviour, writer)
@@ -277,20 +293,50 @@ class FaultProvider:
             self._charge(reply, None, "whole")
         return await _send(writer, 200, (("Content-Type", "application/json"), *behaviour.headers), body, behaviour)
 
+    async def _anthropic_json(self, reply: Reply, behaviour: Behaviour, writer: asyncio.StreamWriter) -> bool:
+        if behaviour.billed is not False:
+            self._charge(reply, None, "whole")
+        body = orjson.dumps(anthropic_answers.answer(reply, self._anthropic_usage(reply, behaviour)))
+        return await _send(writer, 200, (("Content-Type", "application/json"), *behaviour.headers), body, behaviour)
+
+    async def _anthropic_stream(self, reply: Reply, behaviour: Behaviour, writer: asyncio.StreamWriter) -> bool:
+        usage = self._anthropic_usage(reply, behaviour)
+        *events, last = anthropic_answers.events(reply, usage, behaviour.tokens_per_event)
+        events = [*(Event(data) for data in behaviour.extra_events), *events]
+        failure = Event(anthropic_answers.sse("error", error={"type": "overloaded_error", "message": "scripted"}))
+        return await self._send_stream(events, last, failure, reply, behaviour, writer)
+
+    def _anthropic_usage(self, reply: Reply, behaviour: Behaviour) -> Mapping[str, Any] | None:
+        if behaviour.usage is UsageReport.NEVER:
+            return None
+        if behaviour.usage is UsageReport.ZEROS:
+            return anthropic_answers.ZEROS
+        return behaviour.usage_override or anthropic_answers.usage_of(reply)
+
     async def _stream(self, request: Mapping[str, Any], reply: Reply, behaviour: Behaviour, writer: asyncio.StreamWriter) -> bool:
+        failure = Event(sse({"error": {"message": "scripted", "type": "server_error", "param": None, "code": None}}))
+        return await self._send_stream(self._events(request, reply, behaviour), DONE, failure, reply, behaviour, writer)
+
+    async def _send_stream(
+        self,
+        events: Iterable[Event],
+        last: Event,
+        failure: Event,
+        reply: Reply,
+        behaviour: Behaviour,
+        writer: asyncio.StreamWriter,
+    ) -> bool:
         stream = _Stream(writer, behaviour)
         generated, ended = 0, "cut"
         try:
             stream.head()
-            for number, event in enumerate(self._events(request, reply, behaviour)):
+            for number, event in enumerate(events):
                 if number == behaviour.cut_after_events:
                     return _end(writer, behaviour.cut)
                 if number == behaviour.stall_after_events:
                     await asyncio.Event().wait()
                 if number == behaviour.error_after_events:
-                    await stream.write(
-                        sse({"error": {"message": "scripted", "type": "server_error", "param": None, "code": None}})
-                    )
+                    await stream.write(failure.data)
                     return await stream.finish()
                 generated += event.tokens
                 await stream.write(event.data)
@@ -298,11 +344,11 @@ class FaultProvider:
                     await asyncio.sleep(behaviour.pace_s)
             ended = "whole"
         finally:
-            # Before [DONE]: whoever saw the whole answer finds it on the bill.
+            # Before the last event: whoever saw the whole answer finds it on the bill.
             if behaviour.billed is not False:
                 self._charge(reply, generated, ended)
         if behaviour.done:
-            await stream.write(DONE.data)
+            await stream.write(last.data)
         return await stream.finish()
 
     def _events(self, request: Mapping[str, Any], reply: Reply, behaviour: Behaviour) -> Iterator[Event]:
