@@ -105,6 +105,7 @@ class Gateway:
             breakers=Breakers(time.monotonic, self._provider_rests),
             answered=self._identity.answered,
             learned=self._learned,
+            readers=bundled.load_clients(),
         )
         rulebook = Rulebook(policy, config.catalog, self._counter, self._learned)
         self.flow = Flow(shared, self._identity, rulebook, self.observer, Ids())

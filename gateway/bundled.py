@@ -15,6 +15,7 @@ from tiktoken_ext import openai_public
 
 from gateway.core.catalog import Catalog, Model, Rates
 from gateway.core.profiles import OnDisconnect, Profile
+from gateway.wire.refusing import Reader, Readers
 
 ENCODINGS: Final = ("o200k_base", "cl100k_base")
 
@@ -35,6 +36,12 @@ def load_profiles() -> Mapping[str, Profile]:
     """Profiles by name; `generic` is the one for a provider that nothing else is known about."""
     stored = yaml.safe_load((_DATA / "profiles.yaml").read_text(encoding="utf-8"))
     return {name: _profile(name, facts) for name, facts in stored.items()}
+
+
+def load_clients() -> Readers:
+    """How a refusal is written for whom."""
+    stored = yaml.safe_load((_DATA / "clients.yaml").read_text(encoding="utf-8"))
+    return Readers([Reader(**facts) for facts in stored])
 
 
 @cache

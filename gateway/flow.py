@@ -84,13 +84,24 @@ class Flow:
             else:
                 relay = await self._admit_unmetered(route, dialect, inbound, outlet, story)
         except Refused as refusal:
-            return await _refuse(refusal, dialect, outlet, story)
+            return await self._refuse(refusal, dialect, inbound, outlet, story)
         self._live.add(relay)
         try:
             await relay.run(outlet)
         finally:
             self._live.discard(relay)
         return relay.status
+
+    async def _refuse(self, refusal: Refused, dialect: Dialect, inbound: Inbound, outlet: Outlet, story: Story) -> int:
+        said = refusal.problem
+        answer = self._shared.readers.answer(said, dialect, inbound.headers.get("User-Agent", ""), story.streams)
+        story.refused(said.code, answer.status)
+        headers = refusal.headers or undecided_headers(story.caller.run)
+        try:
+            await outlet.answer(answer.status, [*answer.headers, *headers], answer.body)
+        except ClientGone:
+            return 0  # nothing was held for it
+        return answer.status
 
     async def _admit(self, dialect: Dialect, inbound: Inbound, outlet: Outlet, story: Story) -> Relay:
         """Everything before the provider: the relay it returns has a hold."""
@@ -415,17 +426,6 @@ async def _read(dialect: Dialect, inbound: Inbound) -> Request:
     if len(inbound.body) <= _READ_INLINE_BYTES:
         return dialect.read(inbound.body, inbound.headers)
     return await asyncio.to_thread(dialect.read, inbound.body, inbound.headers)
-
-
-async def _refuse(refusal: Refused, dialect: Dialect, outlet: Outlet, story: Story) -> int:
-    said = refusal.problem
-    story.refused(said.code, said.status)
-    headers = refusal.headers or undecided_headers(story.caller.run)
-    try:
-        await outlet.answer(said.status, [*said.headers(), *headers], said.body(dialect.shape))
-    except ClientGone:
-        return 0  # nothing was held for it
-    return said.status
 
 
 def _over_budget(rulebook: Rulebook, refusal: Refusal, reach: Reach) -> Refused:

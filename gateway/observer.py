@@ -106,6 +106,11 @@ class Story:
     def asked(self, model: str, stream: bool) -> None:
         self._model, self._stream = model, stream
 
+    @property
+    def streams(self) -> bool:
+        """The call asked for a stream, as far as it was read."""
+        return self._stream
+
     def called_by(self, caller: Caller) -> None:
         self.caller = caller
 

@@ -29,6 +29,7 @@ from gateway.wire.dialect import Dialect, Stream
 from gateway.wire.exchange import ClientGone, Headers, Outlet
 from gateway.wire.headers import returnable
 from gateway.wire.problem import Problem, budget_refusal, problem
+from gateway.wire.refusing import Readers
 from gateway.wire.request import Request
 from gateway.wire.status import released_by, worth_another_provider
 
@@ -69,6 +70,7 @@ class Shared:
     breakers: Breakers
     answered: Callable[[Caller, str], None]  # an answer's id, by which a later call may continue it
     learned: Learned
+    readers: Readers
 
 
 @record
@@ -493,9 +495,11 @@ class Relay:
         return ours if answer is None else [*returnable(answer.headers), *ours]
 
     async def _tell(self, outlet: Outlet, said: Problem) -> None:
-        self._story.refused(said.code, said.status)
-        shape = self._errand.dialect.shape
-        await self._answer_with(outlet, said.status, [*said.headers(), *self._headers(None)], said.body(shape))
+        errand = self._errand
+        user_agent = next((value for name, value in errand.request.headers if name == "user-agent"), "")
+        answer = self._shared.readers.answer(said, errand.dialect, user_agent, errand.asked.stream)
+        self._story.refused(said.code, answer.status)
+        await self._answer_with(outlet, answer.status, [*answer.headers, *self._headers(None)], answer.body)
 
     async def _answer_with(self, outlet: Outlet, status: int, headers: Headers, body: bytes) -> None:
         await outlet.answer(status, headers, body)

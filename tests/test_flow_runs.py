@@ -7,6 +7,7 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
+import orjson
 import pytest
 
 from gateway.core.policy import Policy, RunsPolicy, Source
@@ -16,6 +17,7 @@ from gateway.core.windows import WindowKind
 from gateway.ledger.contract import LedgerUnavailable
 from gateway.ledger.sqlite.ledger import SqliteLedger
 from gateway.settings import StaticKey
+from gateway.wire.responses import DIALECT as RESPONSES
 from tests.support.flow import TENANT, Broken, Client, World, chat, world
 from tests.support.provider import Behaviour, FaultProvider
 from tests.support.records import USD
@@ -391,3 +393,41 @@ async def test_the_calls_of_a_conversation_meet_one_ceiling_and_another_conversa
         [run] = {each.headers["X-Run-Id"] for each in said}
         assert (await here.run(run)).calls == 2
         assert (await here.ask(chat("mend the wheel"), run=None)).status == 200
+
+
+# -- clients that would try again -------------------------------------------------------------------------------------------------
+
+
+async def test_a_client_that_would_try_again_is_refused_in_its_own_way_with_the_budgets_headers(
+    tmp_path: Path, provider: FaultProvider
+) -> None:
+    asked = orjson.dumps({"model": "big-model", "input": "tell me about rivers", "max_output_tokens": 20, "stream": True})
+    async with world(tmp_path, provider.base_url, policy(budget("run-ceiling", "run", limit=1))) as here:
+        codex = await here.ask(asked, dialect=RESPONSES, User_Agent="codex_exec/0.169.0")
+        assert (codex.status, codex.events[0]["type"]) == (200, "response.failed")
+        assert "the whole limit of $0.00000001" in codex.events[0]["response"]["error"]["message"]
+        sdk = await here.ask(asked, dialect=RESPONSES, User_Agent="OpenAI/Python 2.54.0")
+        assert (sdk.status, sdk.json["code"]) == (402, "call_exceeds_limit")
+        for said in (codex, sdk):
+            assert said.headers["X-Budget-Decision"] == "block"
+            assert said.headers["X-Budget-Blocking-Scope"] == "run"
+            assert said.headers["X-Run-Id"] == "r1"
+        assert [(event.code, event.status) for event in here.told.calls] == [
+            ("call_exceeds_limit", 200),
+            ("call_exceeds_limit", 402),
+        ]
+
+
+async def test_a_call_that_a_stop_ends_before_its_answer_is_told_so_in_the_clients_own_way(
+    tmp_path: Path, provider: FaultProvider
+) -> None:
+    provider.default = Behaviour(silent=True)
+    asked = orjson.dumps({"model": "big-model", "input": "tell me about rivers", "max_output_tokens": 20, "stream": True})
+    async with world(tmp_path, provider.base_url, policy(RUN)) as here:
+        client = Client()
+        call = asyncio.create_task(here.ask(asked, client=client, dialect=RESPONSES, User_Agent="codex_exec/0.169.0"))
+        await asyncio.to_thread(provider.wait_for, lambda: len(provider.calls) == 1)
+        here.flow.run_stopped(TENANT, "r1")
+        await call
+        assert client.status == 200
+        assert "was stopped" in client.events[0]["response"]["error"]["message"]

@@ -61,3 +61,6 @@ class Dialect:
     stream: Callable[[Meter, Request], Stream]
     shape: Shape = Shape.OPENAI  # of refusals
     streamed_types: tuple[str, ...] = ("text/event-stream",)  # how the Content-Type of a streamed answer begins
+    refused_in_stream: Callable[[Problem], bytes] | None = (
+        None  # a whole stream that says no more than why; None: there is no such
+    )

@@ -732,10 +732,11 @@ class ResponsesStream:
         own."""
         if self.error_seen:
             return b""
-        # Codex tries again after any code but a few; this one it takes as final, and shows the text.
-        code = "server_error" if problem.status >= 500 else "invalid_prompt"
-        response = {**self._snapshot(), "status": "failed", "error": {"code": code, "message": problem.detail}}
-        return self._event_end() + self._event("response.failed", {"response": response}) + self._error(problem)
+        return (
+            self._event_end()
+            + self._event("response.failed", {"response": _failed(self._snapshot(), problem)})
+            + self._error(problem)
+        )
 
     def _error(self, problem: Problem) -> bytes:
         """The API's own `error` event. SDKs yield it, and raise only because it also has the `error` object that they look for."""
@@ -743,12 +744,11 @@ class ResponsesStream:
         return self._event("error", {"code": error["code"], "message": error["message"], "param": error["param"], "error": error})
 
     def _snapshot(self) -> dict[str, Any]:
-        return {"id": "", "object": "response", "output": [], **self.response}
+        return {**_NOTHING_YET, **self.response}
 
     def _event(self, kind: str, members: Mapping[str, Any]) -> bytes:
         self._number += 1
-        data = orjson.dumps({"type": kind, "sequence_number": self._number, **members})
-        return b"event: %b\ndata: %b\n\n" % (kind.encode(), data)
+        return _event(kind, self._number, members)
 
     def _event_end(self) -> bytes:
         """A piece of an event too large to be kept may have been relayed: what follows must not be read as its rest."""
@@ -819,4 +819,30 @@ class ResponsesStream:
                     self._take_item({"output_index": index}, item)
 
 
-DIALECT: Final = Dialect(NAME, "/v1/responses", read, read_answer, lambda meter, _: ResponsesStream(meter))
+_NOTHING_YET: Final = {"id": "", "object": "response", "output": []}
+
+
+def _failed(response: Mapping[str, Any], problem: Problem) -> dict[str, Any]:
+    # Codex tries again after any code but a few; this one it takes as final, and shows the text.
+    code = "server_error" if problem.status >= 500 else "invalid_prompt"
+    return {**response, "status": "failed", "error": {"code": code, "message": problem.detail}}
+
+
+def _event(kind: str, number: int, members: Mapping[str, Any]) -> bytes:
+    data = orjson.dumps({"type": kind, "sequence_number": number, **members})
+    return b"event: %b\ndata: %b\n\n" % (kind.encode(), data)
+
+
+def refused_in_stream(problem: Problem) -> bytes:
+    """For Codex, which reads no more than this of a refusal."""
+    return _event("response.failed", 0, {"response": _failed(_NOTHING_YET, problem)})
+
+
+DIALECT: Final = Dialect(
+    NAME,
+    "/v1/responses",
+    read,
+    read_answer,
+    lambda meter, _: ResponsesStream(meter),
+    refused_in_stream=refused_in_stream,
+)

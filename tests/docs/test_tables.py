@@ -5,6 +5,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
+import yaml
+
 from gateway.core.values import Ending
 from gateway.metrics import Metrics
 from gateway.wire.dialects import DIALECTS
@@ -13,6 +15,7 @@ from tests.support.examples import PAGES
 from tests.support.shipped import ROOT
 
 API: Final = (ROOT / "docs/api.md").read_text()
+CLIENTS: Final = (ROOT / "docs/clients.md").read_text()
 OPERATIONS: Final = (ROOT / "docs/operations.md").read_text()
 LINKING: Final = (*PAGES, ROOT / "CHANGELOG.md")
 SOURCE: Final = "\n".join(path.read_text() for path in sorted((ROOT / "gateway").rglob("*.py")))
@@ -46,6 +49,13 @@ def test_every_metric_is_in_the_table_with_its_labels() -> None:
 
 def test_every_ending_is_in_the_table() -> None:
     assert {words(ending)[0] for ending, _ in rows(OPERATIONS, "<!-- endings")} == {ending.value for ending in Ending}
+
+
+def test_every_client_that_is_refused_in_its_own_way_is_in_the_table() -> None:
+    stored = yaml.safe_load((ROOT / "gateway/data/clients.yaml").read_text())
+    told = {row[0]: row[2] for row in rows(CLIENTS, "## How they are refused")}
+    assert told.keys() == {entry["client"] for entry in stored}
+    assert all(str(entry["status"]) in told[entry["client"]] for entry in stored)
 
 
 def test_every_event_of_the_log_is_in_the_table_with_its_level() -> None:

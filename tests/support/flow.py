@@ -308,6 +308,7 @@ async def world(
         Breakers(loop.time, lambda *_: None),
         identity.answered,
         learned,
+        bundled.load_clients(),
     )
     rulebook = Rulebook(policy or policy_of(), catalog, counter, learned)
     flow = Flow(shared, identity, rulebook, observer, lambda: f"bdg_{next(_numbers):08d}")
