@@ -422,12 +422,10 @@ async def test_a_call_that_a_stop_ends_before_its_answer_is_told_so_in_the_clien
     tmp_path: Path, provider: FaultProvider
 ) -> None:
     provider.default = Behaviour(silent=True)
-    asked = orjson.dumps({"model": "big-model", "input": "tell me about rivers", "max_output_tokens": 20, "stream": True})
     async with world(tmp_path, provider.base_url, policy(RUN)) as here:
         client = Client()
-        call = asyncio.create_task(here.ask(asked, client=client, dialect=RESPONSES, User_Agent="codex_exec/0.169.0"))
+        call = asyncio.create_task(here.ask(chat(stream=True), client=client, User_Agent="codex_exec/0.169.0"))
         await asyncio.to_thread(provider.wait_for, lambda: len(provider.calls) == 1)
         here.flow.run_stopped(TENANT, "r1")
         await call
-        assert client.status == 200
-        assert "was stopped" in client.events[0]["response"]["error"]["message"]
+        assert (client.status, client.json["code"]) == (400, "run_stopped")
