@@ -55,8 +55,9 @@ from gateway.server.ops import Ops, Serving
 from gateway.server.reservations_api import ReservationsApi
 from gateway.server.routes import Routes
 from gateway.settings import Settings
+from gateway.stored import Origins, StoredAnswers
 from gateway.upstream import AiohttpUpstream, Endpoint
-from gateway.wire import chat, messages
+from gateway.wire import chat, messages, responses
 from gateway.wire.dialects import DIALECTS
 from gateway.wire.exchange import Inbound
 from gateway.wire.headers import directives
@@ -94,6 +95,7 @@ class Gateway:
         self._tasks: set[asyncio.Task[None]] = set()
         self._identity = Identity(config, install_secret(config.state_dir), lambda: "run_" + secrets.token_hex(12))
         self._upstreams = {name: AiohttpUpstream(_endpoint(provider)) for name, provider in config.providers.items()}
+        self._origins = Origins()
         shared = Shared(
             ledger=self.ledger,
             upstreams=self._upstreams,
@@ -103,13 +105,16 @@ class Gateway:
             clock_ms=clock_ms,
             jitter=random.random,
             breakers=Breakers(time.monotonic, self._provider_rests),
-            answered=self._identity.answered,
+            answered=self._answered,
             learned=self._learned,
             readers=bundled.load_clients(),
         )
         rulebook = Rulebook(policy, config.catalog, self._counter, self._learned)
         self.flow = Flow(shared, self._identity, rulebook, self.observer, Ids())
         self._forwarding = Forwarding(shared, self._identity, lambda: self.flow.rulebook)
+        self._stored = StoredAnswers(
+            shared, self._identity, lambda: self.flow.rulebook, self._forwarding, self.observer, self._origins
+        )
         self._reaper = Reaper(self.ledger, _REAP_EVERY_MS, self._expired, self._reaping_failed)
         # A ledger that keeps its records as long as an archive would needs none.
         self._archive = Archive(config.state_dir / _ARCHIVE) if config.ledger.keep_ms < ARCHIVE_KEEP_MS else None
@@ -207,10 +212,16 @@ class Gateway:
                 ("GET", "/v1/models"): models.serve,
                 ("GET", "/v1/models/{name%}"): models.serve,
                 ("POST", "/v1/messages/count_tokens"): partial(self._forwarding.serve, messages.DIALECT),
+                ("POST", "/v1/responses/input_tokens"): partial(self._forwarding.serve, responses.DIALECT),
+                **dict.fromkeys(responses.STORED, self._stored.serve),
                 **{(route.method, route.path): partial(self.flow.pass_on, route) for route in self.config.unmetered_routes},
             },
             [*budget_api.routes(), *events_api.routes(), *reservations_api.routes(), *admin.routes(), *ops.routes()],
         )
+
+    def _answered(self, caller: Caller, answer_id: str, provider: str) -> None:
+        self._identity.answered(caller, answer_id)
+        self._origins.learn(answer_id, provider)
 
     def _guards(self) -> Guards:
         hosts = None if self.config.auth == "keys" else LOOPBACK_HOSTS | frozenset(self.config.allowed_hosts)

@@ -66,6 +66,12 @@ class Charging:
             cost = replace(cost, usd=Microcents(cost.usd + estimate.flat_charge(call, self.model, told)))
         return usage, cost
 
+    def later(self, flat: Microcents) -> tuple[Usage, Amounts]:
+        """The same of a background answer, by its provider's report alone. `flat`: what was reserved flat for the call."""
+        usage, _ = self._with_pieces(self.meter.usage(0), ())
+        cost = estimate.cost_of(self.model, usage, self.meter.service_tier)
+        return usage, replace(cost, usd=Microcents(cost.usd + flat))
+
     def unpriced(self, usage: Usage) -> tuple[str, ...]:
         """What the provider bills at a price that is not known here, so that somebody looks: see `Meter.unknown`."""
         found = estimate.unpriced_usage(self.model, usage, self.meter.service_tier)

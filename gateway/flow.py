@@ -28,7 +28,7 @@ from gateway.wire.budget import undecided_headers
 from gateway.wire.dialect import Dialect
 from gateway.wire.exchange import ClientGone, Inbound, Outlet
 from gateway.wire.headers import directives
-from gateway.wire.problem import Alternative, Refused, problem
+from gateway.wire.problem import Alternative, Refused, bad_request, problem
 from gateway.wire.request import Request
 from gateway.wire.unmetered import UnmeteredRoute
 
@@ -38,6 +38,10 @@ _WATCH_S: Final = 0.5  # how often a process asks which of its live calls were s
 _TELL_AGAIN_S: Final = 60.0
 _LOOK_S: Final = 0.3  # how often a call that waits for a raise looks
 _WAITS_AT_MOST: Final = 1_000
+_NO_BACKGROUND: Final = (
+    "What a background answer costs is known only when somebody asks for it, and until then its worst case stays held: leave `background` out, "
+    "or have it allowed in the gateway's config (background: allow)."
+)
 _RUNS_AT_MOST: Final = 10_000  # whose place in their tree is remembered
 
 
@@ -109,6 +113,8 @@ class Flow:
         principal = self._identity.principal(inbound.headers, model_route=True)
         request = await _read(dialect, inbound)
         story.asked(request.model, request.stream)
+        if request.background and not self._shared.settings.background:
+            raise bad_request("not_estimable", _NO_BACKGROUND, "background")
         at_ms = self._shared.clock_ms()
         caller = self._kin.placed(self._identity.caller(principal, inbound, request, rulebook.policy, at_ms))
         story.called_by(caller)
@@ -126,7 +132,7 @@ class Flow:
                 partial(self._hold_again, story),
                 partial(self._reach, principal),
             )
-            relay = Relay(self._shared, journey.errand(settling.hold.plan), settling, journey)
+            relay = Relay(self._shared, journey.errand(settling.hold), settling, journey)
             story.sent()
         except BaseException:
             # A bug between the hold and the one who answers for it must not leak it.
@@ -155,7 +161,7 @@ class Flow:
         settling = await self._reserve(rulebook, call, principal, at_ms, outlet, story, decide)
         try:
             passage = Passage(self._shared, self._identity, rulebook, Asked(dialect, request, inbound, principal))
-            relay = Relay(self._shared, passage.errand(settling.hold.plan), settling, passage)
+            relay = Relay(self._shared, passage.errand(settling.hold), settling, passage)
             story.sent()
         except BaseException:
             settling.release(Ending.NOT_SENT)
@@ -212,11 +218,11 @@ class Flow:
         story.decided(decision)
         began_s = time.perf_counter()
         try:
-            reserved = await shared.ledger.reserve(decision, shared.settings.lease_ms)
+            reserved = await shared.ledger.reserve(decision, shared.settings.lease_of(decision.call))
             if isinstance(reserved, Ended):  # an id that was used before: the next one was not
                 decision = replace(decision, id=self._new_id())
                 story.decided(decision)
-                reserved = await shared.ledger.reserve(decision, shared.settings.lease_ms)
+                reserved = await shared.ledger.reserve(decision, shared.settings.lease_of(decision.call))
         except LedgerUnavailable as failure:
             allowed = all(charge.ceiling.outage_allow for charge in decision.ladder[0].charges)
             if allowed and not isinstance(failure, JournalFull):

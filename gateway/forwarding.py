@@ -52,19 +52,23 @@ class Forwarding:
                 return route, raw if route.model.name == name else orjson.dumps({**body, "model": route.model.name})
         raise Refused(problem("model_not_served", f"The model {name!r} cannot be asked here.", "model"))
 
-    async def _ask(self, name: str, principal: Principal, inbound: Inbound, body: bytes) -> tuple[int, Headers, bytes]:
+    def request(self, name: str, principal: Principal, inbound: Inbound, body: bytes) -> UpstreamRequest:
+        """As it goes to the provider."""
         provider = self._shared.settings.providers[name]
         headers = forwardable(inbound.headers, drop=self._rulebook().identity_headers)
         credential = self._identity.credential_for(principal, provider)
         if credential is not None:
             headers.append(credential)
         url = provider.url(inbound.path)
-        request = UpstreamRequest(f"{url}?{inbound.query}" if inbound.query else url, inbound.method, headers, body)
+        return UpstreamRequest(f"{url}?{inbound.query}" if inbound.query else url, inbound.method, headers, body)
+
+    async def _ask(self, name: str, principal: Principal, inbound: Inbound, body: bytes) -> tuple[int, Headers, bytes]:
+        request = self.request(name, principal, inbound, body)
         try:
-            answer = await self._shared.upstreams[provider.name].open(request)
+            answer = await self._shared.upstreams[name].open(request)
             try:
                 return answer.status, returnable(answer.headers), await answer.read(_MOST_BYTES)
             finally:
                 answer.release()
         except (NotSent, Unknown, TooLarge) as failure:
-            raise Refused(problem("provider_unreachable", f"{provider.name} gave no answer ({failure}).")) from failure
+            raise Refused(problem("provider_unreachable", f"{name} gave no answer ({failure}).")) from failure

@@ -93,6 +93,25 @@ class Identity:
             self._ids[secret] = known
         return known
 
+    # -- whose hold ---------------------------------------------------------------------------------------------------------------
+
+    def hold_mark(self, tenant: str, hold_id: str, flat: int) -> str:
+        """What a background answer carries, by which any process of this install knows the hold of its call. `flat`: microcents that were
+        reserved flat for it."""
+        told = f"{hold_id}.{flat}"
+        return f"{told}.{self._signed(tenant, told)}"
+
+    def marked(self, tenant: str, mark: str) -> tuple[str, int] | None:
+        """The hold's id and the flat reserve; None: the mark was not made here, or for another tenant."""
+        told, _, signature = mark.rpartition(".")
+        if not mark.isascii() or not hmac.compare_digest(signature, self._signed(tenant, told)):
+            return None
+        hold_id, _, flat = told.partition(".")
+        return hold_id, int(flat)
+
+    def _signed(self, tenant: str, told: str) -> str:
+        return hmac.new(self._secret, f"hold {tenant} {told}".encode(), hashlib.sha256).hexdigest()[:32]
+
     # -- for whom ---------------------------------------------------------------------------------------------------------------
 
     def caller(

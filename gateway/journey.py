@@ -4,12 +4,13 @@ from collections.abc import Awaitable, Callable
 from dataclasses import replace
 
 from gateway.charging import FlatCharging
+from gateway.core import estimate
 from gateway.core.catalog import Model, Route
 from gateway.core.decide import Reach, Rulebook
 from gateway.core.meter import Meter
 from gateway.core.profiles import OnDisconnect
 from gateway.core.record import record
-from gateway.core.values import Decision, Ending, Plan
+from gateway.core.values import Decision, Ending, Hold, Plan
 from gateway.identity import Identity, Principal
 from gateway.relay import Errand, LeftBehind, Shared
 from gateway.settings import Provider
@@ -51,10 +52,15 @@ class Journey:
         self._reach = reach
         self._tried: list[Route] = []
 
-    def errand(self, plan: Plan) -> Errand:
-        """What goes to the provider: the client's request, with the plan's model and cap, and a credential."""
+    def errand(self, hold: Hold) -> Errand:
+        """What goes to the provider: the client's request, with the held plan's model and cap, and a credential."""
+        plan = hold.plan
         route, request, inbound = self._rulebook.route(plan), self._asked.request, self._asked.inbound
         self._tried.append(route)
+        if request.background:
+            call = hold.decision.call
+            flat = estimate.flat_charge(call, route.model) if call.flat else 0
+            request.mark = self._identity.hold_mark(call.caller.tenant, hold.id, flat)
         provider, model = self._shared.settings.providers[route.provider], route.model
         headers = forwardable(inbound.headers, request.content_type, self._rulebook.identity_headers)
         named = plan if model.name == plan.model else replace(plan, model=model.name)
@@ -78,7 +84,7 @@ class Journey:
         held = settling.hold.plan
         if not left.billed and plan.charges == held.charges and _fits(plan, held):
             settling.serve_by(replace(plan, cost_max=held.cost_max, slice=held.slice))
-            take(self.errand(plan), settling)
+            take(self.errand(settling.hold), settling)
             return True
         if left.billed:
             settling.leave(left.why)
@@ -89,7 +95,7 @@ class Journey:
         if another is None:
             return False
         try:
-            take(self.errand(plan), another)
+            take(self.errand(another.hold), another)
             return True
         except BaseException:
             another.release(Ending.NOT_SENT)  # a bug must not leak it
@@ -111,9 +117,10 @@ class Passage:
         self._rulebook = rulebook
         self._asked = asked
 
-    def errand(self, plan: Plan) -> Errand:
+    def errand(self, hold: Hold) -> Errand:
         """What goes to the provider: the client's request as it came, and a credential."""
-        provider, request, inbound = self._shared.settings.providers[plan.provider], self._asked.request, self._asked.inbound
+        plan, request, inbound = hold.plan, self._asked.request, self._asked.inbound
+        provider = self._shared.settings.providers[plan.provider]
         # Nothing that is still to come of its answer would say what it cost.
         provider = replace(provider, profile=replace(provider.profile, on_disconnect=OnDisconnect.COUNT))
         headers = forwardable(inbound.headers, request.content_type, self._rulebook.identity_headers)

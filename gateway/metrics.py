@@ -18,7 +18,7 @@ from prometheus_client.multiprocess import MultiProcessCollector, mark_process_d
 
 from gateway.core.measures import TOKENS
 from gateway.core.money import MICROCENTS_PER_USD
-from gateway.core.values import Ending, Outcome, Receipt, UsageSource
+from gateway.core.values import Ending, Outcome, Receipt, Usage, UsageSource
 from gateway.ledger.contract import Alert, Expired
 
 CONTENT_TYPE: Final = "text/plain; version=0.0.4; charset=utf-8"
@@ -102,10 +102,18 @@ class Metrics:
     def settled(self, receipt: Receipt) -> None:
         """The hold became a receipt."""
         plan, usage = receipt.hold.plan, receipt.usage
-        model = plan.model if plan.model in self._models else OTHER
         self._live -= 1
         self._calls.add((receipt.ending,), 1)
-        self._spend.add((model, plan.provider), receipt.cost.usd)
+        self.settled_later(plan.model, plan.provider, usage, receipt.cost.usd)
+        if usage.source is UsageSource.PROVIDER:
+            read = usage.total_input_tokens
+            if read > 0:
+                self._ratio.add((plan.input_basis,), plan.input_tokens / read)
+
+    def settled_later(self, model: str, provider: str, usage: Usage, usd: int) -> None:
+        """What a call was charged, which is over already where its answer came in the background."""
+        model = model if model in self._models else OTHER
+        self._spend.add((model, provider), usd)
         for token_class, tokens in (
             ("input", usage.input_tokens),
             ("cached", usage.cached_tokens),
@@ -115,10 +123,6 @@ class Metrics:
         ):
             if tokens:
                 self._tokens.add((model, token_class), tokens)
-        if usage.source is UsageSource.PROVIDER:
-            read = usage.total_input_tokens
-            if read > 0:
-                self._ratio.add((plan.input_basis,), plan.input_tokens / read)
 
     def ended(self, ending: Ending) -> None:
         """The call is over without a receipt: its hold was released, or stays until its lease ends."""

@@ -4,10 +4,11 @@ import re
 from collections.abc import Callable, Sequence
 from typing import Final
 
-from gateway.core.scopes import Caller
-from gateway.core.values import Decision, Ending, Hold, Outcome, Receipt
+from gateway.core.money import format_usd
+from gateway.core.scopes import Amounts, Caller
+from gateway.core.values import Decision, Ending, Hold, Outcome, Receipt, Usage
 from gateway.events import CallEvent, Events
-from gateway.ledger.contract import Alert
+from gateway.ledger.contract import Alert, CallRecord
 from gateway.metrics import OTHER, Metrics
 
 _TELL_AGAIN_S: Final = 60.0
@@ -48,6 +49,16 @@ class Observer:
         """A provider that makes up field names without end must not make up label values."""
         known = (provider, what) in self._unpriced or (len(self._unpriced) < _UNPRICED_AT_MOST and _PLAIN.fullmatch(what))
         return what if known else OTHER
+
+    def settled_later(self, hold: CallRecord, usage: Usage, cost: Amounts) -> None:
+        """A background answer was asked for, and has settled the hold of its call."""
+        self.metrics.settled_later(hold.selected_model, hold.provider, usage, cost.usd)
+        self.events.log.info(
+            "background_settled",
+            hold_id=f"rsv_{hold.decision_id.removeprefix('bdg_')}",
+            run=hold.run,
+            charged_usd=format_usd(cost.usd),
+        )
 
     # -- what the ledger tells of itself --------------------------------------------------------------------------------------
 
@@ -171,6 +182,12 @@ class Story:
         else:
             metrics.settled(receipt)
         self._check_overrun(receipt)
+        self._close()
+
+    def entrusted(self) -> None:
+        """The hold stays for an answer that comes later."""
+        self._ending = Ending.BACKGROUND
+        self._observer.metrics.ended(Ending.BACKGROUND)
         self._close()
 
     def unsettled(self, ending: Ending, why: str) -> None:

@@ -68,7 +68,7 @@ class Shared:
     clock_ms: Callable[[], int]
     jitter: Callable[[], float]  # in [0, 1)
     breakers: Breakers
-    answered: Callable[[Caller, str], None]  # an answer's id, by which a later call may continue it
+    answered: Callable[[Caller, str, str], None]  # an answer's id, by which a later call may continue it, and its provider
     learned: Learned
     readers: Readers
 
@@ -458,7 +458,7 @@ class Relay:
 
     async def _settled(self, ending: Ending) -> None:
         if self._meter.answer_id is not None:
-            self._shared.answered(self.caller, self._meter.answer_id)
+            self._shared.answered(self.caller, self._meter.answer_id, self._name)
         self._settle(ending)
         await self._settling.written()
 
@@ -469,6 +469,9 @@ class Relay:
             return
         if charging.nothing_billed:
             settling.release(Ending.NOT_SENT if charging.phase is Phase.UNSENT else Ending.PROVIDER_REFUSED)
+            return
+        if self.hold.decision.call.background and (charging.phase is Phase.OPENED or self._meter.pending):
+            settling.entrust()
             return
         try:
             usage, cost = charging.of(self.hold, ending)

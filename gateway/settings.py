@@ -19,6 +19,7 @@ from gateway.core import estimate
 from gateway.core.catalog import Catalog, Model, Route
 from gateway.core.money import Microcents, parse_usd
 from gateway.core.profiles import OnDisconnect, Profile
+from gateway.core.values import Call
 from gateway.price_file import PIECEWISE_CONTEXT, PIECEWISE_MAX_OUTPUT, PriceFile, Tokens
 from gateway.store_url import StoreUrl, Tls
 from gateway.wire.dialects import METERED_ROUTES
@@ -50,6 +51,11 @@ CAPABILITIES: Final = ("tools", "vision", "json_schema", "audio_input", "audio_o
 class Auth(StrEnum):
     PASSTHROUGH = "passthrough"
     KEYS = "keys"
+
+
+class Background(StrEnum):
+    REFUSE = "refuse"
+    ALLOW = "allow"
 
 
 class Scheme(StrEnum):
@@ -154,6 +160,8 @@ class Settings:
     allowed_origins: tuple[str, ...] = ()
     log: str = "stderr"  # or stdout, or a file's path
     lease_ms: int = 600_000
+    background_lease_ms: int = 3_600_000
+    background: bool = False  # whether calls may be answered in the background
     commit_wait_ms: int = 250
     max_request: int = 20 << 20  # bytes, as max_response
     max_response: int = 32 << 20
@@ -161,6 +169,10 @@ class Settings:
     shutdown_grace_ms: int = 30_000
     unmetered_routes: tuple[UnmeteredRoute, ...] = ()
     warnings: tuple[str, ...] = field(default=(), compare=False)  # allowed, but seldom meant: one line each
+
+    def lease_of(self, call: Call) -> int:
+        """How long its hold lasts without a sign of life, in ms."""
+        return self.background_lease_ms if call.background else self.lease_ms
 
 
 # -- kinds of values that only a config has ---------------------------------------------------------------------------------------
@@ -407,6 +419,10 @@ class ReservationFile(Section):
     lease: Annotated[int, duration("1s", "24h")] = preset(
         "10m", description="How long a hold lasts without a sign of life; then it is charged in full, provisionally."
     )
+    background_lease: Annotated[int, duration("1m", "30d")] = preset(
+        "1h",
+        description="The same for a background answer: how long it may take until somebody asks for it, and from one time to the next.",
+    )
     commit_wait: Annotated[int, duration("0ms", "10s")] = preset(
         "250ms", description="How long an answer's last bytes wait for the ledger, so that the run's next call sees the refund."
     )
@@ -521,6 +537,11 @@ class ConfigFile(Section):
     admin_token_env: EnvironmentName = preset(
         "PENSTOCK_ADMIN_TOKEN", description="The environment variable with the admin token. Unset: nobody is the admin."
     )
+    background: Annotated[Background, one_of(Background)] = preset(
+        "refuse",
+        description="Requests with `background: true`. `allow`: their hold stays until the answer is asked for, or for "
+        "`reservation.background_lease`. `refuse`: 400.",
+    )
     reservation: ReservationFile = preset({}, description="How long holds last, and answers wait for the ledger.")
     providers: dict[ProviderName, ProviderFile] = Field(description="The providers, by name. At least one.")
     models: dict[ModelName, ModelFile] = preset(
@@ -621,6 +642,8 @@ def read(path: Path, environ: Mapping[str, str], catalog: Catalog, profiles: Map
         allowed_origins=tuple(file.allowed_origins),
         log=file.log if file.log in ("stderr", "stdout") else str(folder / file.log),
         lease_ms=file.reservation.lease,
+        background_lease_ms=file.reservation.background_lease,
+        background=file.background is Background.ALLOW,
         commit_wait_ms=file.reservation.commit_wait,
         max_request=file.limits.max_request,
         max_response=file.limits.max_response,

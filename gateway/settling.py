@@ -32,6 +32,7 @@ class Settling:
         self._under_way = False  # the ledger has been asked to end it, and has not answered
         self._waiter: asyncio.Future[None] | None = None  # whoever waits for that
         self._lease_until_ms = hold.lease_until_ms
+        self._lease_ms = settings.lease_of(hold.decision.call)
         story.held(hold)
 
     # -- its end --------------------------------------------------------------------------------------------------------------
@@ -48,6 +49,12 @@ class Settling:
         assert not self.ended, self.hold.id
         self.ended = True
         self.story.unsettled(Ending.UNKNOWN, why)
+
+    def entrust(self) -> None:
+        """The answer comes later: whoever asks for it settles the hold (see `stored`), else its lease ends it."""
+        assert not self.ended, self.hold.id
+        self.ended = True
+        self.story.entrusted()
 
     def _charge(self, settlement: Settlement) -> Awaitable[object]:
         return self._ledger.commit(self._tenant, self.hold.id, settlement)
@@ -113,7 +120,7 @@ class Settling:
         held, wanted = self.hold.plan.cost_max, plan.cost_max
         more = Amounts(wanted.usd - held.usd, wanted.tokens - held.tokens, 0)
         try:
-            widened = await self._ledger.extend(self._tenant, self.hold.id, self._settings.lease_ms, more)
+            widened = await self._ledger.extend(self._tenant, self.hold.id, self._lease_ms, more)
         except (LedgerUnavailable, LedgerLost):
             return False
         if widened:
@@ -122,7 +129,7 @@ class Settling:
 
     def keep_lease(self, now_ms: int) -> None:
         """Extends the lease once a third of it has passed. Not waited for: a failure leaves two thirds to try again."""
-        lease_ms = self._settings.lease_ms
+        lease_ms = self._lease_ms
         if self.ended or now_ms < self._lease_until_ms - lease_ms * 2 // 3:
             return
         extended = asyncio.ensure_future(self._ledger.extend(self._tenant, self.hold.id, lease_ms))

@@ -30,6 +30,7 @@ class Meter:
         "_tail",
         "_tail_chars",
         "answer_id",
+        "pending",
         "pieces",
         "service_tier",
         "unknown",
@@ -51,6 +52,7 @@ class Meter:
         self.service_tier: str | None = None  # the one that the provider says it served the call at
         # What was told or seen of what is billed by the piece. 0 tells that there was none; what is not here was not told.
         self.pieces: dict[str, int] = {}
+        self.pending = False  # the answer says that it is still being made
         self.unknown: set[str] = set()  # fields of the report that nobody here can read, and that may be billed
         # Whether more may be billed by now than was seen: reasoning that is not shown, the results of the provider's tools. None: the
         # answer does not tell.

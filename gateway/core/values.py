@@ -352,6 +352,7 @@ class Ending(StrEnum):
     GATEWAY_STOPPED = "gateway_stopped"
     NOT_SENT = "not_sent"  # the connection was never made: released
     PROVIDER_REFUSED = "provider_refused"  # its own 4xx, 429, 500, 503 before output: released
+    BACKGROUND = "background"  # its answer comes later: the hold stays until somebody asks for it, or its lease ends
     DEBITED = "debited"  # a known cost, recorded without a hold
     UNKNOWN = "unknown"  # nobody can say whether it was billed: the hold stays until its lease ends
 

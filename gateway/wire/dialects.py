@@ -20,6 +20,8 @@ DIALECTS: Final[tuple[Dialect, ...]] = (
 METERED_ROUTES: Final[tuple[tuple[str, str], ...]] = (
     *(("POST", dialect.path) for dialect in DIALECTS),
     ("POST", "/v1/messages/count_tokens"),
+    ("POST", "/v1/responses/input_tokens"),
+    *responses.STORED,
     ("GET", "/v1/models"),
     ("GET", "/v1/models/{name%}"),
 )

@@ -43,6 +43,13 @@ from gateway.wire.request import Request
 from gateway.wire.sse import Events
 
 NAME: Final = "responses"
+# Of answers that the provider keeps: what costs nothing.
+STORED: Final = (
+    ("GET", "/v1/responses/{id}"),
+    ("DELETE", "/v1/responses/{id}"),
+    ("POST", "/v1/responses/{id}/cancel"),
+    ("GET", "/v1/responses/{id}/input_items"),
+)
 CAP_FIELD: Final = "max_output_tokens"
 HOLD_KEY: Final = "penstock_hold"  # of `metadata`: where a background answer keeps the mark of its hold
 MAX_TOOL_CALLS: Final = 1_000
@@ -596,9 +603,13 @@ def read_answer(body: bytes, meter: Meter) -> None:
     if answer is None:
         meter.text(body.decode(errors="replace"))
         return
-    _meter_response(answer, meter)
+    read_response(answer, meter)
+
+
+def read_response(response: Mapping[str, Any], meter: Meter) -> None:
+    _meter_response(response, meter)
     if meter.needs_text:
-        for item in dicts(answer.get("output")):
+        for item in dicts(response.get("output")):
             _meter_item(item, meter)
 
 
@@ -632,6 +643,7 @@ def _meter_response(response: Mapping[str, Any], meter: Meter) -> None:
     usage = read_usage(response.get("usage"))
     if usage is not None:
         meter.report(usage)
+    meter.pending = response.get("status") in ("queued", "in_progress")
     if is_final(response):
         meter.pieces.update(_pieces(response))
         if tokens(fields_of(fields_of(response.get("tool_usage")).get("image_gen")), "total_tokens"):

@@ -9,6 +9,7 @@ import yaml
 
 from gateway.core.values import Ending
 from gateway.metrics import Metrics
+from gateway.wire import responses
 from gateway.wire.dialects import DIALECTS
 from gateway.wire.problem import KINDS, kind_of
 from tests.support.examples import PAGES
@@ -79,6 +80,7 @@ def test_every_endpoint_is_in_the_table() -> None:
     pages = re.findall(r'(?:Route|ledger_page)\(\s*"([A-Z]+)", "([^"]+)"', SOURCE)
     metered = re.findall(r'\("(POST|GET)", "(/v1/[^"]+)"\):', (ROOT / "gateway/app.py").read_text())
     metered += [("POST", dialect.path) for dialect in DIALECTS]
+    metered += responses.STORED
     # `{name%}` is percent-decoded: the route's own matter.
     there, prefixed = (
         {f"{method} {path}".replace("%}", "}") for method, path in found}

@@ -306,7 +306,7 @@ async def world(
         clock,
         lambda: 0.0,
         Breakers(loop.time, lambda *_: None),
-        identity.answered,
+        lambda caller, answer_id, _: identity.answered(caller, answer_id),
         learned,
         bundled.load_clients(),
     )
