@@ -3,31 +3,46 @@
 from pathlib import Path
 from typing import Any
 
+import httpx
 import orjson
 import pytest
 
 from gateway.core.catalog import Model, Rates
+from gateway.core.measures import AUDIO_INPUT, AUDIO_SECONDS, CHARACTERS, IMAGE_INPUT, IMAGE_OUTPUT
 from gateway.core.money import format_usd
+from gateway.core.policy import OutputPolicy
+from gateway.core.values import Pieces
 from gateway.ledger.contract import CallRecord
-from gateway.wire import completions, embeddings, moderations
+from gateway.wire import completions, embeddings, images, moderations, speech, transcriptions
 from gateway.wire.dialect import Dialect
 from tests.support.flow import Client, World, world
 from tests.support.provider import Behaviour, FaultProvider
+from tests.support.rulebooks import policy
+from tests.support.sound import wav
 
 DOLLAR = 100_000_000
 
 
-def priced(name: str, input_usd: float, output_usd: float = 0, **facts: Any) -> Model:
+HEARS, SPEAKS, SEES = frozenset({"audio_input"}), frozenset({"audio_output"}), frozenset({"vision"})
+
+
+def priced(name: str, input_usd: float, output_usd: float = 0, others: Pieces = (), **facts: Any) -> Model:
     """Dollars per million tokens."""
     given, written = int(input_usd * DOLLAR), int(output_usd * DOLLAR)
     defaults: dict[str, Any] = {"context": 8_192, "max_output": 4_096, "encoding": "cl100k_base"}
-    return Model(name, "test", (Rates(given, written, given, given),), **{**defaults, **facts})
+    return Model(name, "test", (Rates(given, written, given, given, others=others),), **{**defaults, **facts})
 
 
 MODELS = [
     priced("embed", 0.02),
     priced("instruct", 1.5, 2),
     Model("moderate", "test", (), context=32_768, max_output=0, free=True),
+    priced("whisper", 0, fees=((AUDIO_SECONDS, DOLLAR * 100),), capabilities=HEARS),  # $0.0001 a second
+    priced("transcribe", 2.5, 10, others=((AUDIO_INPUT, 6 * DOLLAR),), capabilities=HEARS),
+    priced("tts", 0, fees=((CHARACTERS, 15 * DOLLAR),), capabilities=SPEAKS),
+    priced("mini-tts", 0.6, 12, capabilities=SPEAKS),
+    priced("gpt-image-1.5", 5, 0, others=((IMAGE_INPUT, 8 * DOLLAR), (IMAGE_OUTPUT, 32 * DOLLAR)), capabilities=SEES),
+    priced("painter", 0, fees=(("images", 4 * 10**6 * 10**6), ("images/hd/1024x1024", 8 * 10**6 * 10**6)), capabilities=SEES),
 ]
 
 
@@ -118,12 +133,154 @@ async def test_a_free_moderation_passes_with_nothing_left(tmp_path: Path, provid
         assert (got.status, charged(await here.record())) == (200, "0.00")
 
 
+# -- transcriptions ---------------------------------------------------------------------------------------------------------------
+
+
+def form(sound: bytes, **texts: str) -> tuple[bytes, str]:
+    request = httpx.Request("POST", "http://h", data=texts, files={"file": ("a.wav", sound, "audio/wav")})
+    return request.read(), request.headers["Content-Type"]
+
+
+async def heard(here: World, sound: bytes, **texts: str) -> Client:
+    body, content_type = form(sound, **texts)
+    return await here.ask(body, "r1", None, transcriptions.DIALECT, **{"Content-Type": content_type})
+
+
+async def test_sound_that_is_billed_by_the_second_is_held_by_its_length(tmp_path: Path, provider: FaultProvider) -> None:
+    provider.next(Behaviour(body=b'{"text": "hi", "usage": {"type": "duration", "seconds": 2}}'))
+    provider.next(Behaviour(body=b"1\n00:00:00,000 --> 00:00:02,000\nhi\n", content_type="text/plain"))
+    async with world(tmp_path, provider.base_url, models=MODELS) as here:
+        assert (await heard(here, wav(2.5), model="whisper")).json["text"] == "hi"
+        record = await here.record()
+        assert (format_usd(record.held.usd), charged(record)) == ("0.0003", "0.0002")
+        assert (await heard(here, wav(2.5), model="whisper", response_format="srt")).body.startswith(b"1\n00")
+        assert charged(await here.record()) == "0.0003"  # nothing was told: what was bounded
+    sent = provider.requests[0]
+    assert sent.target == "/v1/audio/transcriptions"
+    assert (sent.header("content-type") or "").startswith("multipart/form-data; boundary=")
+    assert wav(2.5) in sent.body
+
+
+async def test_sound_that_is_billed_by_the_token_is_charged_by_its_classes(tmp_path: Path, provider: FaultProvider) -> None:
+    usage = {
+        "type": "tokens",
+        "input_tokens": 30,
+        "input_token_details": {"text_tokens": 5, "audio_tokens": 25},
+        "output_tokens": 4,
+    }
+    provider.next(Behaviour(body=orjson.dumps({"text": "hi", "usage": usage})))
+    stream = (Path(__file__).parent / "wire/streams/transcriptions/openai.sse").read_bytes()
+    provider.next(Behaviour(body=stream, content_type="text/event-stream"))
+    async with world(tmp_path, provider.base_url, models=MODELS) as here:
+        await heard(here, wav(2.5), model="transcribe")
+        record = await here.record()
+        assert charged(record) == "0.0002025"  # 5 × $2.50 + 25 × $6 + 4 × $10 a million
+        assert record.held.usd >= 20_250
+        assert (await heard(here, wav(2.5), model="transcribe", stream="true")).body == stream
+        assert charged(await here.record()) == "0.00052"  # 4 × $2.50 + 10 × $6 + 45 × $10
+
+
+# -- speech -----------------------------------------------------------------------------------------------------------------------
+
+
+async def test_characters_are_charged_as_many_as_there_are(tmp_path: Path, provider: FaultProvider) -> None:
+    provider.next(Behaviour(body=b"\xff\xfb" * 40_000, content_type="audio/mpeg"))
+    small = policy(output=OutputPolicy(max_tokens=10))  # of tokens, which this model does not bill
+    async with world(tmp_path, provider.base_url, small, models=MODELS) as here:
+        got = await asked(here, speech.DIALECT, model="tts", input="hello there", voice="coral")
+        record = await here.record()
+    assert (got.body, got.headers["content-type"], got.whole) == (b"\xff\xfb" * 40_000, "audio/mpeg", True)
+    assert (charged(record), format_usd(record.held.usd)) == ("0.000165", "0.000165")  # 11 × $15 a million
+
+
+async def test_sound_without_a_report_is_charged_as_held_and_with_one_as_told(tmp_path: Path, provider: FaultProvider) -> None:
+    provider.next(Behaviour(body=b"\xff\xfb", content_type="audio/mpeg"))
+    stream = (Path(__file__).parent / "wire/streams/speech/openai.sse").read_bytes()
+    provider.next(Behaviour(body=stream, content_type="text/event-stream"))
+    async with world(tmp_path, provider.base_url, models=MODELS) as here:
+        await asked(here, speech.DIALECT, model="mini-tts", input="hello there", voice="coral")
+        record = await here.record()
+        assert record.held.tokens == 2 + speech.sound_tokens("hello there")
+        assert record.charged == record.held
+        got = await asked(here, speech.DIALECT, model="mini-tts", input="hello there", voice="coral", stream_format="sse")
+        assert got.body == stream
+        assert charged(await here.record()) == "0.0012204"  # 14 × $0.60 + 101 × $12 a million
+
+
+async def test_speech_beyond_the_policy_s_output_is_refused(tmp_path: Path, provider: FaultProvider) -> None:
+    async with world(tmp_path, provider.base_url, policy(output=OutputPolicy(max_tokens=100)), models=MODELS) as here:
+        got = await asked(here, speech.DIALECT, model="mini-tts", input="hello there " * 10, voice="coral")
+    assert (got.status, got.json["code"]) == (400, "not_estimable")
+    assert "output.max_tokens" in got.json["detail"]
+    assert provider.requests == []
+
+
+async def test_sound_that_breaks_off_is_no_whole_sound(tmp_path: Path, provider: FaultProvider) -> None:
+    provider.next(Behaviour(body=b"x" * 1_000, content_type="audio/mpeg", cut_at_byte=400))
+    async with world(tmp_path, provider.base_url, models=MODELS) as here:
+        got = await asked(here, speech.DIALECT, model="tts", input="hello", voice="coral")
+        assert (got.body, got.whole, got.aborted) == (b"x" * 400, False, True)
+        assert charged(await here.record()) == "0.000075"
+
+
+# -- images -----------------------------------------------------------------------------------------------------------------------
+
+
+async def test_images_are_held_by_size_and_quality_and_charged_by_their_tokens(tmp_path: Path, provider: FaultProvider) -> None:
+    details = {"input_tokens_details": {"text_tokens": 10, "image_tokens": 0}}
+    provider.next(Behaviour(body=orjson.dumps({"data": [], "usage": {"input_tokens": 10, **details, "output_tokens": 544}})))
+    async with world(tmp_path, provider.base_url, models=MODELS) as here:
+        await asked(here, images.DIALECT, model="gpt-image-1.5", prompt="a river", n=2, quality="low", size="1024x1024")
+        record = await here.record()
+    assert charged(record) == "0.017458"  # 10 × $5 + 544 × $32 a million
+    assert record.held.tokens == 2 + images.PROMPT_OVERHEAD + 2 * 272
+    assert record.held.usd == 18 * 500 + 2 * 272 * 3200
+
+
+async def test_images_that_are_billed_by_the_piece_cost_their_kind(tmp_path: Path, provider: FaultProvider) -> None:
+    provider.next(*[Behaviour(body=b'{"data": [{"url": "u"}]}')] * 2)
+    async with world(tmp_path, provider.base_url, models=MODELS) as here:
+        await asked(here, images.DIALECT, model="painter", prompt="a river", n=3)
+        assert charged(await here.record()) == "0.12"
+        await asked(here, images.DIALECT, model="painter", prompt="a river", quality="hd", size="1024x1024")
+        assert charged(await here.record()) == "0.08"
+
+
+async def test_a_streamed_image_is_charged_by_its_last_event(tmp_path: Path, provider: FaultProvider) -> None:
+    stream = (Path(__file__).parent / "wire/streams/images/generation.sse").read_bytes()
+    provider.next(Behaviour(body=stream, content_type="text/event-stream"))
+    async with world(tmp_path, provider.base_url, models=MODELS) as here:
+        got = await asked(
+            here,
+            images.DIALECT,
+            model="gpt-image-1.5",
+            prompt="a",
+            stream=True,
+            partial_images=2,
+            quality="low",
+            size="1024x1024",
+        )
+        assert got.body == stream
+        assert charged(await here.record()) == "0.015474"  # 10 × $5 + 40 × $8 + 472 × $32 a million
+
+
+async def test_an_image_by_no_known_rule_is_refused_where_a_ceiling_is_hard(tmp_path: Path, provider: FaultProvider) -> None:
+    async with world(tmp_path, provider.base_url, models=MODELS) as here:
+        got = await asked(here, images.DIALECT, model="gpt-image-1.5", prompt="a", quality="max")
+    assert (got.status, got.json["code"]) == (400, "not_estimable")
+    assert "reservation.flat" in got.json["detail"]
+    assert provider.requests == []
+
+
 # -- all of them ------------------------------------------------------------------------------------------------------------------
 
 REQUESTS: list[tuple[Dialect, dict[str, Any]]] = [
     (embeddings.DIALECT, {"model": "embed", "input": "a"}),
     (completions.DIALECT, {"model": "instruct", "prompt": "a"}),
     (moderations.DIALECT, {"model": "moderate", "input": "a"}),
+    (speech.DIALECT, {"model": "tts", "input": "a", "voice": "coral"}),
+    (images.DIALECT, {"model": "gpt-image-1.5", "prompt": "a"}),
+    (images.EDITS, {"model": "gpt-image-1.5", "prompt": "a", "images": [{"file_id": "f"}]}),
 ]
 
 

@@ -222,7 +222,7 @@ class Rulebook:
         read = estimate.input_of(call, model, counts, counts.known(model))
         input_tokens = read.tokens
         cap = estimate.output_cap(call, model, read.least, self.policy.output)
-        if call.output is Output.FIXED and self.policy.output.max_tokens < cap:
+        if call.output is Output.FIXED and self.policy.output.max_tokens < cap and estimate.output_billed(model):
             return Unservable(
                 "not_estimable",
                 f"each answer to this request takes up to {cap} output tokens, whatever cap is set, and the policy allows "

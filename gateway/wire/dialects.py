@@ -2,7 +2,7 @@
 
 from typing import Final
 
-from gateway.wire import chat, completions, embeddings, messages, moderations, responses
+from gateway.wire import chat, completions, embeddings, images, messages, moderations, responses, speech, transcriptions
 from gateway.wire.dialect import Dialect
 from gateway.wire.headers import RequestHeaders
 from gateway.wire.problem import Shape
@@ -14,6 +14,12 @@ DIALECTS: Final[tuple[Dialect, ...]] = (
     completions.DIALECT,
     embeddings.DIALECT,
     moderations.DIALECT,
+    images.DIALECT,
+    images.EDITS,
+    images.VARIATIONS,
+    speech.DIALECT,
+    transcriptions.DIALECT,
+    transcriptions.TRANSLATIONS,
 )
 
 # Every route of the model surface that the gateway itself serves: no config may name one as unmetered.
