@@ -39,7 +39,8 @@ class Principal:
     key: str
     admin: bool = False
     bound: tuple[tuple[str, str], ...] = ()  # dimensions that the key fixes: no header overrides them
-    credential: tuple[str, str] | None = field(default=None, repr=False)  # (scheme, header value): what passthrough forwards
+    credential: tuple[str, str] | None = field(default=None, repr=False)  # (scheme, header value): what passthrough forwards …
+    scheme: str = ""  # … and the scheme of the one provider that it is for
 
 
 class Identity:
@@ -50,6 +51,9 @@ class Identity:
 
     def __init__(self, settings: Settings, secret: bytes, new_run_id: Callable[[], str]) -> None:
         self._providers = settings.providers
+        self._anthropic_takes_keys = any(
+            provider.accepts_caller_keys and provider.scheme == "x-api-key" for provider in settings.providers.values()
+        )
         self._keys: Mapping[str, StaticKey] | None = None
         if settings.auth == "keys":
             self._keys = {key.sha256: key for key in settings.keys}
@@ -74,7 +78,12 @@ class Identity:
             return self._listed(secret)
         if secret is None:
             return Principal(DEFAULT_TENANT, ANONYMOUS)
-        return Principal(DEFAULT_TENANT, self._key_id(secret), credential=credential)
+        assert credential is not None
+        scheme = credential[0]
+        if "anthropic-version" in headers and self._anthropic_takes_keys:
+            # Anthropic's newer SDKs send their key in the header of all the others. It must not go to one of those.
+            scheme = "x-api-key"
+        return Principal(DEFAULT_TENANT, self._key_id(secret), credential=credential, scheme=scheme)
 
     def _listed(self, secret: str | None) -> Principal:
         """Looked up by digest, so nothing about a key's text can be learned from how long the answer takes."""
@@ -233,7 +242,7 @@ class Identity:
     def credential_for(self, principal: Principal, provider: Provider) -> tuple[str, str] | None:
         """The header that goes to the provider: the caller's own where it is the one that takes it, else the gateway's. The
         caller's key never goes anywhere else."""
-        if provider.accepts_caller_keys and principal.credential is not None and principal.credential[0] == provider.scheme:
+        if provider.accepts_caller_keys and principal.credential is not None and principal.scheme == provider.scheme:
             return principal.credential
         if provider.api_key is None:
             return None

@@ -330,7 +330,9 @@ class ProviderFile(Section):
         description="The environment variable that holds the provider's key. It may be unset: then only callers' own keys go there.",
     )
     accepts_caller_keys: Switch = preset(
-        False, description="With `auth: passthrough`, callers' own keys are forwarded to this provider. One provider per scheme."
+        False,
+        description="With `auth: passthrough`, callers' own keys are forwarded to this provider. One provider per scheme; a key that came with "
+        "`anthropic-version` is for the one of `x-api-key`, whichever header it is in.",
     )
     scheme: Annotated[Scheme, one_of(Scheme)] | None = preset(
         None,

@@ -39,14 +39,16 @@ UNSET = provider("unset", api_key_env="NOT_SET")
 KEYLESS = provider("local")
 
 
-def identity(tmp_path: Any, *, keys: tuple[StaticKey, ...] = (), **facts: Any) -> Identity:
+def identity(
+    tmp_path: Any, *, keys: tuple[StaticKey, ...] = (), providers: tuple[Provider, ...] | None = None, **facts: Any
+) -> Identity:
     settings = Settings(
         "127.0.0.1",
         8080,
         tmp_path / "policy.yaml",
         tmp_path / "ledger.db",
         tmp_path,
-        {each.name: each for each in (OPENAI, ANTHROPIC, HOUSE, UNSET, KEYLESS)},
+        {each.name: each for each in providers or (OPENAI, ANTHROPIC, HOUSE, UNSET, KEYLESS)},
         Catalog("prices-1", {}),
         admin_token=ADMIN,
         keys=keys,
@@ -149,14 +151,25 @@ def test_two_credentials_of_one_scheme_are_ambiguous(passthrough: Identity) -> N
             [("x-api-key", "sk-ant"), ("Authorization", f"Bearer {KEY}")],
             {"openai": ("authorization", f"Bearer {KEY}"), "house": ("authorization", "Bearer house-secret"), "local": None},
         ),
+        (
+            [("Authorization", f"Bearer {KEY}"), ("anthropic-version", "2026-10-21")],
+            {"anthropic": ("authorization", f"Bearer {KEY}"), "house": ("authorization", "Bearer house-secret"), "local": None},
+        ),
     ],
-    ids=["authorization", "x-api-key", "none", "both: the one that says who it is"],
+    ids=["authorization", "x-api-key", "none", "both: the one that says who it is", "Anthropic's, where its newer SDKs put it"],
 )
 def test_a_callers_key_goes_to_the_provider_that_takes_its_scheme_and_nowhere_else(passthrough, pairs, expected) -> None:
     principal = passthrough.principal(headers(*pairs, key=None))
     assert passthrough.served(principal) == expected.keys()
     sent = {each.name: passthrough.credential_for(principal, each) for each in (OPENAI, ANTHROPIC, HOUSE, UNSET, KEYLESS)}
     assert sent == {"openai": None, "anthropic": None, "unset": None} | expected
+
+
+def test_where_no_provider_takes_the_keys_of_anthropic_its_clients_key_is_like_any_other(tmp_path: Any) -> None:
+    router = provider("openrouter", accepts_caller_keys=True)
+    who = identity(tmp_path, providers=(router,))
+    principal = who.principal(headers(("anthropic-version", "2026-10-21")))
+    assert who.credential_for(principal, router) == ("authorization", f"Bearer {KEY}")
 
 
 def test_the_gateways_own_key_stands_in_for_callers_without_one(tmp_path: Any) -> None:
