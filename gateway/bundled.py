@@ -5,7 +5,7 @@ from binascii import a2b_base64
 from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from importlib.resources import files
-from types import FunctionType
+from types import FunctionType, MappingProxyType
 from typing import Any, Final
 
 import orjson
@@ -95,10 +95,22 @@ def _model(name: str, facts: Mapping[str, Any]) -> Model:
         service_tiers=tuple((tier, _tiers(rows)) for tier, rows in facts["service_tiers"].items()),
         encoding=facts["encoding"],
         reasoning=facts["reasoning"],
+        free=facts.get("free", False),
         retired=facts.get("retired", False),
+        fees=tuple(sorted(facts.get("fees", {}).items())),
+        dialects=frozenset(facts["dialects"]) if "dialects" in facts else None,
     )
 
 
-def _tiers(rows: Sequence[Sequence[int]]) -> tuple[Rates, ...]:
-    """Rows as `scripts/build_catalog.py` writes them: `[above, input, output, cached input, cache write, long cache write]`."""
-    return tuple(Rates(row[1], row[2], row[3], row[4], above_input_tokens=row[0], cache_write_long=row[5]) for row in rows)
+def _tiers(rows: Sequence[Sequence[Any]]) -> tuple[Rates, ...]:
+    """Rows as `scripts/build_catalog.py` writes them: `[above, input, output, cached input, cache write, long cache write]`, and after
+    these a map of other classes that have a price of their own."""
+    return tuple(_rates(*row) for row in rows)
+
+
+def _rates(
+    above: int, fresh: int, output: int, cached: int, write: int, long: int, others: Mapping[str, int] = MappingProxyType({})
+) -> Rates:
+    return Rates(
+        fresh, output, cached, write, above_input_tokens=above, cache_write_long=long, others=tuple(sorted(others.items()))
+    )

@@ -41,6 +41,12 @@ _CLASSES: Final = (
     measures.IMAGE_OUTPUT,
 )
 
+_IMPLIED: Final[Mapping[str, tuple[str, ...]]] = {
+    "audio_input": ("audio_input", "per_second"),
+    "audio_output": ("audio_output", "per_character"),
+    "vision": ("image_input",),
+}
+
 Fees = tuple[tuple[str, int], ...]  # kind ("" for any), microcents per million pieces
 
 
@@ -183,6 +189,11 @@ class PriceFile(ServiceTierFile):
     )
     file_search: ToolFee | None = preset(None, description="For each search in stored files.")
     code_session: ToolFee | None = preset(None, description="For each session of an interpreter.")
+
+    @property
+    def implies(self) -> frozenset[str]:
+        """What a model can do that has a price for it."""
+        return frozenset(ability for ability, keys in _IMPLIED.items() if any(getattr(self, key) is not None for key in keys))
 
     @property
     def by_the_piece(self) -> bool:

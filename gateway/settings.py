@@ -908,7 +908,8 @@ def _model(reader: Reader, place: Place, name: str, entry: ModelFile, bundled: M
         context=entry.context or bundled.context,
         max_output=entry.max_output or bundled.max_output,
         max_input=entry.max_input or bundled.max_input,
-        capabilities=bundled.capabilities if entry.capabilities is None else frozenset(entry.capabilities),
+        capabilities=(bundled.capabilities if entry.capabilities is None else frozenset(entry.capabilities))
+        | (frozenset() if entry.price is None else entry.price.implies),
         parameters=bundled.parameters if entry.parameters is None else frozenset(entry.parameters),
         encoding=entry.encoding or bundled.encoding,
         reasoning=bundled.reasoning if entry.reasoning is None else entry.reasoning,

@@ -10,6 +10,7 @@ import pytest
 
 from gateway import bundled
 from gateway.core.catalog import Catalog, Model, Rates
+from gateway.core.measures import WORK, measure_of
 from gateway.core.money import parse_usd
 from gateway.core.profiles import OnDisconnect
 
@@ -55,6 +56,18 @@ def every_tier(catalog: Catalog) -> list[tuple[Model, tuple[Rates, ...]]]:
         ("grok-4.7", "xai"),
         ("openai/gpt-oss-120b", "groq"),
         ("command-a-03-2025", "cohere"),
+        ("sonar-pro", "perplexity"),
+        ("gpt-5.3-codex", "openai"),
+        ("gpt-5-search-api", "openai"),
+        ("gpt-audio-mini", "openai"),
+        ("text-embedding-3-small", "openai"),
+        ("gpt-image-1.5", "openai"),
+        ("gpt-4o-mini-tts", "openai"),
+        ("tts-1", "openai"),
+        ("gpt-4o-transcribe", "openai"),
+        ("whisper-large-v3-turbo", "groq"),
+        ("grok-imagine-image", "xai"),
+        ("davinci-002", "openai"),
     ],
 )
 def test_the_catalog_knows_the_current_models_of_the_big_providers(catalog: Catalog, name: str, provider: str) -> None:
@@ -79,9 +92,85 @@ def test_no_price_in_the_catalog_is_free_or_negative(catalog: Catalog) -> None:
     for model, tiers in every_tier(catalog):
         for rates in tiers:
             long = rates.cache_write_long
-            assert min(rates.input, rates.output, rates.cached_input, rates.cache_write) > 0, model.name
             assert long is not None, model.name
             assert long >= rates.cache_write, model.name
+            assert all(price > 0 for _, price in rates.others), model.name
+            if work_by_the_piece(model):
+                assert (rates.input, rates.output) == (0, 0), model.name
+                continue
+            assert min(rates.input, rates.cached_input, rates.cache_write) > 0, model.name
+            assert (rates.output > 0) != (model.dialects == {"embeddings"}), model.name
+
+
+def work_by_the_piece(model: Model) -> bool:
+    return any(measure_of(piece) in WORK and price > 0 for piece, price in model.fees)
+
+
+def test_nothing_is_free_but_moderation(catalog: Catalog) -> None:
+    assert {model.dialects for model in catalog.models.values() if model.free} == {frozenset({"moderations"})}
+
+
+def dollars(usd: str) -> int:
+    """For one piece: fees are held per million."""
+    return parse_usd(usd) * 1_000_000
+
+
+def test_sound_and_images_have_their_own_prices(catalog: Catalog) -> None:
+    audio, image = catalog.models["gpt-audio"], catalog.models["gpt-image-1.5"]
+    assert dict(audio.tiers[0].others) == {"audio_input": parse_usd("32"), "audio_output": parse_usd("64")}
+    assert {"audio_input", "audio_output"} <= audio.capabilities
+    assert dict(image.tiers[0].others) == {
+        "image_input": parse_usd("8"),
+        "cached_image": parse_usd("2"),
+        "image_output": parse_usd("32"),
+    }
+    assert image.tiers[0].output == parse_usd("10")
+    assert "vision" in image.capabilities
+
+
+def test_what_is_billed_by_the_piece_has_its_fee(catalog: Catalog) -> None:
+    assert catalog.models["tts-1-hd"].fees == (("characters", 3_000_000_000),)
+    assert catalog.models["whisper-1"].fees == (("audio_seconds", dollars("0.0001")),)
+    assert catalog.models["grok-imagine-image-2.0"].fee("images/low/1024x1024") == dollars("0.04")
+    assert catalog.models["grok-imagine-image-2.0"].fee("images/high/1536x1024") == dollars("0.06")
+
+
+def test_a_model_that_searches_at_every_call_has_a_fee_of_each_request(catalog: Catalog) -> None:
+    assert dict(catalog.models["gpt-4o-search-preview"].fees)["requests"] == dollars("0.025")
+    assert catalog.models["gpt-4o-search-preview"].fee("web_searches/high") == 0
+    sonar = catalog.models["sonar-pro"]
+    fees = [sonar.fee(piece) for piece in ("requests", "web_searches/low", "web_searches/medium", "web_searches/high")]
+    assert fees == [dollars("0.006"), 0, dollars("0.004"), dollars("0.008")]
+
+
+def test_the_providers_own_tools_have_fees(catalog: Catalog) -> None:
+    assert catalog.models["claude-sonnet-4-5"].fee("web_searches") == dollars("0.01")
+    gpt = catalog.models["gpt-5"]
+    fees = [gpt.fee(piece) for piece in ("web_searches", "file_searches", "code_sessions", "code_sessions/4g")]
+    assert fees == [dollars("0.01"), dollars("0.0025"), dollars("0.03"), dollars("0.12")]
+    assert catalog.models["gpt-4o"].fee("web_searches") == dollars("0.025")
+
+
+def test_a_fine_tuned_model_has_the_price_of_its_base(catalog: Catalog) -> None:
+    tuned = catalog.find("ft:gpt-4o-mini-2024-07-18:acme::A1b2")
+    assert tuned is not None
+    assert (tuned.name, tuned.tiers[0].input) == ("ft:gpt-4o-mini-2024-07-18:acme::A1b2", parse_usd("0.30"))
+    assert catalog.provider_of("ft:gpt-4o-mini-2024-07-18:acme::A1b2") == "openai"
+    assert catalog.find("ft:gpt-unknown:acme::A1b2") is None
+
+
+def test_a_model_names_what_it_can_be_asked_in(catalog: Catalog) -> None:
+    assert catalog.models["gpt-5-pro"].dialects == {"responses"}
+    assert catalog.models["gpt-4o"].dialects == {"chat", "responses"}
+    assert catalog.models["gpt-3.5-turbo-instruct"].dialects == {"completions"}
+    assert catalog.models["claude-sonnet-4-5"].dialects is None
+    known = {dialect for model in catalog.models.values() for dialect in model.dialects or ()}
+    assert known <= {dialect for profile in bundled.load_profiles().values() for dialect in profile.dialects or ()}
+
+
+def test_batches_cost_half(catalog: Catalog) -> None:
+    model = catalog.models["gpt-4o"]
+    assert dict(model.service_tiers)["batch"][0].output * 2 == model.tiers[0].output
 
 
 def test_tiers_start_at_zero_and_rise(catalog: Catalog) -> None:
@@ -140,8 +229,12 @@ def test_openai_reasoning_models_do_not_take_sampling_parameters_nor_the_others_
     assert {"temperature", "max_tokens"} <= plain - reasoning
 
 
-@pytest.mark.parametrize("name", ["gpt-4o-search-preview", "gpt-audio", "gemini-2.5-flash-image", "o3-deep-research"])
-def test_a_model_that_tokens_alone_do_not_pay_for_has_no_price(catalog: Catalog, name: str) -> None:
+def test_a_provider_that_does_not_tell_images_from_text_is_charged_all_output_as_images(catalog: Catalog) -> None:
+    assert catalog.models["gemini-2.5-flash-image"].tiers[0].output == parse_usd("30")
+
+
+@pytest.mark.parametrize("name", ["o3-deep-research", "sonar-deep-research", "gpt-realtime"])
+def test_a_model_whose_calls_nothing_bounds_has_no_price(catalog: Catalog, name: str) -> None:
     assert catalog.find(name) is None
 
 

@@ -1,7 +1,7 @@
 """What each model costs and can do. Pure: the catalog's data is read by `bundled`, the operator's additions by `settings`."""
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 
 from gateway.core.measures import CACHE_WRITE_LONG, INPUT_TOKENS, PRICED_AS, measure_of
@@ -106,14 +106,19 @@ class Catalog:
     flat: Mapping[str, Microcents] = field(default_factory=dict)
 
     def find(self, name: str) -> Model | None:
-        return self.models.get(name)
+        """A fine-tuned model (`ft:gpt-4o-mini-2024-07-18:acme::id`) costs what every one of its base does."""
+        model = self.models.get(name)
+        if model is None and name.startswith("ft:"):
+            base = self.models.get(":".join(name.split(":", 2)[:2]))
+            return None if base is None else replace(base, name=name)
+        return model
 
     def provider_of(self, name: str) -> str | None:
         """The provider that serves a model name, whether or not its price is known."""
         for glob, provider in self.served_by:
             if fnmatchcase(name, glob):
                 return provider
-        model = self.models.get(name)
+        model = self.find(name)
         return model.provider if model else None
 
     def speaks(self, provider: str, dialect: str) -> bool:

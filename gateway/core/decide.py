@@ -293,7 +293,7 @@ class Rulebook:
         known = self._offers.get(name)
         if known is None:
             known = self._make_offer(name)
-            if self.catalog.find(name) is not None:  # callers make up names without end; the catalog is finite
+            if name in self.catalog.models:  # callers make up names without end; the catalog is finite
                 self._offers[name] = known
         return known
 
