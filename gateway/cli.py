@@ -146,6 +146,31 @@ def explain(
         print(line)
 
 
+@app.command(context_settings={"allow_interspersed_args": False})
+def run(
+    command: Annotated[list[str], typer.Argument(help="What to start, after --, with its arguments.", show_default=False)],
+    limit: Annotated[str | None, typer.Option(help='The run\'s own ceiling, such as "$2.00".', show_default=False)] = None,
+    run_id: Annotated[str | None, typer.Option("--run", help="The run's id; default: a new one.", show_default=False)] = None,
+    gateway: GatewayOption = HERE,
+) -> None:
+    """Starts an agent under a run of its own, with the base URLs of OpenAI's and Anthropic's SDKs set, and says what it spent."""
+    from gateway import launch
+    from gateway.wire.headers import is_run_id
+
+    if not launch.found(command[0]):
+        _fail(f"{command[0]}: no such command", launch.NOT_FOUND)
+    if run_id is not None and not is_run_id(run_id):
+        _fail(f"--run: found {run_id!r}, expected 1 to 128 of the characters A-Z a-z 0-9 . _ : -")
+    prepared = launch.for_gateway(gateway, run_id, os.environ)
+    prepared.prepare(limit)
+    try:
+        code = launch.start(command, prepared.environment(os.environ))
+    except OSError as error:
+        _fail(f"{command[0]}: {error.strerror}", launch.NOT_EXECUTABLE)
+    launch.say(prepared.summary(os.environ))
+    sys.exit(code)
+
+
 @app.command()
 def demo(model: Annotated[str, typer.Option(help="scripted, or local: a real model server.")] = "scripted") -> None:
     """A runaway agent, first unguarded, then under a $1.00 ceiling."""

@@ -13,7 +13,11 @@ _TIMEOUT_S = 10
 
 
 class RemoteError(Exception):
-    """The gateway refused, or is not there: the message is for the user."""
+    """The gateway refused, or is not there: the message is for the user. `status`: None where there was no answer of a gateway."""
+
+    def __init__(self, message: str, status: int | None = None) -> None:
+        super().__init__(message)
+        self.status = status
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +58,7 @@ class Remote:
             with opener.open(request, timeout=_TIMEOUT_S) as answer:
                 told = _json(answer.read())
         except urllib.error.HTTPError as refusal:
-            raise RemoteError(_reason(refusal)) from None
+            raise RemoteError(_reason(refusal), refusal.code) from None
         except (OSError, ValueError, http.client.HTTPException) as failure:
             why = getattr(failure, "reason", failure)
             raise RemoteError(

@@ -7,7 +7,7 @@ that `?tenant=` names, and alone may raise a limit.
 import asyncio
 import re
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, date, datetime, timedelta
 from typing import Final
 
@@ -102,19 +102,22 @@ class BudgetApi:
 
     async def spend(self, inbound: Inbound, params: Mapping[str, str]) -> Reply:
         """`by`: dimensions, run, key, model, provider, day, in this order in each row. The ledger adds up whole UTC days: `from` and
-        `to` (both included) name the days that were counted."""
+        `to` (both included) name the days that were counted. `run`: only that one's."""
         del params
-        principal, query = asked(self.principal_of, inbound, ("by", "from", "to", "limit"))
+        principal, query = asked(self.principal_of, inbound, ("by", "from", "to", "limit", "run"))
         by = _groups(query.get("by", "model"))
+        of_run = run_id(query["run"]) if "run" in query else None
         most = count_of(query, "limit", 1_000, 10_000)
         today = _day(self.now_ms())
         last = _last_day(query["to"]) if "to" in query else today
         first = _instant("from", query["from"]).date() if "from" in query else last - timedelta(days=_DEFAULT_DAYS - 1)
         if first > last:
             raise bad_member("from", f"a time before `to` ({last})")
-        rows = await self.ledger.spend(
-            principal.tenant, by, _start_ms(first), _start_ms(last) + _DAY_MS, None if principal.admin else principal.key
-        )
+        owner = None if principal.admin else principal.key
+        grouping = by if of_run is None else ("run", *by)
+        rows = await self.ledger.spend(principal.tenant, grouping, _start_ms(first), _start_ms(last) + _DAY_MS, owner)
+        if of_run is not None:
+            rows = [replace(row, group=row.group[1:]) for row in rows if row.group[0] == of_run]
         return json_reply(
             {
                 "by": by,

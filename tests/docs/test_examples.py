@@ -137,7 +137,9 @@ def _try_out(line: str) -> None:
 
 
 def _penstock(words: list[str], stdin: str | None) -> None:
-    serves = words[0] in ("serve", "ledger")
+    if words[0] == "run":  # an agent of the reader's own
+        words = words[: words.index("--")]
+    serves = words[0] in ("serve", "ledger", "run")
     ran = CliRunner().invoke(cli.app, [*words, "--help"] if serves else words, input=stdin)
     assert ran.exit_code == 0, f"{words}: {ran.output}"
 

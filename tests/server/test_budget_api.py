@@ -540,6 +540,18 @@ async def test_spend_is_grouped_by_any_dimension_and_model_dearest_first(ask: As
     assert (shown["from"], shown["to"], shown["rows_left_out"]) == ("2026-11-02", "2026-12-01", 0)
 
 
+async def test_spend_may_be_of_one_run(ask: Asking, ledger: SqliteLedger, clock: Clock) -> None:
+    for number, run in enumerate(("r1", "r2", "r1")):
+        await settle(ledger, await call(ledger, clock, number, run=run), 2 * USD // 100)
+    status, shown = await ask("GET", "/budget/spend?by=model,day&run=r1")
+    assert (status, shown["by"], shown["total"]["usd"], shown["total"]["calls"]) == (200, ["model", "day"], "0.04", 2)
+    [row] = shown["rows"]
+    assert row.keys() == {"model", "day", "usd", "tokens", "calls"}
+    assert (await ask("GET", "/budget/spend?run=r3"))[1]["rows"] == []
+    assert (await ask("GET", "/budget/spend?run=r1", as_="b"))[1]["rows"] == []
+    assert (await ask("GET", "/budget/spend?run=a/b"))[1]["code"] == "run_id_invalid"
+
+
 async def test_the_admin_sees_the_tenants_spend_by_key(ask: Asking, ledger: SqliteLedger, clock: Clock) -> None:
     await spent(ledger, clock)
     _, shown = await ask("GET", "/budget/spend?by=key", as_="admin")
