@@ -70,13 +70,14 @@ class StoredAnswers:
         try:
             principal = self._identity.principal(inbound.headers, model_route=True)
             name = self._provider(principal, inbound.parameters["id"])
-            answer = await self._open(name, principal, inbound)
+            answer = await self._opened(name, principal, inbound, outlet)
         except Refused as refusal:
             said = refusal.problem
             with contextlib.suppress(ClientGone):
                 await outlet.answer(said.status, [*said.headers(), *refusal.headers], said.body())
             return
-        outlet.on_gone(answer.close)  # which ends whatever is being waited for
+        if answer is None:
+            return
         try:
             if answer.headers.get("Content-Type", "").lower().startswith(_STREAMED):
                 await self._relay_stream(name, principal, answer, outlet)
@@ -99,6 +100,23 @@ class StoredAnswers:
         if made_by in able:
             return made_by
         return "openai" if "openai" in able else able[0]
+
+    async def _opened(self, name: str, principal: Principal, inbound: Inbound, outlet: Outlet) -> Answer | None:
+        """None: the client has left meanwhile. From here on its leaving ends whatever is waited for."""
+        opening = asyncio.ensure_future(self._open(name, principal, inbound))
+
+        def leave() -> None:
+            if not opening.cancel() and not opening.cancelled() and opening.exception() is None:
+                opening.result().close()
+
+        outlet.on_gone(leave)
+        try:
+            return await opening
+        except asyncio.CancelledError:
+            task = asyncio.current_task()
+            if task is not None and task.cancelling():
+                raise
+            return None
 
     async def _open(self, name: str, principal: Principal, inbound: Inbound) -> Answer:
         try:

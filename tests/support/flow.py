@@ -25,10 +25,12 @@ from gateway.core.decide import Rulebook
 from gateway.core.learned import Learned
 from gateway.core.policy import Policy
 from gateway.core.profiles import Profile
+from gateway.core.scopes import Caller
 from gateway.core.tokens import TokenCounter
 from gateway.core.values import Receipt
 from gateway.events import CallEvent
 from gateway.flow import Flow
+from gateway.forwarding import Forwarding
 from gateway.identity import Identity
 from gateway.ledger.contract import CallRecord, Ledger, RunView
 from gateway.ledger.sqlite.ledger import SqliteLedger
@@ -37,6 +39,7 @@ from gateway.metrics import Metrics
 from gateway.observer import Observer
 from gateway.relay import Places, Shared
 from gateway.settings import Provider, Settings, SqliteSettings
+from gateway.stored import Origins, StoredAnswers
 from gateway.upstream import AiohttpUpstream, Endpoint, RetryPolicy, Upstream
 from gateway.wire.chat import DIALECT as CHAT
 from gateway.wire.dialect import Dialect
@@ -170,6 +173,7 @@ class Told:
         self.alerts: list[object] = []
         self.problems: list[tuple[str, BaseException]] = []
         self.warnings: list[tuple[str, Mapping[str, object]]] = []
+        self.infos: list[tuple[str, Mapping[str, object]]] = []
         self.log = self
 
     def call(self, event: CallEvent) -> None:
@@ -183,6 +187,9 @@ class Told:
 
     def problem(self, where: str, failure: BaseException) -> None:
         self.problems.append((where, failure))
+
+    def info(self, event: str, **fields: object) -> None:
+        self.infos.append((event, fields))
 
     def warning(self, event: str, **fields: object) -> None:
         self.warnings.append((event, fields))
@@ -200,6 +207,7 @@ class World:
     metrics: Metrics
     settings: Settings
     shared: Shared
+    stored: StoredAnswers
     asked: int = -1  # the number of the latest request
     unheard: list[Mapping[str, Any]] = field(
         default_factory=list
@@ -269,6 +277,7 @@ async def world(
     wrap: Callable[[Upstream], Upstream] = lambda real: real,
     others: Mapping[str, str] | None = None,
     routes: Mapping[str, Sequence[Route]] | None = None,
+    flat: Mapping[str, int] | None = None,
     **settings: Any,
 ) -> AsyncIterator[World]:
     """`ledger` and `wrap` may put a fault before the real thing; `provider` and `settings` are laid over the defaults. `others`: further
@@ -278,7 +287,7 @@ async def world(
     clock, told = Clock(), Told()
     known = models or [model_of(each) for each in MODELS]
     declared = {name: tuple(each) for name, each in (routes or {}).items()}
-    catalog = Catalog("prices-1", {each.name: each for each in known}, routes=declared)
+    catalog = Catalog("prices-1", {each.name: each for each in known}, routes=declared, flat=flat or {})
     one = Provider("test", upstream, "authorization", profile, **{"accepts_caller_keys": True, "retries": 2, **(provider or {})})
     providers = {"test": one} | {name: replace(one, name=name, base_url=url) for name, url in (others or {}).items()}
     # However busy the machine is, a test sees what was settled, unless it is about the wait itself.
@@ -296,7 +305,12 @@ async def world(
     runs = count()
     identity = Identity(config, b"secret", lambda: f"run_{next(runs)}")
     counter = TokenCounter(bundled.load_encoding)
-    learned = Learned(counter)
+    learned, origins = Learned(counter), Origins()
+
+    def answered(caller: Caller, answer_id: str, by: str) -> None:
+        identity.answered(caller, answer_id)
+        origins.learn(answer_id, by)
+
     shared = Shared(
         ledger(running),
         dict.fromkeys(providers, wrap(client)),
@@ -306,13 +320,15 @@ async def world(
         clock,
         lambda: 0.0,
         Breakers(loop.time, lambda *_: None),
-        lambda caller, answer_id, _: identity.answered(caller, answer_id),
+        answered,
         learned,
         bundled.load_clients(),
     )
     rulebook = Rulebook(policy or policy_of(), catalog, counter, learned)
     flow = Flow(shared, identity, rulebook, observer, lambda: f"bdg_{next(_numbers):08d}")
-    here = World(flow, shared.ledger, clock, told, metrics, config, shared, unheard=unheard)
+    forwarding = Forwarding(shared, identity, lambda: rulebook)
+    stored = StoredAnswers(shared, identity, lambda: rulebook, forwarding, observer, origins)
+    here = World(flow, shared.ledger, clock, told, metrics, config, shared, stored, unheard=unheard)
     try:
         yield here
         await here.quiet() if not isinstance(shared.ledger, Broken) else None

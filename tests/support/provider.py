@@ -29,7 +29,7 @@ import orjson
 
 from gateway.demo.bill import Bill, Price
 from gateway.demo.replies import AS_ASKED, DONE, BadRequest, Event, Reply, Script, Writer, json_answer, sse, stream_events
-from tests.support import anthropic_answers
+from tests.support import anthropic_answers, responses_answers
 
 
 class UsageReport(Enum):
@@ -114,6 +114,10 @@ class Received:
         return "/messages" in self.path
 
     @property
+    def asks_responses(self) -> bool:
+        return "/responses" in self.path
+
+    @property
     def headers(self) -> list[tuple[str, str]]:
         lines = self.head.decode("latin-1").split("\r\n")[1:]
         return [(name, value.strip()) for name, _, value in (line.partition(":") for line in lines)]
@@ -140,6 +144,7 @@ class FaultProvider:
     connections: int = 0
     open_connections: int = 0
     choose: Callable[[Received], Behaviour | None] | None = None  # by request, before the queue
+    kept: responses_answers.Kept = field(default_factory=responses_answers.Kept)
     _queue: deque[Behaviour] = field(default_factory=deque)
     _serials: Iterator[int] = field(default_factory=count)
     _loop: asyncio.AbstractEventLoop | None = None
@@ -166,6 +171,7 @@ class FaultProvider:
     def forget(self) -> None:
         self.requests.clear()
         self.left.clear()
+        self.kept = responses_answers.Kept()
         self.bill.calls.clear()
         self._queue.clear()
 
@@ -256,23 +262,82 @@ class FaultProvider:
             return _end(writer, Cut.RST)
         if behaviour.status is not None or behaviour.body is not None:
             return await self._raw_answer(received, behaviour, writer)
+        if "/responses/" in received.path and not received.path.endswith("/input_tokens"):
+            return await self._kept_answer(received, behaviour, writer)
         try:
             request = received.json
-            asked = anthropic_answers.as_chat(request) if received.asks_anthropic else request
+            asked = self._as_chat(received, request)
             reply = self.writer.reply(asked, behaviour.script, next(self._serials))
         except (orjson.JSONDecodeError, BadRequest, AttributeError) as error:
             return await _send(writer, 400, (), _error(400, str(error)))
         if reply.model not in self.prices:
             return await _send(writer, 404, (), _error(404, f"The model {reply.model!r} does not exist."))
-        if received.path.endswith("/count_tokens"):
+        if received.path.endswith(("/count_tokens", "/input_tokens")):
             return await _send(writer, 200, (), orjson.dumps({"input_tokens": reply.prompt_tokens}))
         if received.asks_anthropic and request.get("stream"):
             return await self._anthropic_stream(reply, behaviour, writer)
         if received.asks_anthropic:
             return await self._anthropic_json(reply, behaviour, writer)
+        if received.asks_responses:
+            return await self._responses(request, asked, reply, behaviour, writer)
         if request.get("stream"):
             return await self._stream(request, reply, behaviour, writer)
         return await self._json(reply, behaviour, writer)
+
+    def _as_chat(self, received: Received, request: Any) -> Any:
+        if received.asks_responses:
+            return responses_answers.as_chat(request, self.kept.before(request))
+        return anthropic_answers.as_chat(request) if received.asks_anthropic else request
+
+    async def _responses(
+        self, request: Mapping[str, Any], chat: Any, reply: Reply, behaviour: Behaviour, writer: asyncio.StreamWriter
+    ) -> bool:
+        usage = self._responses_usage(reply, behaviour)
+        whole = responses_answers.answer(request, reply, usage)
+        self.kept.keep(whole, chat, reply)
+        if request.get("stream"):
+            *events, last = responses_answers.events(request, reply, usage, behaviour.tokens_per_event)
+            events = [*(Event(data) for data in behaviour.extra_events), *events]
+            failure = Event(
+                responses_answers.sse("error", code="server_error", message="scripted", param=None, sequence_number=99)
+            )
+            return await self._send_stream(events, last, failure, reply, behaviour, writer)
+        if behaviour.billed is not False:
+            self._charge(reply, None, "whole")
+        queued = {**whole, "status": "queued", "output": [], "usage": None}
+        body = orjson.dumps(queued if request.get("background") else whole)
+        return await _send(writer, 200, (("Content-Type", "application/json"), *behaviour.headers), body, behaviour)
+
+    async def _kept_answer(self, received: Received, behaviour: Behaviour, writer: asyncio.StreamWriter) -> bool:
+        answer_id, _, rest = received.path.partition("/responses/")[2].partition("/")
+        answer = self.kept.answers.get(answer_id)
+        if answer is None:
+            return await _send(writer, 404, (), _error(404, f"Response with id '{answer_id}' not found."))
+        if rest == "input_items":
+            return await _send(writer, 200, (), orjson.dumps({"object": "list", "data": [], "has_more": False}))
+        if received.method == "DELETE":
+            del self.kept.answers[answer_id]
+            return await _send(writer, 200, (), orjson.dumps({"id": answer_id, "object": "response", "deleted": True}))
+        if rest == "cancel":
+            answer = self.kept.answers[answer_id] = {**self.kept.now(answer), "status": "cancelled"}
+            return await _send(writer, 200, (), orjson.dumps(answer))
+        if "stream=true" in received.target:
+            stream = _Stream(writer, behaviour)
+            stream.head()
+            begun = {**answer, "status": "in_progress", "output": [], "usage": None}
+            await stream.write(responses_answers.sse("response.created", response=begun, sequence_number=0))
+            if behaviour.cut_after_events is not None:
+                return _end(writer, behaviour.cut)
+            await stream.write(responses_answers.sse("response.completed", response=answer, sequence_number=1))
+            return await stream.finish()
+        return await _send(writer, 200, (), orjson.dumps(self.kept.now(answer)))
+
+    def _responses_usage(self, reply: Reply, behaviour: Behaviour) -> Mapping[str, Any] | None:
+        if behaviour.usage is UsageReport.NEVER:
+            return None
+        if behaviour.usage is UsageReport.ZEROS:
+            return responses_answers.ZEROS
+        return behaviour.usage_override or responses_answers.usage_of(reply)
 
     async def _raw_answer(self, received: Received, behaviour: Behaviour, writer: asyncio.StreamWriter) -> bool:
         status = behaviour.status or 200
