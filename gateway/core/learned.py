@@ -12,12 +12,14 @@ from gateway.core.catalog import Model
 from gateway.core.estimate import Known, input_of
 from gateway.core.factors import Factors
 from gateway.core.recent import Recent
-from gateway.core.tokens import REFERENCE, PartsCounter
+from gateway.core.tokens import CHAT_MESSAGE_TOKENS, REFERENCE, PartsCounter
 from gateway.core.values import SETTINGS, Call, InputBasis, Plan, Usage, UsageSource
 
 DOUBTED_CALLS: Final = 1_000
 # A provider that counts a smaller part of the text than this counts something else.
 _PLAUSIBLE: Final = 3
+# What stands around an answer once it is input: its role, and what the format adds to a message.
+_AS_INPUT: Final = CHAT_MESSAGE_TOKENS + 1
 
 
 class Learned:
@@ -86,4 +88,4 @@ class Learned:
                 added = tuple([part for part in call.parts if part.role not in SETTINGS])
                 known = Known(added, before.tokens, factor=self.factors.of(call.caller.tenant, model.name))
                 read = input_of(call, model, self._counter, known).tokens
-        self.anchors.answered(call, model.name, answer_id, read + written)
+        self.anchors.answered(call, model.name, answer_id, read + written + _AS_INPUT)

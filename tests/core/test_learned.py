@@ -250,15 +250,16 @@ def test_a_leap_that_no_tokenizer_makes_casts_doubt_on_the_anchors() -> None:
 
 
 def test_what_continues_an_answer_is_estimated_from_all_that_was_read_and_written() -> None:
+    """And 4 tokens for what stands around an answer once it is input."""
     world = World()
     world.settle(call(HELLO), 71, written=400, answer="resp_1")
     new = COUNTER.count_parts((MORE,), "o200k_base")
-    assert world.estimated(call(MORE, continues="resp_1")) == Input(471 + new, new, InputBasis.ANCHORED)
+    assert world.estimated(call(MORE, continues="resp_1")) == Input(475 + new, new, InputBasis.ANCHORED)
     other_tools = call(MORE, continues="resp_1", tools=replace(TOOLS, texts=("[]",)))
-    assert world.estimated(other_tools).tokens == 471 + COUNTER.count_parts(other_tools.parts, "o200k_base")
+    assert world.estimated(other_tools).tokens == 475 + COUNTER.count_parts(other_tools.parts, "o200k_base")
     world.settle(call(MORE, continues="resp_1"), 480, written=20, answer="resp_2")
-    assert world.estimated(call(MORE, continues="resp_2")).tokens == 500 + new
-    assert world.estimated(call(MORE, continues="resp_1")).tokens == 471 + new  # a branch
+    assert world.estimated(call(MORE, continues="resp_2")).tokens == 504 + new
+    assert world.estimated(call(MORE, continues="resp_1")).tokens == 475 + new  # a branch
 
 
 @pytest.mark.parametrize("asked", [
@@ -279,10 +280,10 @@ def test_a_conversations_id_stands_for_its_latest_call() -> None:
     world.settle(call(HELLO, continues="conv_1"), 71, written=9, answer="conv_1")
     world.settle(call(MORE, continues="conv_1"), 99, written=9, answer="conv_1")
     new = COUNTER.count_parts((MORE,), "o200k_base")
-    assert world.estimated(call(MORE, continues="conv_1")).tokens == 108 + new
+    assert world.estimated(call(MORE, continues="conv_1")).tokens == 112 + new
     # Two calls at once: the second to settle has not read what the first one added.
     world.settle(call(MORE, continues="conv_1"), 100, written=9, answer="conv_1")
-    assert world.estimated(call(MORE, continues="conv_1")).tokens == 108 + new + 9 + new
+    assert world.estimated(call(MORE, continues="conv_1")).tokens == 112 + new + 9 + 4 + new
 
 
 def test_the_parts_of_a_call_that_continues_another_are_nobodys_prefix() -> None:
