@@ -71,6 +71,35 @@ def test_the_pieces_that_were_told_are_charged_and_of_others_the_bound(
     assert usd == TOKENS_COST + fees * USD // 100
 
 
+@pytest.mark.parametrize(
+    ("reasons", "unseen", "whole"),
+    [
+        (True, None, True),  # nobody can say that it did not reason
+        (False, None, False),  # the request forbade it
+        (True, False, False),  # its answer shows where reasoning begins, and it did not
+        (False, True, True),  # something else was not seen: what the provider's tools brought
+    ],
+)
+def test_a_client_that_left_pays_the_whole_hold_only_where_something_may_be_unseen(
+    reasons: bool, unseen: bool | None, whole: bool
+) -> None:
+    meter = Meter(TokenCounter(lambda _: Words()), None)
+    meter.report(replace(REPORT, output_tokens=0))
+    meter.unseen = unseen
+    meter.text("a few words of it")
+    reasoning = replace(SEARCHING, reasoning=True)
+    usage, _ = Charging(reasoning, OnDisconnect.COUNT, meter, Phase.RELAYING).of(held(reasons=reasons), Ending.CLIENT_LEFT)
+    assert usage.source is (UsageSource.HELD if whole else UsageSource.COUNTED)
+
+
+def test_input_alone_is_no_report_of_reasoning_that_has_begun() -> None:
+    meter = Meter(TokenCounter(lambda _: Words()), None)
+    meter.report(replace(REPORT, output_tokens=0))
+    assert meter.reported
+    meter.unseen = True
+    assert not meter.reported
+
+
 def test_pieces_in_the_providers_report_count_as_told() -> None:
     report = replace(REPORT, others=(("audio_input", 5), ("web_searches", 1)))
     usage, usd = charged(held(pieces=(("web_searches", 5),)), report=report)

@@ -198,6 +198,14 @@ def test_clamping_adds_the_last_model_at_a_half_a_quarter_and_an_eighth_never_be
     assert [(plan.model, plan.output_cap) for plan in ladder] == [("big", cap), ("medium", cap), *(("small", c) for c in caps)]
 
 
+def test_a_cap_that_the_provider_would_refuse_is_no_plan():
+    rules = rulebook(policy(models=LADDER, output=OutputPolicy(max_tokens=4096, clamp_to_budget=True)))
+    assert [plan.output_cap for plan in decide(rules, call("small", client_cap=4096, least_cap=1025)).ladder] == [4096, 2048]
+    refusal = refuse(rules, call(client_cap=8192, least_cap=4097))
+    assert (refusal.code, refusal.param) == ("output_cap_conflict", "thinking.budget_tokens")
+    assert "(4096)" in refusal.message
+
+
 def test_output_is_not_clamped_unless_the_policy_says_so():
     assert [plan.output_cap for plan in decide(rulebook(), call(client_cap=4096)).ladder] == [4096]
 

@@ -14,7 +14,7 @@ from gateway.core.money import Microcents
 from gateway.core.policy import OutputPolicy
 from gateway.core.scopes import Amounts, Caller
 from gateway.core.tokens import TokenCounter
-from gateway.core.values import Attachment, Caching, Call, Image, Output, Part, Usage, UsageSource
+from gateway.core.values import TOOL_RESULTS, Attachment, Caching, Call, Image, Output, Part, Usage, UsageSource
 
 MILLION = 1_000_000
 PER_MILLION = 100_000_000  # microcents in one USD: rates below read as USD per million tokens
@@ -47,6 +47,14 @@ def used(fresh: int = 0, cached: int = 0, written: int = 0, output: int = 0, *ot
 
 
 # -- input --------------------------------------------------------------------------------------------------------------------
+
+
+def test_what_the_providers_tools_bring_is_bounded_by_the_request_or_by_the_context() -> None:
+    """The whole input is read again after each; without a bound of their own they may fill the context every time."""
+    searching = replace(call(HELLO, Part(TOOL_RESULTS, (), 100)), readings=3)
+    read = estimate.input_of(searching, model(), COUNTER)
+    assert (read.tokens, read.least) == (3 * (4 + 100), 104)
+    assert estimate.input_tokens(replace(call(), readings=3), model(), COUNTER) == 3 * 128_000
 
 
 def test_text_is_counted_with_its_overhead() -> None:

@@ -10,7 +10,7 @@ import pytest
 
 from gateway.demo.bill import Price
 from gateway.demo.replies import Script, Writer
-from tests.support.config import Setup, policy, run_ceiling
+from tests.support.config import Setup, listed, policy, run_ceiling
 from tests.support.gateway import GatewayProcess
 from tests.support.load import microcents
 from tests.support.provider import Behaviour, FaultProvider
@@ -162,6 +162,28 @@ def test_the_models_are_listed_in_the_callers_shape(gateway: GatewayProcess, pro
     assert {model["id"] for model in plain["data"]} >= set(listed)
     assert plain["object"] == "list"
     assert provider.requests == []
+
+
+def test_with_keys_of_the_gateways_own_the_providers_key_is_sent(writer: Writer, provider: FaultProvider, tmp_path: Path) -> None:
+    house = {"base_url": provider.base_url.removesuffix("/v1"), "api_key_env": "HOUSE_KEY"}
+    extra = {"auth": "keys", "keys": [listed("ci", "pk-ci")], "providers": {"anthropic": house}, "models": {}}
+    with GatewayProcess(Setup(tmp_path, "", extra=extra), env={"HOUSE_KEY": "sk-ant-house"}) as keyed:
+        asked: Any = {"model": CLAUDE, "max_tokens": 5, "messages": HELLO}
+        for claude in (
+            anthropic.Anthropic(base_url=keyed.url, api_key="pk-ci"),
+            anthropic.Anthropic(base_url=keyed.url, auth_token="pk-ci"),
+            anthropic.Anthropic(base_url=keyed.url, auth_token=None, api_key=None, default_headers={"x-api-key": "pk-ci"}),
+        ):
+            assert claude.messages.create(**asked).usage.output_tokens == 5
+            assert claude.messages.count_tokens(model=CLAUDE, messages=HELLO).input_tokens > 0
+        sent = {(each.header("x-api-key"), each.header("authorization")) for each in provider.requests}
+        assert sent == {("sk-ant-house", None)}
+        stranger = anthropic.Anthropic(base_url=keyed.url, api_key="pk-nobody")
+        for ask in (stranger.messages.create, stranger.models.list):
+            with pytest.raises(anthropic.AuthenticationError, match="knows no such key"):
+                ask(**(asked if ask == stranger.messages.create else {}))
+        about = httpx.get(keyed.url, trust_env=False).json()
+        assert (about["name"], "version" in about) == ("penstock", False)
 
 
 # -- refusals ---------------------------------------------------------------------------------------------------------------------
