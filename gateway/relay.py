@@ -24,7 +24,7 @@ from gateway.ledger.contract import Alert, Ledger
 from gateway.settings import Provider, Settings
 from gateway.settling import Settling
 from gateway.upstream import NOT_SENT, Answer, Failure, NotSent, RetryPolicy, TooLarge, Unknown, Upstream, UpstreamRequest
-from gateway.wire.budget import decision_headers
+from gateway.wire.budget import decision_headers, stream_summary
 from gateway.wire.dialect import Dialect, Stream
 from gateway.wire.exchange import ClientGone, Headers, Outlet
 from gateway.wire.headers import returnable
@@ -347,6 +347,8 @@ class Relay:
             await self._settled(Ending.PROVIDER_CUT)
         else:
             await self._settled(Ending.COMPLETED)
+        if stream.done and not stream.error_seen:
+            rest = self._summary(answer) + rest
         if rest:
             await outlet.write(rest)
         if cut is not None:
@@ -358,6 +360,15 @@ class Relay:
         await outlet.finish()
         if stream.done:
             await _read_out(chunks)
+
+    def _summary(self, answer: Answer) -> bytes:
+        """What stands before the last event, where the config wants that and the ledger has answered in time."""
+        settling = self._settling
+        if not self._shared.settings.stream_summary or settling.charged is None:
+            return b""
+        if not answer.headers.get("Content-Type", "").lower().startswith("text/event-stream"):
+            return b""  # sound
+        return stream_summary(self.caller.run, settling.charged.usd, settling.balances)
 
     # -- more output than was asked for ---------------------------------------------------------------------------------------
 

@@ -53,6 +53,11 @@ class Auth(StrEnum):
     KEYS = "keys"
 
 
+class StreamSummary(StrEnum):
+    OFF = "off"
+    COMMENT = "comment"
+
+
 class Background(StrEnum):
     REFUSE = "refuse"
     ALLOW = "allow"
@@ -163,6 +168,7 @@ class Settings:
     background_lease_ms: int = 3_600_000
     background: bool = False  # whether calls may be answered in the background
     commit_wait_ms: int = 250
+    stream_summary: bool = False  # whether streams end with a comment that says what the call cost
     max_request: int = 20 << 20  # bytes, as max_response
     max_response: int = 32 << 20
     drain: Drain = Drain()
@@ -561,6 +567,11 @@ class ConfigFile(Section):
     allowed_origins: list[Annotated[str, _ORIGIN]] = preset(
         [], description="Web pages that may send requests, by origin. Any other `Origin` is refused."
     )
+    stream_summary: Annotated[StreamSummary, one_of(StreamSummary)] = preset(
+        "off",
+        description="`comment`: before the last event of each streamed answer stands a comment, which clients skip, with what the call cost "
+        "and what is left: `: penstock cost_usd=0.0123 remaining_usd=4.87 run=r1`.",
+    )
     log: Annotated[str, Reads(_parse_log, "stderr, stdout or a file's path", {"type": "string"})] = preset(
         "stderr", description="Where the log goes, one JSON line a call: `stderr`, `stdout` or a file's path."
     )
@@ -647,6 +658,7 @@ def read(path: Path, environ: Mapping[str, str], catalog: Catalog, profiles: Map
         background_lease_ms=file.reservation.background_lease,
         background=file.background is Background.ALLOW,
         commit_wait_ms=file.reservation.commit_wait,
+        stream_summary=file.stream_summary is StreamSummary.COMMENT,
         max_request=file.limits.max_request,
         max_response=file.limits.max_response,
         drain=Drain(file.drain.time, file.drain.bytes, file.drain.number),

@@ -27,6 +27,7 @@ class Settling:
         self.hold = hold  # grows by `widen`
         self.story = story
         self.balances = hold.balances  # as they stand: after the end those that the ledger answered
+        self.charged: Amounts | None = None  # once the ledger has said so
         self.ended = False
         self._tenant = hold.decision.call.caller.tenant
         self._under_way = False  # the ledger has been asked to end it, and has not answered
@@ -101,6 +102,7 @@ class Settling:
             self._not_taken(ending, failure)
             return
         self.balances = settled.balances or self.balances
+        self.charged = settled.charged
         for alert in settled.alerts:
             self._alert(alert)
         self.story.settled(Receipt(self.hold, usage, settled.charged, ending, settled.balances), seconds)

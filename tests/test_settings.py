@@ -84,6 +84,7 @@ def test_a_provider_is_enough_and_the_rest_is_right_by_default(load):
     assert (config.max_request, config.max_response, config.shutdown_grace_ms) == (20 << 20, 32 << 20, 30_000)
     assert config.drain == settings.Drain(30_000, 8 << 20, 64)
     assert (config.keys, config.allowed_hosts, config.allowed_origins, config.log) == ((), (), (), "stderr")
+    assert not config.stream_summary
     assert config.catalog.version == "v1"
     assert config.warnings == ()
     openai = config.providers["openai"]
@@ -116,6 +117,7 @@ keys:
 allowed_hosts: [Gateway.Internal, "[::2]"]
 allowed_origins: ["https://app.example.com"]
 log: log/calls.jsonl
+stream_summary: comment
 limits: {max_request: 1 KB, max_response: 2MB}
 upstream: {timeouts: {connect: 5s, idle: 1m}, retries: 5}
 drain: {time: 1s, bytes: 0 B, number: 1}
@@ -133,7 +135,7 @@ shutdown: {grace: 0s}
     assert config.drain == settings.Drain(1_000, 0, 1)
     assert config.keys == (StaticKey("ci", SHA, "acme", (("agent", "a1"), ("team", "research"))),)
     assert (config.allowed_hosts, config.allowed_origins) == (("gateway.internal", "::2"), ("https://app.example.com",))
-    assert config.log == "log/calls.jsonl"
+    assert (config.log, config.stream_summary) == ("log/calls.jsonl", True)
     own = config.providers["own"]
     assert (own.base_url, own.scheme, own.api_key, own.models) == (
         "http://127.0.0.1:9801/v1",

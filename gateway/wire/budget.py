@@ -51,6 +51,13 @@ def undecided_headers(run: str) -> Pairs:
     return headers
 
 
+def stream_summary(run: str, cost: int, balances: Sequence[Balance]) -> bytes:
+    """A comment of an event stream, which no client reads as an event: what the call cost, and what is left. As an event of its own, so
+    that it may stand between any two."""
+    left = "".join(f" remaining_usd={usd}" for _, usd in _remaining(balances))
+    return f": penstock cost_usd={format_usd(cost)}{left} run={run}\n\n".encode()
+
+
 def _common(decision: Decision, outcome: Outcome, mode: Mode) -> Pairs:
     return [
         ("X-Budget-Decision", outcome.value),
