@@ -229,7 +229,8 @@ class Gateway:
 
     def _serving(self) -> Serving:
         rulebook = self.flow.rulebook
-        return Serving(rulebook.policy, self._policy_error, rulebook.catalog.version, __version__)
+        unmetered = tuple(route.name for route in self.config.unmetered_routes)
+        return Serving(rulebook.policy, self._policy_error, rulebook.catalog.version, __version__, unmetered)
 
     def _run_ceiling(self, principal: Principal, run: str) -> int | None:
         return self.flow.rulebook.run_ceiling(Caller(principal.tenant, principal.key, run, run, dimensions=principal.bound))

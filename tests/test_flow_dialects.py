@@ -272,6 +272,46 @@ async def test_an_image_by_no_known_rule_is_refused_where_a_ceiling_is_hard(tmp_
     assert provider.requests == []
 
 
+# -- a client that leaves in the middle -------------------------------------------------------------------------------------------
+
+
+def leaving() -> Client:
+    """Takes the first bytes, and goes."""
+
+    async def leave(data: bytes) -> None:
+        del data
+        client.leave()
+
+    client = Client(on_write=leave)
+    return client
+
+
+async def test_a_stream_is_read_on_for_its_usage_when_its_client_left(tmp_path: Path, provider: FaultProvider) -> None:
+    streams = Path(__file__).parent / "wire/streams"
+    cases: list[tuple[str, Dialect, dict[str, Any], str]] = [
+        ("completions/openai", completions.DIALECT, {"model": "instruct", "prompt": "a", "max_tokens": 20, "stream": True}, "0.0000215"),
+        ("speech/openai", speech.DIALECT, {"model": "mini-tts", "input": "hello", "stream_format": "sse"}, "0.0012204"),
+        (
+            "images/generation", images.DIALECT,
+            {"model": "gpt-image-1.5", "prompt": "a", "stream": True, "quality": "low", "size": "1024x1024", "partial_images": 2}, "0.015474",
+        ),
+    ]  # fmt: skip
+    async with world(tmp_path, provider.base_url, models=MODELS) as here:
+        for name, dialect, body, cost in cases:
+            provider.next(Behaviour(body=(streams / f"{name}.sse").read_bytes(), content_type="text/event-stream"))
+            client = await asked(here, dialect, name.replace("/", "-"), leaving(), **body)
+            assert not client.whole
+            assert charged(await here.record(name.replace("/", "-"))) == cost
+
+
+async def test_sound_that_nobody_hears_to_its_end_costs_its_characters(tmp_path: Path, provider: FaultProvider) -> None:
+    provider.next(Behaviour(body=b"x" * 300_000, content_type="audio/mpeg"))
+    async with world(tmp_path, provider.base_url, models=MODELS) as here:
+        client = await asked(here, speech.DIALECT, client=leaving(), model="tts", input="hello", voice="coral")
+        assert (charged(await here.record()), client.whole) == ("0.000075", False)
+        assert (await here.run()).reserved == 0
+
+
 # -- all of them ------------------------------------------------------------------------------------------------------------------
 
 REQUESTS: list[tuple[Dialect, dict[str, Any]]] = [

@@ -27,6 +27,7 @@ class Serving:
     policy_error: str | None
     price_table_version: str
     gateway_version: str
+    unmetered: tuple[str, ...] = ()  # routes that the config lets pass: no gate bounds what they cost
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,6 +76,7 @@ class Ops:
             "policy_version": serving.policy.version,
             "policy_error": serving.policy_error,
             "gates": [_gate(budget) for budget in serving.policy.budgets],
+            "unmetered_routes": list(serving.unmetered),
             "versions": {"gateway": serving.gateway_version, "price_table": serving.price_table_version},
         }
         return json_reply(status, 200 if ready else 503)

@@ -74,6 +74,14 @@ def test_what_is_charged_is_the_usage_it_reports(gateway: GatewayProcess, contro
     assert committed(gateway, "stream") == BIG.price.microcents(usage.prompt_tokens, 0, usage.completion_tokens)
 
 
+def test_vectors_cost_what_it_says_they_read(gateway: GatewayProcess, control: httpx.Client) -> None:
+    for run, packing in (("floats", {"encoding_format": "float"}), ("packed", {})):
+        answer = gateway.client(run).embeddings.create(model=BIG.name, input=["hello there", "you"], **packing)
+        assert len(answer.data) == 2
+        assert all(type(number) is float for number in answer.data[0].embedding)
+        assert committed(gateway, run) == BIG.price.microcents(answer.usage.prompt_tokens, 0, 0) > 0
+
+
 def test_a_rate_limit_is_waited_out_under_the_same_hold(gateway: GatewayProcess, control: httpx.Client) -> None:
     script(control, {"type": "fail", "status": 429, "retry_after": 0.2})
     answer = gateway.client("limited").chat.completions.create(model=BIG.name, messages=HELLO, max_tokens=100)

@@ -38,7 +38,7 @@ def metrics() -> Metrics:
 
 
 def ops(ledger: SqliteLedger, metrics: Metrics, policy_error: str | None = None, guarded: bool = False) -> Asking:
-    serving = Serving(POLICY, policy_error, "2026-11-01+abc", "0.1.0")
+    serving = Serving(POLICY, policy_error, "2026-11-01+abc", "0.1.0", ("POST /v1/files",))
     return Asking(Ops(ledger, metrics, lambda: serving, principal_of if guarded else None).routes())
 
 
@@ -51,6 +51,7 @@ async def test_ready_names_the_ledger_the_policy_the_gates_and_the_versions(ledg
     assert isinstance(shown["ledger"]["sequence"], int)
     assert (shown["policy_version"], shown["policy_error"]) == ("sha-1", None)
     assert shown["versions"] == {"gateway": "0.1.0", "price_table": "2026-11-01+abc"}
+    assert shown["unmetered_routes"] == ["POST /v1/files"]
     assert shown["gates"] == [
         {
             "name": "run-ceiling",
