@@ -53,9 +53,9 @@ def installed() -> bool:
 
 
 @contextlib.contextmanager
-def running(port: int = 0, cache: Path | None = None) -> Iterator[LocalModel]:
+def running(port: int = 0, cache: Path | None = None, options: Sequence[str] = ()) -> Iterator[LocalModel]:
     """The server as a child process, ended when the block ends. NotStarted where it does not come up."""
-    command = [sys.executable, "-m", __name__, "--port", str(port)]
+    command = [sys.executable, "-m", __name__, "--port", str(port), *options]
     if cache is not None:
         command += ["--cache", str(cache)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as process:  # noqa: S603 - our own module
@@ -92,6 +92,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--slots", type=int, default=4, help="replies made at the same time, and the most that n may be")
     # More threads than idle cores make llama.cpp's spinning workers wait for each other: ten times slower on a busy machine.
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--template", type=Path, help="a chat template in the place of the built-in one, which shows no tools")
     options = parser.parse_args(argv)
     if not installed():
         sys.stderr.write(MISSING + "\n")
@@ -106,7 +107,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     params.n_ctx = options.context * options.slots
     params.n_parallel = options.slots
     params.cpuparams.n_threads = options.threads
-    params.chat_template = _TEMPLATE
+    params.chat_template = options.template.read_text() if options.template else _TEMPLATE
     params.ui = False
     params.verbosity = -1
     server = xllamacpp.Server(params)

@@ -22,7 +22,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final
 
-from tests.bench import estimating, ledger, real
+from tests.bench import conversation, estimating, ledger, real
+from tests.bench.pages import DOCS, write
 from tests.support.config import Setup, policy, run_ceiling
 from tests.support.gateway import GatewayProcess
 from tests.support.pricing import TestModel
@@ -30,7 +31,6 @@ from tests.support.pricing import TestModel
 MODEL: Final = TestModel("bench-model", "2.50", "10")
 TOKENS: Final = 100  # events of a stream
 GAP_MS: Final = 20.0
-DOCS: Final = Path("docs/benchmarks.md")
 BEGIN, END = "<!-- bench: begin -->", "<!-- bench: end -->"
 _TICK_S: Final = 1 / os.sysconf("SC_CLK_TCK")
 
@@ -99,7 +99,11 @@ def main() -> int:
     )
     print(report)
     if options.write:
-        _write(report)
+        write(report, BEGIN, END)
+    grown = conversation.table()
+    print(f"\n{grown}")
+    if options.write:
+        write(grown, conversation.BEGIN, conversation.END)
     return 0
 
 
@@ -235,14 +239,6 @@ def _lines(path: str) -> Sequence[str]:
     with contextlib.suppress(OSError):
         return Path(path).read_text().splitlines()
     return ()
-
-
-def _write(report: str) -> None:
-    """Replaces what stands between the marks; the rest of the page is people's."""
-    page = DOCS.read_text() if DOCS.exists() else f"# Benchmarks\n\n{BEGIN}\n{END}\n"
-    before, _, rest = page.partition(BEGIN)
-    _, _, after = rest.partition(END)
-    DOCS.write_text(f"{before}{BEGIN}\n\n{report}\n\n{END}{after}")
 
 
 if __name__ == "__main__":
