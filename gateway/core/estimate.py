@@ -10,8 +10,6 @@ project at the provider whose default service tier is `priority` while the reque
 
 from collections.abc import Collection, Sequence
 from dataclasses import replace
-from fnmatch import fnmatchcase
-from functools import lru_cache
 from typing import Final
 
 from gateway.core.catalog import Model, Rates
@@ -30,6 +28,7 @@ from gateway.core.measures import (
     WORK,
     measure_of,
 )
+from gateway.core.media import attachment_tokens, image_tokens
 from gateway.core.money import Microcents, price_of
 from gateway.core.policy import OutputPolicy
 from gateway.core.record import record
@@ -38,7 +37,6 @@ from gateway.core.tokens import REFERENCE, PartsCounter
 from gateway.core.values import (
     SETTINGS,
     TOOL_RESULTS,
-    Attachment,
     Caching,
     Call,
     EstimateLine,
@@ -48,38 +46,6 @@ from gateway.core.values import (
     Pieces,
     Usage,
 )
-
-# Tokens of one image at most, as (glob, low, high, otherwise) by the client's `detail`. Sizes are not read, so each is what the
-# provider's rule gives for the largest image. This over-counts small images. The first match wins. From the providers' vision
-# guides as of 2026-11: tiles of 512 px (8 at most) on a base; or patches of 32 px (1,536; from GPT-5.2 on 2,500, and 10,000 at
-# original detail, which `auto` may choose) times a multiplier; Claude 1,568, high-resolution models 4,784; Gemini 258 a tile.
-_IMAGE_TOKENS: Final = (
-    ("*gpt-4o-mini*", 2833, 2833 + 8 * 5667, 2833 + 8 * 5667),
-    ("*gpt-4.1-mini*", 2489, 2489, 2489),
-    ("*gpt-4.1-nano*", 3779, 3779, 3779),
-    ("*o4-mini*", 2642, 2642, 2642),
-    ("*gpt-5*-mini*", 2489, 2489, 2489),
-    ("*gpt-5*-nano*", 3779, 3779, 3779),
-    ("*gpt-5.[2-9]*", 3000, 3000, 12_000),
-    ("*gpt-5*", 70, 70 + 8 * 140, 70 + 8 * 140),
-    ("*gpt-4o*", 85, 85 + 8 * 170, 85 + 8 * 170),
-    ("*gpt-4.1*", 85, 85 + 8 * 170, 85 + 8 * 170),
-    ("*gpt-4-*", 85, 85 + 8 * 170, 85 + 8 * 170),
-    ("*gpt-4.5*", 85, 85 + 8 * 170, 85 + 8 * 170),
-    ("o[13]*", 75, 75 + 8 * 150, 75 + 8 * 150),
-    ("*/o[13]*", 75, 75 + 8 * 150, 75 + 8 * 150),
-    ("*claude-3*", 1600, 1600, 1600),
-    ("*claude-sonnet-4*", 1600, 1600, 1600),
-    ("*claude-haiku-4*", 1600, 1600, 1600),
-    ("*claude-opus-4-[0-6]*", 1600, 1600, 1600),
-    ("*claude*", 4784, 4784, 4784),
-    ("*gemini*", 16 * 258, 16 * 258, 16 * 258),
-    # The most that any documented open model takes (Qwen's vision models at their largest).
-    ("*", 16_384, 16_384, 16_384),
-)
-
-# Audio: no provider bills more than 32 tokens a second, and no MP3 or WAV has fewer than 1,000 bytes for one.
-_AUDIO_BYTES_PER_TOKEN: Final = 30
 
 # Claude puts up to 804 tokens of its own before the tools of a request; chat templates of open models put less.
 _HIDDEN_TOOL_TOKENS: Final = 850
@@ -200,26 +166,11 @@ def _digits_surplus(parts: Sequence[Part]) -> int:
 def _media_tokens(model: Model, parts: Sequence[Part]) -> int:
     tokens = 0
     for part in parts:
-        if part.images:
-            tokens += sum(_image_tokens(model.name, image.detail) for image in part.images)
+        tokens += sum(image_tokens(model.name, image) for image in part.images)
         if part.attachments:
-            tokens += _attachment_tokens(model, part.attachments)
+            attached = attachment_tokens(model.name, part.attachments)
+            tokens += _input_limit(model) if attached is None else attached
     return tokens
-
-
-@lru_cache(maxsize=1024)
-def _image_tokens(model: str, detail: str) -> int:
-    for glob, low, high, otherwise in _IMAGE_TOKENS:
-        if fnmatchcase(model, glob):
-            return {"low": low, "high": high}.get(detail, otherwise)
-    raise AssertionError("the last rule matches every model")
-
-
-def _attachment_tokens(model: Model, attachments: Sequence[Attachment]) -> int:
-    """Audio by its size. A file may be compressed text, so nothing but the context bounds it."""
-    if all(attachment.kind == "audio" for attachment in attachments):
-        return sum(attachment.size // _AUDIO_BYTES_PER_TOKEN + 1 for attachment in attachments)
-    return _input_limit(model)
 
 
 # -- price --------------------------------------------------------------------------------------------------------------------
@@ -415,7 +366,7 @@ def explain(call: Call, model: Model, counter: PartsCounter, cap: int) -> tuple[
     lines.extend((part.role.replace("_", " "), counter.count_parts([part], model.encoding)) for part in others)
     if hidden := 0 if model.encoding else _hidden_tokens(call, call.parts):
         lines.append(("what the provider adds for tools", hidden))
-    images = [_image_tokens(model.name, image.detail) for part in call.parts for image in part.images]
+    images = [image_tokens(model.name, image) for part in call.parts for image in part.images]
     if images:
         lines.append((f"image ×{len(images)}", sum(images)))
     if attached := sum(len(part.attachments) for part in call.parts):

@@ -183,7 +183,11 @@ def test_images_audio_and_files_are_told_apart() -> None:
         {"type": "file", "file": {"filename": "a.pdf", "file_data": "A" * 401}},
     )
     assert request.parts[0] == Part(
-        "user", ("user",), 3, (Image("low"), Image("auto"), Image("auto")), (Attachment("audio", 300), Attachment("file", 301))
+        "user",
+        ("user",),
+        3,
+        (Image("low"), Image("auto"), Image("auto")),
+        (Attachment("audio", 300, duration_ms=400), Attachment("file", 301)),
     )
     assert request.needs == {"vision", "audio_input", "files"}
     assert request.unpriced == ()
