@@ -342,7 +342,7 @@ def _read_content(content: Any, where: str, into: _Content) -> None:
 
 
 def _read_block(block: Mapping[str, Any], where: str, into: _Content) -> None:
-    kind = block.get("type")
+    kind = typed(block, "type", str, "a string", f"{where}.") or ""
     into.overhead += BLOCK_OVERHEAD
     if kind == "text" and block.keys() <= _TEXT_BLOCK_KEYS:
         into.texts.append(typed(block, "text", str, "a string", f"{where}.") or "")
@@ -421,7 +421,7 @@ def _read_document(block: Mapping[str, Any], where: str, into: _Content) -> None
         data = typed(source, "data", str, "a string", f"{where}.source.")
         into.attachments.append(media.file(data or ""))
         if data is None:  # one that the provider keeps, or fetches
-            into.facts.unpriced.append(f"{where}.source")
+            into.facts.unpriced.append("messages.content.source")
 
 
 # -- its tools ----------------------------------------------------------------------------------------------------------------
@@ -591,11 +591,11 @@ def _meter_beside(usage: Mapping[str, Any], meter: Meter) -> None:
 
 def _meter_block(block: Mapping[str, Any], meter: Meter) -> None:
     """What the model wrote of a block. Results of Anthropic's tools are input."""
-    kind = block.get("type")
+    kind = text_of(block.get("type"))
     if kind in _CALLS:
         _meter_text(block.get("name"), meter)
         _meter_text(block.get("input"), meter)
-    elif not text_of(kind).endswith("_tool_result"):
+    elif not kind.endswith("_tool_result"):
         _meter_text(block.get("text"), meter)
         _meter_text(block.get("thinking"), meter)
         _meter_text(block.get("content"), meter)

@@ -261,6 +261,32 @@ def test_what_the_model_wrote_is_counted_where_no_usage_is_reported(block: dict[
     assert ("".join(meter.texts), meter.reports) == (text, [])
 
 
+@pytest.mark.parametrize("odd", [[], {}, 5, None, "text"], ids=ascii)
+def test_whatever_stands_where_something_else_should_is_no_crash(odd: Any) -> None:
+    block = {"type": odd, "text": odd, "name": odd, "input": odd, "thinking": odd, "content": odd}
+    metered(
+        answer(
+            id=odd, content=[block, odd], usage={"input_tokens": 5, "output_tokens": odd, "server_tool_use": odd, "speed": odd}
+        )
+    )
+    metered(answer(content=odd, usage=odd))
+    for event in (
+        {"type": odd},
+        {"type": "message_start", "message": odd},
+        {"type": "message_start", "message": {"id": odd, "usage": odd}},
+        {"type": "content_block_start", "index": odd, "content_block": block},
+        {"type": "content_block_start", "index": odd, "content_block": odd},
+        {"type": "content_block_delta", "index": odd, "delta": odd},
+        {"type": "content_block_delta", "index": odd, "delta": block},
+        {"type": "message_delta", "delta": odd, "usage": odd},
+        {"type": "message_delta", "delta": {"stop_reason": odd}, "usage": {"output_tokens": odd, "iterations": [odd]}},
+        {"type": "error", "error": odd},
+    ):
+        messages = MessagesStream(Recorder())
+        raw = b"data: " + orjson.dumps(event) + b"\n\n"
+        assert messages.feed(raw) + messages.finish() == raw
+
+
 @pytest.mark.parametrize("body", [b"", b"oops", b"[1]", b'"text"', b"\xff"])
 def test_an_answer_that_cannot_be_read_is_text(body: bytes) -> None:
     assert "".join(metered(body).texts) == body.decode(errors="replace")

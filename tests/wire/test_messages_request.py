@@ -5,6 +5,8 @@ from typing import Any
 
 import orjson
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from multidict import CIMultiDict
 
 from gateway.core.profiles import Profile
@@ -117,6 +119,7 @@ def test_the_same_question_has_one_fingerprint_however_its_answer_travels() -> N
         ({"messages": [{"role": 1, "content": "hi"}]}, "messages.role"),
         ({"messages": [{"role": "user", "content": 5}]}, "messages.content"),
         ({"messages": [{"role": "user", "content": ["hi"]}]}, "messages.content"),
+        ({"messages": [{"role": "user", "content": [{"type": ["text"], "text": "hi"}]}]}, "messages.content.type"),
         ({"messages": [{"role": "user", "content": [{"type": "text", "text": 5}]}]}, "messages.content.text"),
         ({"messages": [{"role": "user", "content": [{"type": "image", "source": "x"}]}]}, "messages.content.source"),
         ({"messages": [{"role": "user", "content": [{"type": "image", "source": {"data": 5}}]}]}, "messages.content.source.data"),
@@ -337,8 +340,9 @@ def test_a_document_in_the_body_is_an_attachment_and_one_elsewhere_has_no_bound(
     [message, _] = request.parts
     assert (len(message.attachments), request.needs, request.unpriced) == (1, {"files"}, ())
     for source in ({"type": "url", "url": "https://example.com/a.pdf"}, {"type": "file", "file_id": "file_1"}):
-        elsewhere = with_blocks({"type": "document", "source": source})
-        assert elsewhere.unpriced == ("messages.content.source",)
+        document = {"type": "document", "source": source}
+        for block in (document, {"type": "tool_result", "tool_use_id": "t", "content": [document]}):
+            assert with_blocks(block).unpriced == ("messages.content.source",)
 
 
 def test_what_is_not_known_is_counted_as_if_a_model_read_it() -> None:
@@ -471,3 +475,100 @@ def test_a_beta_moves_no_price_by_itself() -> None:
     )
     request = asked({"anthropic-beta": claude_code})
     assert (request.unpriced, request.caching) == ((), Caching.OFF)
+
+
+# -- whatever comes -----------------------------------------------------------------------------------------------------------
+
+
+VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers(-5, 5) | st.floats(allow_nan=False, allow_infinity=False) | st.text(max_size=5),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
+    max_leaves=8,
+)
+TEXTS = st.text(max_size=5)
+COUNTS = st.none() | st.integers(1, 5)
+CACHE = st.sampled_from([None, CACHED, FOR_AN_HOUR])
+TEXT_BLOCK = st.fixed_dictionaries(
+    {"type": st.just("text"), "text": TEXTS}, optional={"cache_control": CACHE, "citations": VALUES}
+)
+SOURCE = st.fixed_dictionaries(
+    {"type": st.sampled_from(["base64", "url", "file", "text"])}, optional={"data": TEXTS, "url": TEXTS, "media_type": VALUES}
+)
+OTHER_KINDS = ["tool_use", "thinking", "redacted_thinking", "server_tool_use", "web_search_tool_result", "web_fetch_tool_result"]
+OTHER_KINDS += ["search_result", "container_upload", "compaction", "tool_addition", "hologram"]
+BLOCK = st.recursive(
+    TEXT_BLOCK
+    | st.fixed_dictionaries({"type": st.sampled_from(["image", "document"]), "source": SOURCE}, optional={"title": VALUES})
+    | st.fixed_dictionaries(
+        {"type": st.sampled_from(OTHER_KINDS)},
+        optional=dict.fromkeys(("content", "input", "name", "id", "thinking", "signature", "data", "tool"), VALUES),
+    ),
+    lambda inner: (
+        st.fixed_dictionaries(
+            {"type": st.just("tool_result"), "content": TEXTS | st.lists(inner, max_size=2)}, optional={"tool_use_id": TEXTS}
+        )
+        | st.fixed_dictionaries(
+            {
+                "type": st.just("document"),
+                "source": st.fixed_dictionaries({"type": st.just("content"), "content": st.lists(inner)}),
+            }
+        )
+    ),
+    max_leaves=4,
+)
+KINDS_OF_TOOLS = [
+    "custom",
+    "bash_20250124",
+    "web_search_20260318",
+    "web_fetch_20260318",
+    "tool_search_tool_bm25_20251119",
+    "mcp_toolset",
+]
+A_TOOL = st.fixed_dictionaries(
+    {},
+    optional={"type": st.none() | st.sampled_from(KINDS_OF_TOOLS), "max_uses": COUNTS, "max_content_tokens": COUNTS, "x": VALUES},
+)
+WHOLESOME: dict[str, st.SearchStrategy[Any]] = {
+    "max_tokens": st.none() | st.integers(0, 50),
+    "stream": st.none() | st.booleans(),
+    "system": TEXTS | st.lists(TEXT_BLOCK, max_size=2),
+    "tools": st.none() | st.lists(A_TOOL, max_size=2),
+    "thinking": st.fixed_dictionaries(
+        {"type": st.sampled_from(["enabled", "disabled", "adaptive"])}, optional={"budget_tokens": COUNTS}
+    ),
+    "cache_control": CACHE,
+    "context_management": st.fixed_dictionaries({"edits": VALUES}),
+    "output_config": st.fixed_dictionaries({}, optional={"format": st.dictionaries(TEXTS, VALUES, max_size=2), "effort": VALUES}),
+    "container": VALUES,
+    "fallbacks": VALUES,
+    "speed": st.sampled_from([None, "standard", "fast"]),
+    "whatever": VALUES,
+}
+SPOILT = st.dictionaries(
+    st.sampled_from([*WHOLESOME, "messages", "thread", "mcp_servers", "inference_geo", "Stream"]), VALUES, max_size=1
+)
+MESSAGES = st.lists(
+    st.fixed_dictionaries({"role": st.sampled_from(["user", "assistant"]), "content": TEXTS | st.lists(BLOCK, max_size=2)}),
+    max_size=2,
+)
+BODIES = st.tuples(
+    st.fixed_dictionaries({"model": st.just("claude-opus-5"), "messages": MESSAGES}, optional=WHOLESOME), SPOILT
+).map(lambda both: both[0] | both[1])
+
+
+@given(BODIES)
+@settings(max_examples=400, suppress_health_check=[HealthCheck.too_slow])
+def test_any_json_is_refused_in_our_shape_or_forwarded_as_it_is(body: dict[str, Any]) -> None:
+    try:
+        request = read(orjson.dumps(body), CIMultiDict({"anthropic-beta": "interleaved-thinking-2025-05-14"}))
+    except Refused as refusal:
+        said = refusal.problem
+    else:
+        said = None
+    if said is not None:
+        assert (said.status, bool(said.detail)) == (400, True)
+        return
+    forwarded = sent(request)
+    assert forwarded == body | {"model": "claude-haiku-4-5", "max_tokens": 0 if request.output is Output.NONE else 64}
+    assert all(part.overhead_tokens >= 0 and all(type(text) is str for text in part.texts) for part in request.parts)
+    assert request.call(Caller("default", "key", "r1", "r1"), Directives()).readings >= 1
