@@ -134,3 +134,34 @@ def test_what_is_encoded_is_read_as_the_same_here_and_elsewhere(fields: list[Fie
     assert [each.get_param("name", header="Content-Disposition") for each in other.get_payload()] == [  # type: ignore[union-attr]
         each.name for each in fields
     ]
+
+
+PIECES = st.sampled_from(
+    [
+        b"--b0",
+        b"\r\n",
+        b"--",
+        HEAD,
+        b'; filename="a"',
+        b"\r\n\r\n",
+        b"Content-Type: a/b",
+        b":",
+        b";",
+        b'"',
+        b"\\",
+        b"=",
+        b"x",
+        b"\xff",
+    ]
+)
+
+
+@given(st.lists(PIECES, max_size=24).map(b"".join))
+def test_any_bytes_are_a_form_or_refused(raw: bytes) -> None:
+    try:
+        fields = parsed(b"--b0\r\n" + raw)
+    except Refused:
+        return
+    boundary = boundary_for(fields)
+    again = parsed(encode(fields, boundary), f"multipart/form-data; boundary={boundary}")
+    assert [(each.name, each.value) for each in again] == [(each.name, each.value) for each in fields]

@@ -3,6 +3,8 @@
 import struct
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from gateway.wire.sound import SLOWEST, duration_ms
 from tests.support.sound import wav
@@ -87,3 +89,25 @@ def test_flac_ogg_and_mp4_say_how_long_they_are() -> None:
 def test_a_file_that_says_nothing_is_bounded_by_its_size(start: bytes, length: int) -> None:
     data = start + b"\x00" * length
     assert duration_ms(data) == -(-len(data) * 1_000 // SLOWEST)
+
+
+HEADS = [
+    b"",
+    b"RIFF\x00\x00\x00\x00WAVEfmt \x10\x00\x00\x00",
+    b"fLaC",
+    b"OggS",
+    b"\x00\x00\x00\x14ftypM4A ",
+    b"ID3\x04\x00\x00",
+    b"\xff\xfb\x90\x00",
+]
+
+
+@given(
+    st.sampled_from(HEADS),
+    st.binary(max_size=400),
+    st.sampled_from([b"", b"OpusHead", b"mvhd", b"data\x04\x00\x00\x00", b"OggS"]),
+    st.binary(max_size=80),
+)
+def test_any_bytes_last_for_a_time(head: bytes, first: bytes, mark: bytes, rest: bytes) -> None:
+    data = head + first + mark + rest
+    assert duration_ms(data) > 0 or not data
