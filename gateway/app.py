@@ -42,6 +42,7 @@ from gateway.ledger.journal import Journal
 from gateway.ledger.resilient import ResilientLedger
 from gateway.metrics import Metrics
 from gateway.observer import Observer
+from gateway.origins import Origins
 from gateway.reaper import Reaper
 from gateway.relay import Places, Shared
 from gateway.server.admin import Admin
@@ -55,7 +56,7 @@ from gateway.server.ops import Ops, Serving
 from gateway.server.reservations_api import ReservationsApi
 from gateway.server.routes import Routes
 from gateway.settings import Settings
-from gateway.stored import Origins, StoredAnswers
+from gateway.stored import StoredAnswers
 from gateway.upstream import AiohttpUpstream, Endpoint
 from gateway.wire import chat, messages, responses
 from gateway.wire.dialects import DIALECTS
@@ -95,7 +96,6 @@ class Gateway:
         self._tasks: set[asyncio.Task[None]] = set()
         self._identity = Identity(config, install_secret(config.state_dir), lambda: "run_" + secrets.token_hex(12))
         self._upstreams = {name: AiohttpUpstream(_endpoint(provider)) for name, provider in config.providers.items()}
-        self._origins = Origins()
         shared = Shared(
             ledger=self.ledger,
             upstreams=self._upstreams,
@@ -105,16 +105,15 @@ class Gateway:
             clock_ms=clock_ms,
             jitter=random.random,
             breakers=Breakers(time.monotonic, self._provider_rests),
-            answered=self._answered,
+            answered=self._identity.answered,
+            origins=Origins(),
             learned=self._learned,
             readers=bundled.load_clients(),
         )
         rulebook = Rulebook(policy, config.catalog, self._counter, self._learned)
         self.flow = Flow(shared, self._identity, rulebook, self.observer, Ids())
         self._forwarding = Forwarding(shared, self._identity, lambda: self.flow.rulebook)
-        self._stored = StoredAnswers(
-            shared, self._identity, lambda: self.flow.rulebook, self._forwarding, self.observer, self._origins
-        )
+        self._stored = StoredAnswers(shared, self._identity, lambda: self.flow.rulebook, self._forwarding, self.observer)
         self._reaper = Reaper(self.ledger, _REAP_EVERY_MS, self._expired, self._reaping_failed)
         # A ledger that keeps its records as long as an archive would needs none.
         self._archive = Archive(config.state_dir / _ARCHIVE) if config.ledger.keep_ms < ARCHIVE_KEEP_MS else None
@@ -218,10 +217,6 @@ class Gateway:
             },
             [*budget_api.routes(), *events_api.routes(), *reservations_api.routes(), *admin.routes(), *ops.routes()],
         )
-
-    def _answered(self, caller: Caller, answer_id: str, provider: str) -> None:
-        self._identity.answered(caller, answer_id)
-        self._origins.learn(answer_id, provider)
 
     def _guards(self) -> Guards:
         hosts = None if self.config.auth == "keys" else LOOPBACK_HOSTS | frozenset(self.config.allowed_hosts)

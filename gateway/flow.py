@@ -185,7 +185,7 @@ class Flow:
         decide: Callable[[Call, int], Decision | Unservable] | None = None,
     ) -> Settling:
         """Decides, and holds the first plan that fits. Where the run is paused, and its budget says so, a raise is waited for."""
-        reach = self._reach(principal)
+        reach = self._reach(principal, self._shared.origins.find(call.continues))
 
         def by_the_book(call: Call, at_ms: int) -> Decision | Unservable:
             return rulebook.decide(call, reach, at_ms, self._new_id())
@@ -209,8 +209,10 @@ class Flow:
             return answer
         raise barred(answer) if isinstance(answer, Barred) else _over_budget(rulebook, answer, reach)
 
-    def _reach(self, principal: Principal) -> Reach:
-        return Reach(self._identity.served(principal), self._shared.breakers.resting())
+    def _reach(self, principal: Principal, made_by: str | None = None) -> Reach:
+        """`made_by`: the provider that alone can go on with what the call continues."""
+        served = self._identity.served(principal)
+        return Reach(served, self._shared.breakers.resting() if made_by is None else served - {made_by})
 
     async def _ask(self, decision: Decision, story: Story) -> Settling | Refusal | Barred | Stale:
         """One question to the ledger. Refused, where there is no ledger to answer it, and a budget that minds."""

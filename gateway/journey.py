@@ -10,7 +10,7 @@ from gateway.core.decide import Reach, Rulebook
 from gateway.core.meter import Meter
 from gateway.core.profiles import OnDisconnect
 from gateway.core.record import record
-from gateway.core.values import Decision, Ending, Hold, Plan
+from gateway.core.values import SAME_MODEL, Decision, Ending, Hold, Plan
 from gateway.identity import Identity, Principal
 from gateway.relay import Errand, LeftBehind, Shared
 from gateway.settings import Provider
@@ -103,6 +103,8 @@ class Journey:
 
     def _next(self, settling: Settling) -> Plan | None:
         hold = settling.hold
+        if SAME_MODEL in hold.decision.call.needs:  # another provider knows nothing of what it goes on with
+            return None
         if len(self._rulebook.catalog.routes.get(hold.plan.model, ())) <= len(self._tried):
             return None
         return self._rulebook.onward(hold.decision, hold.plan, self._tried, self._reach())

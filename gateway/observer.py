@@ -50,9 +50,9 @@ class Observer:
         known = (provider, what) in self._unpriced or (len(self._unpriced) < _UNPRICED_AT_MOST and _PLAIN.fullmatch(what))
         return what if known else OTHER
 
-    def settled_later(self, hold: CallRecord, usage: Usage, cost: Amounts) -> None:
+    def settled_later(self, hold: CallRecord, provider: str, usage: Usage, cost: Amounts) -> None:
         """A background answer was asked for, and has settled the hold of its call."""
-        self.metrics.settled_later(hold.selected_model, hold.provider, usage, cost.usd)
+        self.metrics.settled_later(hold.selected_model, provider, usage, cost.usd)
         self.events.log.info(
             "background_settled",
             hold_id=f"rsv_{hold.decision_id.removeprefix('bdg_')}",

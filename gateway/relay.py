@@ -21,6 +21,7 @@ from gateway.core.record import record
 from gateway.core.scopes import Amounts, Caller
 from gateway.core.values import Ending, Hold, Plan
 from gateway.ledger.contract import Alert, Ledger
+from gateway.origins import Origins
 from gateway.settings import Provider, Settings
 from gateway.settling import Settling
 from gateway.upstream import NOT_SENT, Answer, Failure, NotSent, RetryPolicy, TooLarge, Unknown, Upstream, UpstreamRequest
@@ -68,7 +69,8 @@ class Shared:
     clock_ms: Callable[[], int]
     jitter: Callable[[], float]  # in [0, 1)
     breakers: Breakers
-    answered: Callable[[Caller, str, str], None]  # an answer's id, by which a later call may continue it, and its provider
+    answered: Callable[[Caller, str], None]  # an answer's id, by which a later call may continue it
+    origins: Origins
     learned: Learned
     readers: Readers
 
@@ -469,7 +471,8 @@ class Relay:
 
     async def _settled(self, ending: Ending) -> None:
         if self._meter.answer_id is not None:
-            self._shared.answered(self.caller, self._meter.answer_id, self._name)
+            self._shared.answered(self.caller, self._meter.answer_id)
+            self._shared.origins.learn(self._meter.answer_id, self._name)
         self._settle(ending)
         await self._settling.written()
 

@@ -27,23 +27,7 @@ from gateway.wire.exchange import ClientGone, Inbound, Outlet
 from gateway.wire.headers import returnable
 from gateway.wire.problem import Refused, problem
 
-_REMEMBERED: Final = 10_000
 _STREAMED: Final = "text/event-stream"
-
-
-class Origins:
-    """Which provider has made an answer, as far as this process knows: a hint."""
-
-    def __init__(self) -> None:
-        self._providers: dict[str, str] = {}
-
-    def learn(self, answer_id: str, provider: str) -> None:
-        self._providers[answer_id] = provider
-        if len(self._providers) > _REMEMBERED:
-            del self._providers[next(iter(self._providers))]
-
-    def find(self, answer_id: str) -> str | None:
-        return self._providers.get(answer_id)
 
 
 class StoredAnswers:
@@ -56,14 +40,12 @@ class StoredAnswers:
         rulebook: Callable[[], Rulebook],
         forwarding: Forwarding,
         observer: Observer,
-        origins: Origins,
     ) -> None:
         self._shared = shared
         self._identity = identity
         self._rulebook = rulebook
         self._forwarding = forwarding
         self._observer = observer
-        self._origins = origins
 
     async def serve(self, inbound: Inbound, outlet: Outlet) -> None:
         """One request of `responses.STORED`."""
@@ -96,7 +78,7 @@ class StoredAnswers:
         ]
         if not able:
             raise Refused(problem("model_not_served", "No provider that keeps answers has a credential here."))
-        made_by = self._origins.find(answer_id)
+        made_by = self._shared.origins.find(answer_id)
         if made_by in able:
             return made_by
         return "openai" if "openai" in able else able[0]
@@ -188,11 +170,11 @@ class StoredAnswers:
         usage, cost = Charging(model, OnDisconnect.COUNT, meter).later(flat)
         settled = await self._shared.ledger.commit(tenant, hold_id, Settlement(cost, usage, Ending.COMPLETED))
         if isinstance(settled, Settled) and settled.changed:
-            self._observer.settled_later(hold, usage, cost)
+            self._observer.settled_later(hold, provider, usage, cost)
             for alert in settled.alerts:
                 self._shared.alert(alert)
 
     def _model(self, hold: CallRecord, provider: str) -> Model | None:
         """As it is priced at the provider that answered."""
         routes = self._rulebook().catalog.routes_of(hold.selected_model)
-        return next((route.model for route in routes if route.provider == provider == hold.provider), None)
+        return next((route.model for route in routes if route.provider == provider), None)

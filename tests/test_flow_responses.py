@@ -1,6 +1,7 @@
 """The path of a call of /v1/responses: what it is charged however it ends, what its input elsewhere holds, and answers in the background."""
 
 import asyncio
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -8,12 +9,14 @@ from typing import Any
 import orjson
 import pytest
 
+from gateway.core.catalog import Rates, Route
 from gateway.core.policy import ModelPolicy, OutputPolicy
 from gateway.core.profiles import OnDisconnect, Profile
 from gateway.core.values import UsageSource
+from gateway.demo.replies import Writer
 from gateway.wire.responses import DIALECT as RESPONSES
 from tests.support.flow import Client, World, model_of, world
-from tests.support.pricing import BIG
+from tests.support.pricing import BIG, price_table
 from tests.support.provider import Behaviour, Cut, FaultProvider, Script, UsageReport
 from tests.support.records import USD
 from tests.support.rulebooks import budget, policy
@@ -512,3 +515,57 @@ async def test_a_client_that_leaves_while_it_polls_ends_the_providers_stream(tmp
         client.leave()
         await call
         assert client.body == b""
+
+
+# -- several providers --------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def second(writer: Writer) -> Iterator[FaultProvider]:
+    with FaultProvider(writer, price_table()) as running:
+        yield running
+
+
+def two(second: FaultProvider) -> dict[str, Any]:
+    """big-model at both, dearer at the second."""
+    model = model_of(BIG)
+    rates = model.tiers[0]
+    doubled = Rates(2 * rates.input, 2 * rates.output, 2 * rates.cached_input, 2 * rates.cache_write)
+    there = replace(model, tiers=(doubled,))
+    return {"others": {"second": second.base_url}, "routes": {"big-model": (Route("test", model), Route("second", there))}}
+
+
+async def test_an_answer_is_gone_on_with_and_read_where_it_was_made(
+    tmp_path: Path, provider: FaultProvider, second: FaultProvider
+) -> None:
+    async with world(tmp_path, provider.base_url, **two(second)) as here:
+        provider.next(Behaviour(status=503))
+        first = await asked(here, responses())
+        assert len(second.requests) == 1  # it moved on
+        await asked(here, responses("and then?", previous_response_id=first.json["id"]))
+        await poll(here, f"/v1/responses/{first.json['id']}")
+        assert [request.method for request in second.requests] == ["POST", "POST", "GET"]
+        await poll(here, "/v1/responses/resp_unknown")
+        assert provider.requests[-1].target == "/v1/responses/resp_unknown"  # the first in the config
+
+
+async def test_a_call_that_goes_on_with_an_answer_is_not_taken_to_a_provider_that_knows_nothing_of_it(
+    tmp_path: Path, provider: FaultProvider, second: FaultProvider
+) -> None:
+    async with world(tmp_path, provider.base_url, provider={"retries": 0}, **two(second)) as here:
+        first = await asked(here, responses())
+        provider.next(Behaviour(status=503))
+        got = await asked(here, responses("and then?", previous_response_id=first.json["id"]))
+        assert (got.status, second.requests) == (503, [])
+        await nothing_left(here)
+
+
+async def test_a_background_call_that_moved_on_is_charged_what_its_provider_takes(
+    tmp_path: Path, provider: FaultProvider, second: FaultProvider
+) -> None:
+    provider.next(Behaviour(status=503))
+    async with world(tmp_path, provider.base_url, **two(second), **ALLOW) as here:
+        answer_id = await begun(here, provider)
+        await poll(here, f"/v1/responses/{answer_id}")
+        assert (await here.run()).committed == 2 * second.bill.microcents > 0
+        assert [event for event, _ in here.told.infos] == ["background_settled"]

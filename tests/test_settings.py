@@ -81,6 +81,7 @@ def test_a_provider_is_enough_and_the_rest_is_right_by_default(load):
     assert config.ledger == SqliteSettings(Path("var/penstock.db"), timeout_ms=5_000, keep_ms=30 * DAY_MS, synchronous="NORMAL")
     assert (config.admin_token_env, config.admin_token) == ("PENSTOCK_ADMIN_TOKEN", None)
     assert (config.lease_ms, config.commit_wait_ms) == (600_000, 250)
+    assert (config.background, config.background_lease_ms) == (False, 3_600_000)
     assert (config.max_request, config.max_response, config.shutdown_grace_ms) == (20 << 20, 32 << 20, 30_000)
     assert config.drain == settings.Drain(30_000, 8 << 20, 64)
     assert (config.keys, config.allowed_hosts, config.allowed_origins, config.log) == ((), (), (), "stderr")
@@ -106,7 +107,8 @@ ledger: {url: sqlite:////srv/ledger.db, timeout: 1s, keep: 7d, synchronous: FULL
 state_dir: /srv/state
 auth: keys
 admin_token_env: MY_TOKEN
-reservation: {lease: 1.5m, commit_wait: 10ms}
+background: allow
+reservation: {lease: 1.5m, commit_wait: 10ms, background_lease: 8h}
 providers:
   own: {base_url: "http://127.0.0.1:9801/v1/", models: "gemma-*", profile: llama.cpp, on_disconnect: full_hold,
         scheme: x-api-key, api_key_env: OWN_KEY, timeouts: {connect: 1s}, retries: 0}
@@ -131,6 +133,7 @@ shutdown: {grace: 0s}
     assert config.ledger == SqliteSettings(Path("/srv/ledger.db"), timeout_ms=1_000, keep_ms=7 * DAY_MS, synchronous="FULL")
     assert config.admin_token == "an-admin-token-of-length"
     assert (config.lease_ms, config.commit_wait_ms) == (90_000, 10)
+    assert (config.background, config.background_lease_ms) == (True, 28_800_000)
     assert (config.max_request, config.max_response, config.shutdown_grace_ms) == (1 << 10, 2 << 20, 0)
     assert config.drain == settings.Drain(1_000, 0, 1)
     assert config.keys == (StaticKey("ci", SHA, "acme", (("agent", "a1"), ("team", "research"))),)
@@ -464,6 +467,7 @@ MISTAKES = [
     ("sqlite: {synchronous: FULL}", "c.yaml:3: sqlite: found an unknown key, expected `synchronous` in the section of the ledger…"),
     ("auth: key", 'c.yaml:3: auth: found "key", expected one of passthrough, keys (did you mean "keys"?)'),
     ("admin_token_env: my-secret-token", "c.yaml:3: admin_token_env: found something else (not shown: it may be a secret), expected the name of an environment variable (not its value)"),
+    ("background: yes", 'c.yaml:3: background: found "yes", expected one of refuse, allow'),
     ("reservation: {lease: 10}", "c.yaml:3: reservation.lease: found 10, expected a duration from 1s to 24h…"),
     ("reservation: {lease: 2d}", 'c.yaml:3: reservation.lease: found "2d", expected a duration from 1s to 24h…'),
     ("reservation: 10m", 'c.yaml:3: reservation: found "10m", expected a mapping of keys to values'),

@@ -25,7 +25,6 @@ from gateway.core.decide import Rulebook
 from gateway.core.learned import Learned
 from gateway.core.policy import Policy
 from gateway.core.profiles import Profile
-from gateway.core.scopes import Caller
 from gateway.core.tokens import TokenCounter
 from gateway.core.values import Receipt
 from gateway.events import CallEvent
@@ -37,9 +36,10 @@ from gateway.ledger.sqlite.ledger import SqliteLedger
 from gateway.ledger.witness import Witness
 from gateway.metrics import Metrics
 from gateway.observer import Observer
+from gateway.origins import Origins
 from gateway.relay import Places, Shared
 from gateway.settings import Provider, Settings, SqliteSettings
-from gateway.stored import Origins, StoredAnswers
+from gateway.stored import StoredAnswers
 from gateway.upstream import AiohttpUpstream, Endpoint, RetryPolicy, Upstream
 from gateway.wire.chat import DIALECT as CHAT
 from gateway.wire.dialect import Dialect
@@ -305,12 +305,7 @@ async def world(
     runs = count()
     identity = Identity(config, b"secret", lambda: f"run_{next(runs)}")
     counter = TokenCounter(bundled.load_encoding)
-    learned, origins = Learned(counter), Origins()
-
-    def answered(caller: Caller, answer_id: str, by: str) -> None:
-        identity.answered(caller, answer_id)
-        origins.learn(answer_id, by)
-
+    learned = Learned(counter)
     shared = Shared(
         ledger(running),
         dict.fromkeys(providers, wrap(client)),
@@ -320,14 +315,15 @@ async def world(
         clock,
         lambda: 0.0,
         Breakers(loop.time, lambda *_: None),
-        answered,
+        identity.answered,
+        Origins(),
         learned,
         bundled.load_clients(),
     )
     rulebook = Rulebook(policy or policy_of(), catalog, counter, learned)
     flow = Flow(shared, identity, rulebook, observer, lambda: f"bdg_{next(_numbers):08d}")
     forwarding = Forwarding(shared, identity, lambda: rulebook)
-    stored = StoredAnswers(shared, identity, lambda: rulebook, forwarding, observer, origins)
+    stored = StoredAnswers(shared, identity, lambda: rulebook, forwarding, observer)
     here = World(flow, shared.ledger, clock, told, metrics, config, shared, stored, unheard=unheard)
     try:
         yield here
