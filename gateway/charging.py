@@ -95,7 +95,7 @@ class Charging:
         """Without the provider's word, what was relayed is the charge, unless there may be output that nobody saw."""
         if ending is Ending.UNKNOWN:  # a bug's
             return True
-        if call.output is Output.FIXED:  # no text, so none was counted
+        if call.output is Output.FIXED or "audio_output" in call.needs:  # no text, so none was counted; or less than was spoken
             return estimate.output_billed(self.model)
         unseen = self.meter.unseen
         if unseen is None:
@@ -117,4 +117,4 @@ class FlatCharging(Charging):
 
 def _output_held(hold: Hold) -> int:
     """Tokens, of all choices together."""
-    return hold.plan.output_cap * hold.decision.call.choices
+    return estimate.output_held(hold.decision.call, hold.plan.output_cap)

@@ -69,10 +69,11 @@ UNSAID: Final = {"openai": ("chat", "responses")}  # what a chat model is asked 
 LEFT_OUT: Final = (
     (r"deep-research|multi-agent", WORDS, "runs paid tools by itself"),
     (r"guard|container|lyria|tts|robotics|computer-use|omni|realtime|live|-fim-", WORDS, "not a chat model"),
+    (r"search-api", WORDS, "what it finds is billed as input, which nothing bounds"),
     (r"pplx|llama|mistral|mixtral|-online$|-chat$|^perplexity/", frozenset({"perplexity"}), "no longer served"),
 )
 # Every call searches: the fee of a medium search (of a small one at Perplexity) is one of each request; a larger one costs the difference.
-SEARCHES: Final = ((r"search-preview|search-api", "medium"), (r"^sonar", "low"))
+SEARCHES: Final = ((r"search-preview", "medium"), (r"^sonar", "low"))
 TOKENIZED: Final = WORDS | {"embedding"}  # modes whose input is text, counted by the model's own tokenizer
 SIZES: Final = ("low", "medium", "high")
 

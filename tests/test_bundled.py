@@ -58,7 +58,6 @@ def every_tier(catalog: Catalog) -> list[tuple[Model, tuple[Rates, ...]]]:
         ("command-a-03-2025", "cohere"),
         ("sonar-pro", "perplexity"),
         ("gpt-5.3-codex", "openai"),
-        ("gpt-5-search-api", "openai"),
         ("gpt-audio-mini", "openai"),
         ("text-embedding-3-small", "openai"),
         ("gpt-image-1.5", "openai"),
@@ -235,7 +234,7 @@ def test_a_provider_that_does_not_tell_images_from_text_is_charged_all_output_as
     assert catalog.models["gemini-2.5-flash-image"].tiers[0].output == parse_usd("30")
 
 
-@pytest.mark.parametrize("name", ["o3-deep-research", "sonar-deep-research", "gpt-realtime"])
+@pytest.mark.parametrize("name", ["o3-deep-research", "sonar-deep-research", "gpt-realtime", "gpt-5-search-api"])
 def test_a_model_whose_calls_nothing_bounds_has_no_price(catalog: Catalog, name: str) -> None:
     assert catalog.find(name) is None
 

@@ -131,6 +131,12 @@ def test_output_that_is_not_text_and_was_not_reported_is_charged_as_held() -> No
     assert (usage.others, usd) == ((("images", 2),), 2 * USD)
 
 
+def test_sound_that_was_not_reported_is_charged_as_held() -> None:
+    """What was relayed of it is its transcript."""
+    hold = held(needs=frozenset({"audio_output"}))
+    assert charged(hold, report=None)[0].source is UsageSource.HELD
+
+
 def test_a_call_that_nobody_answered_is_charged_its_bound_with_its_pieces() -> None:
     hold = held(pieces=(("web_searches", 5), ("characters", 9)))
     meter = Meter(TokenCounter(lambda _: Words()), None)

@@ -449,5 +449,5 @@ def _plan(call: Call, rung: Rung, standing: Standing, *, has_cheaper: bool) -> P
 def _is_metered_as_it_comes(call: Call, model: Model) -> bool:
     """Whether its output shows while it is written, so that what is held of it can grow with it: not that of a JSON answer, which
     comes at its end, nor that of a model which may reason unseen, nor one that is fetched later."""
-    unseen = call.background or (model.reasoning and call.reasons)
+    unseen = call.background or (model.reasoning and call.reasons) or "audio_output" in call.needs
     return call.stream and call.output is Output.CAPPED and not unseen

@@ -211,10 +211,15 @@ def piece_without_price(call: Call, model: Model) -> str | None:
     return None
 
 
+def output_held(call: Call, cap: int) -> int:
+    """Output tokens of all choices together, at most."""
+    return 0 if call.output is Output.NONE else cap * call.choices + call.predicted
+
+
 def worst_case(call: Call, model: Model, input_tokens: int, cap: int) -> Amounts:
     """The most that so much input, `cap` output tokens for each choice, and the pieces of the call can cost. The model must be
     priced. A flat reserve is in it, which bounds nothing."""
-    output_tokens = 0 if call.output is Output.NONE else cap * call.choices
+    output_tokens = output_held(call, cap)
     tokens = input_tokens + output_tokens
     if model.free:
         return Amounts(0, tokens)
@@ -379,7 +384,9 @@ def explain(call: Call, model: Model, counter: PartsCounter, cap: int) -> tuple[
         else:
             lines[0] = (lines[0][0], lines[0][1] + beside)
     times = f"{call.choices} × {cap}" if call.choices > 1 else f"{cap}"
-    output_tokens = 0 if call.output is Output.NONE else cap * call.choices
+    output_tokens = output_held(call, cap)
+    if call.predicted:
+        times = f"{times} + {call.predicted} predicted"
     if output_tokens:
         lines.append((f"output: {times} tokens", output_tokens))
     priced = [EstimateLine(what, tokens, price_of(tokens, input_rate)) for what, tokens in lines]

@@ -106,6 +106,7 @@ class Call:
     reasons: bool = True  # False: the request makes sure that the model does not reason unseen
     pieces: Pieces = ()  # the most that it can use of what is billed by the piece (see `core.measures`)
     continues: str | None = None  # an earlier answer, or a conversation, that the provider puts before this input
+    predicted: int = 0  # output tokens that a prediction may add at most: what did not come true is billed, and no cap counts it
     # What the config reserves for those of `unpriced`, and of `pieces`' measures, that it names. Filled in by `decide`.
     flat: tuple[tuple[str, Microcents], ...] = ()
     readings: int = 1  # how often the model may read a whole context: once more after each tool that the provider itself runs

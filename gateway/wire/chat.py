@@ -10,10 +10,20 @@ from typing import Any, Final
 
 import orjson
 
+from gateway.core.measures import (
+    AUDIO_INPUT,
+    AUDIO_OUTPUT,
+    AUDIO_SECONDS,
+    CACHED_AUDIO,
+    CACHED_IMAGE,
+    IMAGE_INPUT,
+    IMAGE_OUTPUT,
+    WEB_SEARCHES,
+)
 from gateway.core.meter import Meter
 from gateway.core.profiles import Profile
-from gateway.core.tokens import CHAT_MESSAGE_TOKENS, CHAT_NAME_TOKENS, CHAT_PRIMING_TOKENS
-from gateway.core.values import Attachment, Image, Part, Plan, Usage, UsageSource
+from gateway.core.tokens import CHAT_MESSAGE_TOKENS, CHAT_NAME_TOKENS, CHAT_PRIMING_TOKENS, utf8_length
+from gateway.core.values import Attachment, Caching, Image, Part, Pieces, Plan, Usage, UsageSource
 from gateway.wire import media
 from gateway.wire.body import parse_object
 from gateway.wire.dialect import Dialect
@@ -25,12 +35,14 @@ from gateway.wire.reading import (
     A_SWITCH,
     A_TEXT,
     AN_OBJECT,
+    ROUTED,
     Facts,
     dicts,
     encoded,
     fields_of,
     model_name,
     not_a,
+    note_unknown,
     objects,
     refuse_other_kinds,
     refuse_variants,
@@ -51,27 +63,13 @@ TOOLS_OVERHEAD: Final = 32
 TOOL_OVERHEAD: Final = 8
 SCHEMA_OVERHEAD: Final = 16
 
+_CAP_BESIDE_PREDICTION: Final = "max_tokens"  # the other one is refused there
 _CAPS: Final = ("max_tokens", "max_completion_tokens")
 _EACH_A_CHOICE: Final = ("n", "best_of")
 
-# Fields that move the price in a way nothing here models: what a search costs, tokens of a prediction that was not used, audio
-# out, OpenRouter's and LiteLLM's choice of another model, llama.cpp's second output cap (which wins over the first).
-_UNPRICED: Final = frozenset(
-    {
-        "web_search_options",
-        "search_parameters",
-        "enable_search",
-        "prediction",
-        "models",
-        "route",
-        "provider",
-        "plugins",
-        "transforms",
-        "preset",
-        "fallbacks",
-        "n_predict",
-    }
-)
+# Fields that move the price in a way nothing here models: searches whose number nobody bounds, OpenRouter's and LiteLLM's choice of
+# another model, llama.cpp's second output cap (which wins over the first).
+_UNPRICED: Final = ROUTED | {"search_parameters", "enable_search", "n_predict"}
 _CHOICES: Final = f"an integer from 1 to {MAX_CHOICES}"
 # The fields that `read` looks at by one name and of one type, and the words for it. Null is as good as absent.
 _KINDS: Final = {
@@ -84,7 +82,13 @@ _KINDS: Final = {
     "response_format": AN_OBJECT,
     "service_tier": A_TEXT,
     "modalities": A_LIST,
+    "audio": AN_OBJECT,
+    "prediction": AN_OBJECT,
+    "web_search_options": AN_OBJECT,
+    "reasoning_effort": A_TEXT,
+    "prompt_cache_retention": A_TEXT,
 }
+_SEARCH_SIZES: Final = ("low", "medium", "high")
 _READ: Final = (
     _UNPRICED
     | _KINDS.keys()
@@ -100,15 +104,12 @@ _READ: Final = (
 )
 # Fields that no model reads as input. The texts, lists and objects in any other field are counted as if it did.
 _NOT_INPUT: Final = _READ | {
-    "audio",
     "cache_control",
     "include",
     "logit_bias",
     "metadata",
     "prompt_cache_key",
-    "prompt_cache_retention",
     "reasoning",
-    "reasoning_effort",
     "safety_identifier",
     "stop",
     "stop_token_ids",
@@ -152,7 +153,7 @@ class ChatRequest(Request):
     def encode(self, plan: Plan, profile: Profile, takes: frozenset[str] | None = None) -> bytes:
         """Usage is asked for in streams where the provider takes that."""
         body = {**self.body, **self.fragments, "model": plan.model}
-        cap_field = self.cap_field or profile.output_cap_field
+        cap_field = self.cap_field or (_CAP_BESIDE_PREDICTION if self.predicted else profile.output_cap_field)
         if takes is not None and plan.model != self.model and cap_field not in takes and profile.output_cap_field in takes:
             # A downgrade to a model that refuses the field which suited the requested one, as OpenAI's reasoning models do.
             body.pop(cap_field, None)
@@ -178,7 +179,7 @@ def read(raw: bytes, headers: RequestHeaders) -> ChatRequest:
     parts.append(_REPLY)
     if "audio" in (body.get("modalities") or ()):
         facts.needs.add("audio_output")
-        facts.unpriced.append("modalities")
+    facts.long_cache |= body.get("prompt_cache_retention") == "24h" or _is_long(body.get("cache_control"))
     cap_field, client_cap = _output_cap(body)
     present = {name for name, value in body.items() if value is not None}
     return ChatRequest(
@@ -193,12 +194,42 @@ def read(raw: bytes, headers: RequestHeaders) -> ChatRequest:
         parts=tuple(parts),
         needs=frozenset(facts.needs),
         parameters=frozenset(present - _UNIVERSAL),
-        unpriced=(*sorted(present & _UNPRICED), *facts.unpriced),
+        unpriced=(*sorted(present & _UNPRICED), *dict.fromkeys(facts.unpriced)),
+        caching=Caching.LONG if facts.long_cache else Caching.AUTOMATIC,
+        reasons=body.get("reasoning_effort") != "none",
+        predicted=_predicted(body),
+        pieces=_searches(body),
         body=body,
         fragments={name: orjson.Fragment(text) for name, text in fragments.items()},
         known=_READ,
         not_meant=_NOT_MEANT,
     )
+
+
+def _predicted(body: Mapping[str, Any]) -> int:
+    """What did not come true of a prediction is billed as output, and no cap counts it. It has no more tokens than bytes."""
+    prediction = body.get("prediction")
+    if prediction is None:
+        return 0
+    refuse_variants(prediction, frozenset({"type", "content"}), "prediction.")
+    return utf8_length(text_of(prediction.get("content")))
+
+
+def _searches(body: Mapping[str, Any]) -> Pieces:
+    """A model that takes these options searches once a call; what that costs goes by the size."""
+    options = body.get("web_search_options")
+    if options is None:
+        return ()
+    refuse_variants(options, frozenset({"search_context_size"}), "web_search_options.")
+    return ((_search(typed(options, "search_context_size", str, "a string", "web_search_options.")), 1),)
+
+
+def _search(size: object) -> str:
+    return f"{WEB_SEARCHES}/{size}" if size in _SEARCH_SIZES else WEB_SEARCHES
+
+
+def _is_long(cache_control: Any) -> bool:
+    return fields_of(cache_control).get("ttl") == "1h"
 
 
 _REPLY: Final = Part("reply", (), CHAT_PRIMING_TOKENS)
@@ -244,6 +275,7 @@ def _message(message: Mapping[str, Any], facts: Facts) -> Part:
     overhead = CHAT_MESSAGE_TOKENS
     for name, value in message.items():
         if value is None or name == "cache_control":
+            facts.long_cache |= _is_long(value)
             continue
         if name == "content" and type(value) is list:
             _content_parts(value, texts, images, attachments, facts)
@@ -255,6 +287,7 @@ def _message(message: Mapping[str, Any], facts: Facts) -> Part:
             for call in value:
                 texts += _tool_call(call)
         elif name == "audio":  # an earlier answer in sound, which the provider keeps: its length is not in the body
+            facts.needs.add("audio_input")
             facts.unpriced.append("messages.audio")
         else:
             overhead += CHAT_NAME_TOKENS if name == "name" else 0
@@ -278,6 +311,8 @@ def _content_parts(
         if type(part) is not dict:
             raise bad_request("ambiguous_request", "messages.content: expected a list of objects.", "messages.content")
         kind = part.get("type")
+        if "cache_control" in part:
+            facts.long_cache |= _is_long(part["cache_control"])
         if kind == "text" and part.keys() <= _TEXT_PART_KEYS:
             texts.append(typed(part, "text", str, "a string", "messages.content.") or "")
         elif kind == "image_url":
@@ -348,11 +383,30 @@ def _other_input(body: Mapping[str, Any], encoded: Mapping[str, bytes]) -> list[
 # -- the answer ---------------------------------------------------------------------------------------------------------------
 
 
+# What a report may say, sums of what else it says and how long it took included.
+_PLAIN: Final = frozenset({"prompt_tokens", "completion_tokens", "total_tokens"})
+_USAGE: Final = _PLAIN | frozenset(
+    ["prompt_tokens_details", "completion_tokens_details", "prompt_cache_hit_tokens", "prompt_cache_miss_tokens", "cache_creation_input_tokens", "cache_read_input_tokens", "cached_tokens", "num_cached_tokens", "reasoning_tokens", "num_sources_used", "search_context_size", "server_tool_use", "prompt_audio_seconds", "input_tokens", "output_tokens", "cost", "cost_details", "cost_in_usd_ticks"]
+)
+_PROMPT: Final = frozenset(
+    ["cached_tokens", "cache_write_tokens", "cached_tokens_details", "audio_tokens", "image_tokens", "text_tokens"]
+)
+_COMPLETION: Final = frozenset(
+    ["reasoning_tokens", "audio_tokens", "image_tokens", "text_tokens", "accepted_prediction_tokens", "rejected_prediction_tokens"]
+)
+_CACHED: Final = ("prompt_cache_hit_tokens", "cached_tokens", "num_cached_tokens", "cache_read_input_tokens")
+_MEDIA: Final = (
+    ("audio_tokens", AUDIO_INPUT, CACHED_AUDIO, AUDIO_OUTPUT),
+    ("image_tokens", IMAGE_INPUT, CACHED_IMAGE, IMAGE_OUTPUT),
+)
+
+
 def read_usage(usage: Any) -> Usage | None:
     """A chat `usage` object in our classes; None where it reports nothing that can be true (absent, null, 0/0/0, negative …).
 
     `prompt_tokens` includes what came from a cache and what was written to one. `completion_tokens` includes reasoning, except at
-    providers (xAI, Gemini) that count it only in `total_tokens`: hence the larger of both. `cost` is never looked at.
+    providers (xAI, Gemini) that count it only in `total_tokens`: hence the larger of both. It includes what did not come true of a
+    prediction. Sound and images are parts of both. `cost` is never looked at.
     """
     if type(usage) is not dict:
         return None
@@ -360,12 +414,47 @@ def read_usage(usage: Any) -> Usage | None:
     if not prompt or completion is None:
         return None
     details = fields_of(usage.get("prompt_tokens_details"))
-    cached = tokens(details, "cached_tokens") or tokens(usage, "prompt_cache_hit_tokens") or 0
+    cached = tokens(details, "cached_tokens") or next((known for name in _CACHED if (known := tokens(usage, name))), 0)
     written = tokens(details, "cache_write_tokens") or tokens(usage, "cache_creation_input_tokens") or 0
     cached = min(cached, prompt)
     written = min(written, prompt - cached)
+    fresh = prompt - cached - written
     output = max(completion, (tokens(usage, "total_tokens") or 0) - prompt)
-    return Usage(UsageSource.PROVIDER, prompt - cached - written, cached, written, output)
+    told = fields_of(usage.get("completion_tokens_details"))
+    if not any(each.get(name) for each in (details, told) for name, *_ in _MEDIA):
+        return Usage(UsageSource.PROVIDER, fresh, cached, written, output)
+    of_cached = fields_of(details.get("cached_tokens_details"))
+    others = []
+    for name, read_measure, kept_measure, output_measure in _MEDIA:
+        # Where nothing says what of it was cached, text was: sound and images are the dearer.
+        read = min(tokens(details, name) or 0, fresh + cached)
+        kept = min(tokens(of_cached, name) or 0, read, cached)
+        fresh, cached = max(0, fresh - (read - kept)), cached - kept - max(0, read - kept - fresh)
+        made = min(tokens(told, name) or 0, output)
+        output -= made
+        others += [(read_measure, read - kept), (kept_measure, kept), (output_measure, made)]
+    return Usage(UsageSource.PROVIDER, fresh, cached, written, output, tuple(sorted(each for each in others if each[1])))
+
+
+def take_usage(reported: Any, meter: Meter) -> None:
+    """Meters a report with all that it says; what reports nothing changes nothing."""
+    usage = read_usage(reported)
+    if usage is not None:
+        meter.report(usage)
+    if type(reported) is not dict or reported.keys() <= _PLAIN:
+        return
+    note_unknown(meter, reported, _USAGE)
+    note_unknown(meter, fields_of(reported.get("prompt_tokens_details")), _PROMPT, "usage.prompt_tokens_details.")
+    note_unknown(meter, fields_of(reported.get("completion_tokens_details")), _COMPLETION, "usage.completion_tokens_details.")
+    searches = tokens(reported, "num_sources_used")  # xAI bills each source of a live search
+    if searches is None:
+        searches = tokens(fields_of(reported.get("server_tool_use")), "web_search_requests")
+    if searches is not None:
+        meter.pieces[WEB_SEARCHES] = searches
+    elif type(size := reported.get("search_context_size")) is str:  # Perplexity
+        meter.pieces[_search(size)] = 1
+    if seconds := tokens(reported, "prompt_audio_seconds"):  # Mistral
+        meter.pieces[AUDIO_SECONDS] = seconds
 
 
 def read_answer(body: bytes, meter: Meter) -> None:
@@ -377,9 +466,7 @@ def read_answer(body: bytes, meter: Meter) -> None:
     if type(answer) is not dict:
         meter.text(body.decode(errors="replace"))
         return
-    usage = read_usage(answer.get("usage"))
-    if usage is not None:
-        meter.report(usage)
+    take_usage(answer.get("usage"), meter)
     if meter.needs_text:
         for choice in dicts(answer.get("choices")):
             _meter_output(choice.get("message"), meter)
@@ -493,9 +580,7 @@ class ChatStream:
         reported = chunk.get("usage")
         if reported is None and type(beside := chunk.get("x_groq")) is dict:
             reported = beside.get("usage")
-        usage = read_usage(reported)
-        if usage is not None:
-            self._meter.report(usage)
+        take_usage(reported, self._meter)
         return type(reported) is dict
 
 

@@ -9,7 +9,7 @@ from gateway.core.meter import Meter
 from gateway.core.profiles import Profile
 from gateway.core.values import Part, Plan
 from gateway.wire.body import parse_object
-from gateway.wire.chat import MAX_CHOICES, ChatStream, read_usage
+from gateway.wire.chat import MAX_CHOICES, ChatStream, take_usage
 from gateway.wire.dialect import Dialect
 from gateway.wire.headers import RequestHeaders
 from gateway.wire.inputs import Inputs, inputs
@@ -21,7 +21,6 @@ from gateway.wire.reading import (
     ROUTED,
     dicts,
     encoded,
-    fields_of,
     model_name,
     not_a,
     other_texts,
@@ -143,9 +142,7 @@ def read_answer(body: bytes, meter: Meter) -> None:
     if type(answer) is not dict:
         meter.text(body.decode(errors="replace"))
         return
-    usage = read_usage(fields_of(answer).get("usage"))
-    if usage is not None:
-        meter.report(usage)
+    take_usage(answer.get("usage"), meter)
     if meter.needs_text:
         for choice in dicts(answer.get("choices")):
             text = choice.get("text")

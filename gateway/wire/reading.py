@@ -6,6 +6,7 @@ from typing import Any, Final
 
 import orjson
 
+from gateway.core.meter import Meter
 from gateway.wire.body import too_deep
 from gateway.wire.problem import Refused, bad_request
 
@@ -30,6 +31,7 @@ class Facts:
 
     needs: set[str] = field(default_factory=set)
     unpriced: list[str] = field(default_factory=list)
+    long_cache: bool = False  # something is to be kept for longer than usual
 
 
 # -- a request ----------------------------------------------------------------------------------------------------------------
@@ -111,6 +113,17 @@ def tokens(fields: Mapping[str, Any], name: str) -> int | None:
     """A reported count; None where it is none that can be true."""
     value = fields.get(name)
     return value if type(value) is int and 0 <= value <= MAX_TOKENS_REPORTED else None
+
+
+def note_unknown(meter: Meter, reported: Mapping[str, Any], known: frozenset[str], where: str = "usage.") -> None:
+    """Tells of counts in a report that nobody here knows: the provider may bill them. Known fields cost one comparison of sets."""
+    if reported.keys() <= known:
+        return
+    for name in reported.keys() - known:
+        value = reported[name]
+        counts = value.values() if type(value) is dict else (value,)
+        if any(type(each) is int and each > 0 for each in counts):
+            meter.unknown.add(where + name)
 
 
 def fields_of(value: Any) -> Mapping[str, Any]:

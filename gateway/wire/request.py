@@ -35,6 +35,7 @@ class Request:
     output: Output = Output.CAPPED
     caching: Caching = Caching.AUTOMATIC
     reasons: bool = True
+    predicted: int = 0
     pieces: Pieces = ()
     continues: str | None = None
     readings: int = 1
@@ -88,6 +89,7 @@ class Request:
             output=self.output,
             caching=self.caching,
             reasons=self.reasons,
+            predicted=self.predicted,
             pieces=self.pieces,
             continues=self.continues,
             readings=self.readings,

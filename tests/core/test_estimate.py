@@ -298,6 +298,12 @@ def test_what_writes_nothing_that_is_billed_by_the_token_holds_no_output() -> No
     assert estimate.worst_case(replace(call(), output=Output.NONE), model(), 1_000, 4_096) == Amounts(250_000, 1_000)
 
 
+def test_what_a_prediction_may_add_is_held_beside_the_cap_once() -> None:
+    predicted = replace(call(choices=2), predicted=50)
+    assert estimate.worst_case(predicted, model(), 0, 100) == Amounts(250_000, 250)
+    assert estimate.explain(predicted, model(), COUNTER, 100)[-1].what == "output: 2 × 100 + 50 predicted tokens"
+
+
 # -- pieces -------------------------------------------------------------------------------------------------------------------
 
 CENT_A_SEARCH = 1_000_000 * MILLION

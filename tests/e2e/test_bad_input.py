@@ -174,7 +174,6 @@ BAD: Final[dict[str, Bad]] = {
     "a user that is an object": Bad(with_fields(user={"id": 1})),
     "a user of control characters": Bad(with_fields(user="a\u0000b")),
     "web search, whose price is not known": Bad(with_fields(web_search_options={}), "not_estimable"),
-    "a prediction": Bad(with_fields(prediction={"type": "content", "content": "x"}), "not_estimable"),
     "other models to choose from": Bad(with_fields(models=["small-model"]), "not_estimable"),
     "an unknown model": Bad(with_fields(model="no-such-model"), "model_not_priced"),
     "a second output cap": Bad(with_fields(n_predict=100_000), "not_estimable"),

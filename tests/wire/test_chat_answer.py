@@ -243,6 +243,62 @@ def test_usage_is_read_into_disjoint_classes_or_not_at_all(usage: object, expect
     assert read_usage(usage) == expected
 
 
+@pytest.mark.parametrize(
+    ("prompt", "completion", "details", "told", "expected"),
+    [
+        (10, 5, {"audio_tokens": 4}, {"audio_tokens": 2}, provider(6, 3, others=(("audio_input", 4), ("audio_output", 2)))),
+        (10, 5, {"image_tokens": 4}, {"image_tokens": 2}, provider(6, 3, others=(("image_input", 4), ("image_output", 2)))),
+        # What of the sound was cached: as told, else as little as can be.
+        (10, 5, {"cached_tokens": 5, "audio_tokens": 4}, {}, provider(1, 5, cached=5, others=(("audio_input", 4),))),
+        (10, 5, {"cached_tokens": 8, "audio_tokens": 4}, {}, provider(0, 5, cached=6, others=(("audio_input", 4),))),
+        (
+            10,
+            5,
+            {"cached_tokens": 8, "audio_tokens": 4, "cached_tokens_details": {"audio_tokens": 3, "text_tokens": 5}},
+            {},
+            provider(1, 5, cached=5, others=(("audio_input", 1), ("cached_audio", 3))),
+        ),
+        (10, 5, {"audio_tokens": 99}, {"audio_tokens": 99}, provider(0, 0, others=(("audio_input", 10), ("audio_output", 5)))),
+        (10, 5, {"audio_tokens": 0, "image_tokens": None}, {"audio_tokens": -1}, provider(10, 5)),
+    ],
+)
+def test_sound_and_images_are_parts_of_both_sides(
+    prompt: int, completion: int, details: dict[str, Any], told: dict[str, Any], expected: Usage
+) -> None:
+    usage = {"prompt_tokens": prompt, "completion_tokens": completion, "prompt_tokens_details": details}
+    read = read_usage({**usage, "completion_tokens_details": told})
+    assert read == expected
+    assert read.total_tokens == prompt + completion
+
+
+@pytest.mark.parametrize(
+    ("beside", "pieces", "unknown"),
+    [
+        ({"total_tokens": 15}, {}, set()),
+        ({"num_sources_used": 0}, {"web_searches": 0}, set()),
+        ({"num_sources_used": 7}, {"web_searches": 7}, set()),
+        ({"server_tool_use": {"web_search_requests": 2}}, {"web_searches": 2}, set()),
+        ({"search_context_size": "low"}, {"web_searches/low": 1}, set()),
+        ({"search_context_size": "huge"}, {"web_searches": 1}, set()),
+        ({"prompt_audio_seconds": 12}, {"audio_seconds": 12}, set()),
+        ({"queue_time": 0.5, "is_byok": False, "note": "x", "later_tokens": 0, "extra": None}, {}, set()),
+        ({"later_tokens": 3, "sub": {"a": 1, "b": 0.1}, "none": {"a": 0}}, {}, {"usage.later_tokens", "usage.sub"}),
+        ({"completion_tokens_details": {"scent_tokens": 1}}, {}, {"usage.completion_tokens_details.scent_tokens"}),
+    ],
+)
+def test_a_report_tells_of_pieces_and_of_counts_that_nobody_knows(
+    beside: dict[str, Any], pieces: dict[str, int], unknown: set[str]
+) -> None:
+    meter = Recorder()
+    read_answer(orjson.dumps({"usage": {"prompt_tokens": 10, "completion_tokens": 5, **beside}}), meter)
+    assert meter.last == provider(10, 5)
+    assert (meter.pieces, meter.unknown) == (pieces, unknown)
+    in_a_stream = Recorder()
+    chunk = {"choices": [], "usage": {"prompt_tokens": 10, "completion_tokens": 5, **beside}}
+    ChatStream(in_a_stream, hide_usage=False).feed(b"data: " + orjson.dumps(chunk) + b"\n\n")
+    assert (in_a_stream.pieces, in_a_stream.unknown) == (pieces, unknown)
+
+
 def test_a_whole_answer_is_metered_and_says_its_service_tier() -> None:
     meter = Recorder()
     message = {

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from gateway.core.profiles import Profile
 from gateway.core.scopes import Amounts, Caller
-from gateway.core.values import Attachment, Directives, Image, Part, Plan
+from gateway.core.values import Attachment, Caching, Directives, Image, Part, Plan
 from gateway.wire.chat import ChatRequest, read
 from gateway.wire.headers import NO_HEADERS
 from gateway.wire.problem import Refused
@@ -203,13 +203,13 @@ def test_other_fields_are_counted_if_a_model_could_read_them() -> None:
 @pytest.mark.parametrize(
     ("fields", "unpriced"),
     [
-        ({"web_search_options": {}}, ("web_search_options",)),
-        ({"prediction": {"type": "content", "content": "x"}}, ("prediction",)),
+        ({"search_parameters": {"mode": "on"}, "enable_search": True}, ("enable_search", "search_parameters")),
         ({"models": ["a", "b"], "route": "fallback"}, ("models", "route")),
         ({"provider": {"order": ["x"]}, "plugins": [], "transforms": []}, ("plugins", "provider", "transforms")),
         ({"n_predict": 100_000}, ("n_predict",)),
-        ({"modalities": ["text", "audio"], "audio": {"voice": "x"}}, ("modalities",)),
+        ({"modalities": ["text", "audio"], "audio": {"voice": "x"}}, ()),
         ({"modalities": ["text"]}, ()),
+        ({"prediction": {"type": "content", "content": "x"}, "web_search_options": {}}, ()),
         ({"web_search_options": None, "prediction": None, "modalities": None}, ()),
         ({"tools": [{"type": "web_search"}]}, ("tools.type",)),
         ({"tools": [{"google_search": {}}]}, ("tools.type",)),
@@ -222,6 +222,59 @@ def test_other_fields_are_counted_if_a_model_could_read_them() -> None:
 )
 def test_what_moves_the_price_unseen_is_named(fields: dict[str, Any], unpriced: tuple[str, ...]) -> None:
     assert asked(**fields).unpriced == unpriced
+
+
+def test_sound_that_is_asked_for_is_a_need() -> None:
+    assert asked(modalities=["text", "audio"], audio={"voice": "x"}).needs == {"audio_output"}
+    assert asked(messages=[{"role": "assistant", "audio": {"id": "audio_1"}}]).needs == {"audio_input"}
+
+
+def test_a_search_is_a_piece_by_its_size() -> None:
+    assert asked(web_search_options={}).pieces == (("web_searches", 1),)
+    assert asked(web_search_options={"search_context_size": "high", "user_location": None}).pieces == (("web_searches/high", 1),)
+    assert asked(web_search_options={"search_context_size": "endless"}).pieces == (("web_searches", 1),)
+    assert asked().pieces == ()
+
+
+def test_what_may_not_come_true_of_a_prediction_is_bounded_by_its_bytes() -> None:
+    assert asked(prediction={"type": "content", "content": "grün"}).predicted == 5
+    parts = [{"type": "text", "text": "a b c"}]
+    assert asked(prediction={"type": "content", "content": parts}).predicted == len(orjson.dumps(parts))
+    call = asked(prediction={"type": "content", "content": "xyz"}).call(Caller("default", "k", "r", "r"), Directives())
+    assert call.predicted == 3
+
+
+def test_beside_a_prediction_the_cap_goes_where_it_is_taken() -> None:
+    prediction = {"type": "content", "content": "x"}
+    assert orjson.loads(asked(prediction=prediction).encode(plan(cap=9), OPENAI))["max_tokens"] == 9
+    assert (
+        orjson.loads(asked(prediction=prediction, max_completion_tokens=20).encode(plan(cap=9), OPENAI))["max_completion_tokens"]
+        == 9
+    )
+
+
+def test_a_request_that_turns_reasoning_off_says_so() -> None:
+    assert not asked(reasoning_effort="none").reasons
+    assert asked(reasoning_effort="minimal").reasons
+    assert asked().reasons
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"prompt_cache_retention": "24h"},
+        {"cache_control": {"type": "ephemeral", "ttl": "1h"}},
+        {"messages": [{"role": "user", "content": "x", "cache_control": {"type": "ephemeral", "ttl": "1h"}}]},
+        {
+            "messages": [
+                {"role": "user", "content": [{"type": "text", "text": "x", "cache_control": {"type": "ephemeral", "ttl": "1h"}}]}
+            ]
+        },
+    ],
+)
+def test_a_cache_that_lives_longer_is_asked_for(fields: dict[str, Any]) -> None:
+    assert asked(**fields).caching is Caching.LONG
+    assert asked(prompt_cache_retention="in_memory").caching is Caching.AUTOMATIC
 
 
 def test_best_of_multiplies_like_n() -> None:
