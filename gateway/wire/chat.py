@@ -386,13 +386,39 @@ def _other_input(body: Mapping[str, Any], encoded: Mapping[str, bytes]) -> list[
 # What a report may say, sums of what else it says and how long it took included.
 _PLAIN: Final = frozenset({"prompt_tokens", "completion_tokens", "total_tokens"})
 _USAGE: Final = _PLAIN | frozenset(
-    ["prompt_tokens_details", "completion_tokens_details", "prompt_cache_hit_tokens", "prompt_cache_miss_tokens", "cache_creation_input_tokens", "cache_read_input_tokens", "cached_tokens", "num_cached_tokens", "reasoning_tokens", "num_sources_used", "search_context_size", "server_tool_use", "prompt_audio_seconds", "input_tokens", "output_tokens", "cost", "cost_details", "cost_in_usd_ticks"]
+    [
+        "prompt_tokens_details",
+        "completion_tokens_details",
+        "prompt_cache_hit_tokens",
+        "prompt_cache_miss_tokens",
+        "cache_creation_input_tokens",
+        "cache_read_input_tokens",
+        "cached_tokens",
+        "num_cached_tokens",
+        "reasoning_tokens",
+        "num_sources_used",
+        "search_context_size",
+        "server_tool_use",
+        "prompt_audio_seconds",
+        "input_tokens",
+        "output_tokens",
+        "cost",
+        "cost_details",
+        "cost_in_usd_ticks",
+    ]
 )
 _PROMPT: Final = frozenset(
     ["cached_tokens", "cache_write_tokens", "cached_tokens_details", "audio_tokens", "image_tokens", "text_tokens"]
 )
 _COMPLETION: Final = frozenset(
-    ["reasoning_tokens", "audio_tokens", "image_tokens", "text_tokens", "accepted_prediction_tokens", "rejected_prediction_tokens"]
+    [
+        "reasoning_tokens",
+        "audio_tokens",
+        "image_tokens",
+        "text_tokens",
+        "accepted_prediction_tokens",
+        "rejected_prediction_tokens",
+    ]
 )
 _CACHED: Final = ("prompt_cache_hit_tokens", "cached_tokens", "num_cached_tokens", "cache_read_input_tokens")
 _MEDIA: Final = (

@@ -448,7 +448,7 @@ def check_that_nothing_but_three_fields_changes(raw: bytes) -> None:
     received = orjson.loads(raw)
     for profile in (OPENAI, LOCAL, PLAIN):
         forwarded = sent(request, profile, "other", 77)
-        cap_field = request.cap_field or profile.output_cap_field
+        cap_field = request.cap_field or ("max_tokens" if request.predicted else profile.output_cap_field)
         assert forwarded.pop("model") == "other"
         assert forwarded.pop(cap_field) == 77
         usage = (forwarded.pop("stream_options", None) or {}).pop("include_usage", None)
