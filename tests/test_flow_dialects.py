@@ -264,6 +264,14 @@ async def test_a_streamed_image_is_charged_by_its_last_event(tmp_path: Path, pro
         assert charged(await here.record()) == "0.015474"  # 10 × $5 + 40 × $8 + 472 × $32 a million
 
 
+async def test_a_refusal_gives_no_advice_that_can_t_be_followed(tmp_path: Path, provider: FaultProvider) -> None:
+    async with world(tmp_path, provider.base_url, models=MODELS) as here:
+        body = orjson.dumps({"model": "gpt-image-1.5", "prompt": "a", "quality": "high"})
+        got = await here.ask(body, dialect=images.DIALECT, **{"X-Run-Limit": "$0.01"})
+    assert (got.status, got.json["code"]) == (402, "call_exceeds_limit")
+    assert "max_tokens" not in got.json["detail"]  # an image has no such field
+
+
 async def test_an_image_by_no_known_rule_is_refused_where_a_ceiling_is_hard(tmp_path: Path, provider: FaultProvider) -> None:
     async with world(tmp_path, provider.base_url, models=MODELS) as here:
         got = await asked(here, images.DIALECT, model="gpt-image-1.5", prompt="a", quality="max")

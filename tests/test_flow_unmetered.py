@@ -73,6 +73,14 @@ async def test_a_caller_the_gateway_does_not_know_passes_nowhere(tmp_path: Path,
     assert [request.header("authorization") for request in provider.requests] == [None]
 
 
+async def test_head_is_served_by_get_here_too(tmp_path: Path, provider: FaultProvider) -> None:
+    provider.next(Behaviour(status=200, body=b"", headers=(("X-Extra", "1"),)))
+    async with gateway_here(setup(tmp_path, provider)) as url, httpx.AsyncClient(base_url=url, trust_env=False) as client:
+        got = await client.head("/v1/files/f1", headers={"Authorization": "Bearer sk-caller"})
+    assert (got.status_code, got.content, got.headers["X-Extra"]) == (200, b"", "1")
+    assert provider.requests[0].request_line == "HEAD /v1/files/f1 HTTP/1.1"
+
+
 async def test_no_upgraded_connection_passes(tmp_path: Path, provider: FaultProvider) -> None:
     async with gateway_here(setup(tmp_path, provider)) as url, httpx.AsyncClient(base_url=url, trust_env=False) as client:
         asking = {"Connection": "Upgrade", "Upgrade": "websocket", "Sec-WebSocket-Version": "13", "Sec-WebSocket-Key": "eA=="}

@@ -87,6 +87,9 @@ def read(raw: bytes, headers: RequestHeaders) -> CompletionRequest:
     if others := other_texts(body, fragments, _NOT_INPUT):
         parts.append(Part("other", others))
     wanted, best_of = _choices(body, "n"), _choices(body, "best_of")
+    if body.get("stream") and best_of > wanted:
+        # What is written and not sent would be billed unseen. OpenAI refuses it, too.
+        raise not_a("best_of", "at most n in a stream")
     present = {name for name, value in body.items() if value is not None}
     request = CompletionRequest(
         dialect=NAME,

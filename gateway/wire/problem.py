@@ -14,7 +14,7 @@ from gateway.core.catalog import Model
 from gateway.core.money import format_usd
 from gateway.core.record import record
 from gateway.core.scopes import Unit
-from gateway.core.values import Balance, Basis, Charge, Decision, Plan
+from gateway.core.values import Balance, Basis, Charge, Decision, Output, Plan
 
 CONTENT_TYPE: Final = "application/problem+json"
 SHOWN_CHARS: Final = 80  # of a value that a caller chose, in a message
@@ -113,6 +113,7 @@ class BudgetFacts:
     effective_max_output_tokens: int
     client_requested_max_output_tokens: int | None
     price_table_version: str
+    capped: bool = True  # the request has a field that lowers it
     ancestor: str | None = None  # whose ceiling it is, where that is not the caller's own run
 
     def members(self) -> dict[str, Any]:
@@ -267,6 +268,7 @@ def budget_refusal(
         remaining=remaining,
         estimate=estimate,
         effective_max_output_tokens=plan.output_cap,
+        capped=decision.call.output is Output.CAPPED,
         client_requested_max_output_tokens=decision.call.client_cap,
         price_table_version=decision.price_table_version,
     )
@@ -338,7 +340,7 @@ def _way_out(facts: BudgetFacts, charge: Charge, alternatives: Sequence[Alternat
         ways = [f"raise the limit (PUT /budget/runs/{charge.ceiling.own_run} with the admin token)"]
     else:
         ways = [f"raise the limit of the budget {facts.name} in the policy"]
-    has_cap = facts.effective_max_output_tokens > 0  # what is spent beside the proxy has none
+    has_cap = facts.capped and facts.effective_max_output_tokens > 0  # what is spent beside the proxy has none
     if has_cap and facts.unit is not Unit.CALLS and charge.ceiling.basis is Basis.RESERVED_AND_COMMITTED:
         ways.append(f"lower max_tokens (now {facts.effective_max_output_tokens:,})")
     fitting = min((each for each in alternatives if each.fits_budget), key=lambda each: each.estimate, default=None)

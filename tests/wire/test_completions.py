@@ -71,7 +71,7 @@ def test_prompts_and_suffix_are_counted_a_token_as_one() -> None:
     ("fields", "param"),
     [
         ({"prompt": 5}, "prompt"), ({"prompt": []}, "prompt"), ({"prompt": ["a", 1]}, "prompt"), ({"n": 0}, "n"), ({"n": 129}, "n"),
-        ({"best_of": 129}, "best_of"), ({"best_of": "2"}, "best_of"), ({"max_tokens": 0}, "max_tokens"), ({"max_tokens": 1.5}, "max_tokens"),
+        ({"best_of": 129}, "best_of"), ({"best_of": 2, "stream": True}, "best_of"), ({"best_of": "2"}, "best_of"), ({"max_tokens": 0}, "max_tokens"), ({"max_tokens": 1.5}, "max_tokens"),
         ({"stream": "true"}, "stream"), ({"echo": 1}, "echo"), ({"suffix": ["a"]}, "suffix"), ({"Max_Tokens": 5}, "max_tokens"),
         ({"stream_options": {"include_usage": 1}}, "stream_options.include_usage"), ({"model": ""}, "model"),
     ],
