@@ -58,7 +58,8 @@ from gateway.server.routes import Routes
 from gateway.settings import Settings
 from gateway.stored import StoredAnswers
 from gateway.upstream import AiohttpUpstream, Endpoint
-from gateway.wire import chat, messages, responses
+from gateway.wire import messages, responses
+from gateway.wire.dialect import Dialect
 from gateway.wire.dialects import DIALECTS
 from gateway.wire.exchange import Inbound
 from gateway.wire.headers import directives
@@ -358,20 +359,24 @@ def _on_stop(asked: asyncio.Event) -> None:
     asked.set()
 
 
-def explain(config: Settings, policy: Policy, body: bytes, header_lines: Sequence[str]) -> explaining.Explanation:
+def explain(
+    config: Settings, policy: Policy, dialect: Dialect, body: bytes, header_lines: Sequence[str]
+) -> explaining.Explanation:
     """What would be done with the request. Refused: what it would be answered."""
-    return asyncio.run(_explain(config, policy, body, header_lines))
+    return asyncio.run(_explain(config, policy, dialect, body, header_lines))
 
 
-async def _explain(config: Settings, policy: Policy, body: bytes, header_lines: Sequence[str]) -> explaining.Explanation:
+async def _explain(
+    config: Settings, policy: Policy, dialect: Dialect, body: bytes, header_lines: Sequence[str]
+) -> explaining.Explanation:
     pairs = [line.partition(":") for line in header_lines]
     headers = CIMultiDictProxy(CIMultiDict((name.strip(), value.strip()) for name, _, value in pairs))
     identity = Identity(config, install_secret(config.state_dir), lambda: "run_explain")
     principal = (
         identity.principal(headers, model_route=True) if config.auth == "passthrough" else Principal(DEFAULT_TENANT, ANONYMOUS)
     )
-    inbound = Inbound("POST", "/v1/chat/completions", "", None, headers, body, "req_explain")
-    request = chat.read(body, headers)
+    inbound = Inbound("POST", dialect.path, "", None, headers, body, "req_explain")
+    request = dialect.read(body, headers)
     caller = identity.caller(principal, inbound, request, policy, clock_ms())
     rulebook = Rulebook(policy, config.catalog, TokenCounter(bundled.load_encoding))
 

@@ -121,12 +121,17 @@ def explain(
     header: Annotated[
         list[str] | None, typer.Option("--header", "-H", help='A request header, such as "X-Agent-Id: a1".')
     ] = None,
+    route: Annotated[str, typer.Option(help="Where it would be sent, such as /v1/messages.")] = "/v1/chat/completions",
 ) -> None:
     """Says which budgets apply to a request, what it may cost line by line, the ladder, and the decision. Makes no call."""
     from gateway import app as gateway_app
     from gateway.ledger.contract import LedgerLost, LedgerUnavailable
+    from gateway.wire.dialects import DIALECTS
     from gateway.wire.problem import Refused
 
+    dialect = next((each for each in DIALECTS if each.path == route), None)
+    if dialect is None:
+        _fail(f"--route: found {route!r}, expected one of {', '.join(each.path for each in DIALECTS)}")
     lines = [*(header or ()), *([] if run is None else [f"X-Run-Id: {run}"])]
     for line in lines:
         if ":" not in line:
@@ -137,7 +142,7 @@ def explain(
     except OSError as error:
         _fail(f"{request}: {error.strerror}")
     try:
-        explained = gateway_app.explain(loaded, policy, body, lines)
+        explained = gateway_app.explain(loaded, policy, dialect, body, lines)
     except Refused as refusal:
         _fail(f"refused {refusal.problem.status} {refusal.problem.code}: {refusal.problem.detail}")
     except (LedgerLost, LedgerUnavailable, OSError) as failure:

@@ -202,6 +202,15 @@ def test_explain_says_what_a_request_would_be_refused_for(
     assert words in penstock("explain", "-", "-c", config, stdin=body).complaint
 
 
+def test_explain_reads_a_request_as_its_route_would(penstock: Callable[..., Done], config: Path) -> None:
+    body = json.dumps({**REQUEST, "system": "Be brief.", "thinking": {"type": "enabled", "budget_tokens": 99_999}})
+    refused = penstock("explain", "-", "-c", config, "--route", "/v1/messages", stdin=body).complaint
+    assert "output_cap_conflict" in refused
+    assert "thinking.budget_tokens (99999)" in refused
+    assert "decision" in penstock("explain", "-", "-c", config, "--route", "/v1/messages", stdin=json.dumps(REQUEST)).out
+    assert "expected one of /v1/chat/completions, " in penstock("explain", "-", "-c", config, "--route", "/v1/nowhere").complaint
+
+
 def test_explain_needs_its_file_and_whole_headers(penstock: Callable[..., Done], config: Path, request_file: Path) -> None:
     assert "No such file" in penstock("explain", config.parent / "none.json", "-c", config).complaint
     assert "expected a name, a colon and a value" in penstock("explain", request_file, "-c", config, "-H", "X-Agent-Id").complaint
