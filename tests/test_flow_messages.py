@@ -11,7 +11,7 @@ import pytest
 from gateway.core.catalog import Rates
 from gateway.core.policy import ModelPolicy, OutputPolicy
 from gateway.core.profiles import OnDisconnect, Profile
-from gateway.core.values import UsageSource
+from gateway.core.values import Usage, UsageSource
 from gateway.wire.messages import DIALECT as MESSAGES
 from tests.support import anthropic_answers
 from tests.support.flow import Client, World, model_of, world
@@ -83,6 +83,35 @@ async def test_a_cache_that_is_not_asked_for_is_not_held(tmp_path: Path, provide
             held.append(record.held.usd)
     plain, short, long = held
     assert (short, long) == (pytest.approx(2 * plain, rel=0.01), pytest.approx(4 * plain, rel=0.01))
+
+
+async def test_a_call_that_only_fills_the_cache_is_held_and_charged_its_input(tmp_path: Path, provider: FaultProvider) -> None:
+    usage = {"input_tokens": 3, "cache_creation_input_tokens": 2000, "cache_read_input_tokens": 0, "output_tokens": 0}
+    whole = {"id": "msg_1", "type": "message", "role": "assistant", "content": [], "stop_reason": "max_tokens", "usage": usage}
+    provider.next(Behaviour(body=orjson.dumps(whole)))
+    async with world(tmp_path, provider.base_url) as here:
+        got = await asked(here, messages("river " * 2000, max_tokens=0, cache_control={"type": "ephemeral"}))
+        assert got.status == 200
+        assert provider.requests[0].json["max_tokens"] == 0
+        record = await here.record()
+        assert record.usage == Usage(UsageSource.PROVIDER, 3, 0, 2000)
+        assert (await here.run()).committed == 2003 * 250  # BIG's input, written to a cache or not
+        assert record.held.usd < 2100 * 250
+
+
+async def test_searches_are_held_at_their_bound_and_charged_as_reported(tmp_path: Path, provider: FaultProvider) -> None:
+    cent = USD // 100
+    searching = replace(model_of(BIG), fees=(("web_searches", cent * 1_000_000),))
+    usage = {"input_tokens": 5000, "output_tokens": 10, "server_tool_use": {"web_search_requests": 2}}
+    provider.next(Behaviour(usage_override=usage))
+    tools = [{"type": "web_search_20260318", "name": "web_search", "max_uses": 5}]
+    async with world(tmp_path, provider.base_url, models=[searching]) as here:
+        assert (await asked(here, messages(tools=tools))).status == 200
+        record = await here.record()
+        assert (await here.run()).committed == 5000 * 250 + 10 * 1000 + 2 * cent
+        assert record.usage.others == (("web_searches", 2),)
+        # Five searches, and the input six times: each time with half of the 50,000 tokens that they may bring.
+        assert 5 * cent + 6 * 25_000 * 250 < record.held.usd < 5 * cent + 6 * 25_700 * 250
 
 
 # -- refusals ---------------------------------------------------------------------------------------------------------------------
