@@ -15,6 +15,7 @@ from zoneinfo import ZoneInfo, available_timezones
 from pydantic import BeforeValidator, Field, GetCoreSchemaHandler
 from pydantic_core import CoreSchema, core_schema
 
+from gateway.core import slices
 from gateway.core.catalog import Catalog
 from gateway.core.ceilings import PLAN_DIMENSIONS, RUN_LIMIT
 from gateway.core.money import MAX_LIMIT_USD, parse_usd
@@ -99,6 +100,11 @@ class Ladders:
 class OnExhausted(StrEnum):
     BLOCK = "block"
     PAUSE = "pause"
+
+
+class HoldBasis(StrEnum):
+    WORST_CASE = "worst_case"
+    SLICED = "sliced"
 
 
 class OnOutage(StrEnum):
@@ -308,6 +314,15 @@ class OverrideFile(Section):
     stand_in: ClassVar = {"match": {}}
 
 
+class ReservationFile(Section):
+    basis: Annotated[HoldBasis, one_of(HoldBasis)] = preset(
+        "worst_case",
+        description="`worst_case`: a call's input and all the output it may write. `sliced`: of a stream, the input and the first "
+        f"{slices.FIRST:,} tokens of output, and more as they come; where no more fits, the stream ends early with `length` and an error. "
+        "What can't be metered as it comes (JSON answers, models that reason unseen) is held whole.",
+    )
+
+
 class BudgetFile(Section):
     name: Word = Field(
         description="The budget's name, in answers and alerts. Part of its accounts' identity: a new name starts at $0, unless "
@@ -353,6 +368,7 @@ class BudgetFile(Section):
     alerts: list[Annotated[int, share(10_000, 10_000_000)]] = preset(
         ["50%", "80%", "100%"], description="Shares of the limit at which an alert is sent, once per account."
     )
+    reservation: ReservationFile = preset({}, description="What a call holds in this budget's accounts while it runs.")
     on_exhausted: Annotated[OnExhausted, one_of(OnExhausted)] = preset(
         "block",
         description="What happens when a call does not fit. `block`: it is refused. `pause`: it is refused, and its run takes no calls "
@@ -685,6 +701,11 @@ def load(path: Path, catalog: Catalog | None) -> Policy:
     for i, budget in enumerate(whole_file.budgets):
         if budget.downgrade_below and not downgrades:
             reader.warn(("budgets", i, "downgrade_below"), "`models.downgrade` names no cheaper model, so this does nothing")
+        modes = {budget.mode, *(override.mode for override in budget.overrides)}
+        if budget.reservation.basis is HoldBasis.SLICED and modes.isdisjoint((Mode.HARD_GATE, Mode.SOFT_GATE)):
+            reader.warn(
+                ("budgets", i, "reservation"), f"what is held stands in no call's way in {budget.mode}, so this does nothing"
+            )
     return Policy(
         version=reader.document.digest[:12],
         budgets=tuple(_budget_of(budget, units) for budget in whole_file.budgets),
@@ -746,6 +767,7 @@ def _budget_of(budget: BudgetFile, units: Mapping[str, Unit]) -> Budget:
         span_ms=window.span_ms if isinstance(window, Rolling) else 0,
         keep_for_wrap_up_ppm=budget.keep_for_wrap_up or 0,
         renamed_from=budget.renamed_from,
+        sliced=budget.reservation.basis is HoldBasis.SLICED,
     )
 
 

@@ -18,12 +18,13 @@ from gateway.core.learned import Learned
 from gateway.core.meter import Meter
 from gateway.core.profiles import OnDisconnect
 from gateway.core.record import record
-from gateway.core.scopes import Amounts, Caller
-from gateway.core.values import Ending, Hold, Plan
+from gateway.core.scopes import Caller
+from gateway.core.values import Ending, Hold, Plan, Slice, UsageSource
 from gateway.ledger.contract import Alert, Ledger
 from gateway.origins import Origins
 from gateway.settings import Provider, Settings
-from gateway.settling import Settling
+from gateway.settling import Settling, beyond
+from gateway.slicing import Slicing
 from gateway.upstream import NOT_SENT, Answer, Failure, NotSent, RetryPolicy, TooLarge, Unknown, Upstream, UpstreamRequest
 from gateway.wire.budget import decision_headers, stream_summary
 from gateway.wire.dialect import Dialect, Stream
@@ -116,6 +117,7 @@ class Relay:
         self._story = settling.story
         self._answer: Answer | None = None
         self._stream: Stream | None = None
+        self._slicing: Slicing | None = None
         self._task: asyncio.Task[Any] | None = None
         self._interruption: Ending | None = None
         self._reading_on: asyncio.TimerHandle | None = None  # the client has left; when this fires, enough was read for it
@@ -327,16 +329,19 @@ class Relay:
         self._stream = stream = self._errand.dialect.stream(self._meter, self._errand.asked)
         await outlet.start(answer.status, self._headers(answer))
         self.status = answer.status
+        if self.hold.plan.slice is not None:
+            self._slicing = Slicing(self._settling, self._meter, self._errand.model)
         cut: str | None = None
         chunks = answer.chunks()
         try:
             async for chunk in chunks:
                 relayed = stream.feed(chunk)
+                covered = self._slicing is None or await self._slicing.covers()
                 if relayed:
                     await outlet.write(relayed)
                 if stream.done:
                     break
-                if not stream.finished and self._charging.exceeds(self.hold) and not await self._hold_more():
+                if not stream.finished and not (covered and await self._has_room()):
                     await self._cut_off(outlet, stream)
                     return
         except Unknown as failure:
@@ -372,17 +377,19 @@ class Relay:
             return b""  # sound
         return stream_summary(self.caller.run, settling.charged.usd, settling.balances)
 
-    # -- more output than was asked for ---------------------------------------------------------------------------------------
+    # -- more output than is held ---------------------------------------------------------------------------------------------
 
-    async def _hold_more(self) -> bool:
-        """A provider that ignores the cap: hold what it may write next, or learn that no room is left."""
-        return await self._settling.widen(self._wider())
+    async def _has_room(self) -> bool:
+        """Whether the worst case covers the output so far. Where a provider ignores the cap, what it may write next is held first, or no
+        room is left."""
+        return not self._charging.exceeds(self.hold) or await self._settling.widen(self._wider())
 
     def _wider(self) -> Plan:
         plan, call = self.hold.plan, self.hold.decision.call
         seen = -(-self._meter.tokens_seen // call.choices)
         cap = max(plan.output_cap, seen) + _MORE_OUTPUT_TOKENS
-        return replace(plan, output_cap=cap, cost_max=estimate.worst_case(call, self._errand.model, plan.input_tokens, cap))
+        cost = estimate.worst_case(call, self._errand.model, plan.input_tokens, cap)
+        return replace(plan, output_cap=cap, cost_max=cost, slice=None if plan.slice is None else Slice(cap, cost))
 
     async def _cut_off(self, outlet: Outlet, stream: Stream) -> None:
         """The output passed what was held, and there is no room for more."""
@@ -391,10 +398,16 @@ class Relay:
             await outlet.finish()
 
     def _no_more(self) -> Problem:
-        plan, wider = self.hold.plan, self._wider()
-        what = f"{self._name} wrote more than the {plan.output_cap} tokens it was asked for, and no budget is left to hold more"
-        more = Amounts(wider.cost_max.usd - plan.cost_max.usd, wider.cost_max.tokens - plan.cost_max.tokens, 0)
-        needed = replace(plan, cost_max=more)
+        plan, slicing = self.hold.plan, self._slicing
+        if slicing is not None and not slicing.whole:
+            needed = slicing.missing()
+            what = f"The answer was ended after {self._meter.charged_tokens} tokens, as no budget is left to hold more of it"
+        else:
+            more = beyond(self._wider().cost_max, plan.cost_max)
+            needed = replace(plan, cost_max=more, slice=None if plan.slice is None else replace(plan.slice, cost=more))
+            what = (
+                f"{self._name} wrote more than the {plan.output_cap} tokens it was asked for, and no budget is left to hold more"
+            )
         blocking = first_blocking(needed, self._settling.balances)
         if blocking is None:  # there was none when it was asked; settling has made some
             return problem("run_ceiling_reached", f"{what}.")
@@ -430,11 +443,15 @@ class Relay:
             async for chunk in self._answer.chunks():
                 self._stream.feed(chunk)
                 read += len(chunk)
-                if self._stream.done or read > most or self._charging.exceeds(self.hold):
+                if self._stream.done or read > most or not await self._may_read_on():
                     return
         except Unknown:
             pass  # what was counted until here is charged
         self._stream.finish()
+
+    async def _may_read_on(self) -> bool:
+        """More of a slice is held for a client that left as for any; more than was asked for is not."""
+        return not self._charging.exceeds(self.hold) and (self._slicing is None or await self._slicing.covers())
 
     async def _break_off(self, outlet: Outlet, ending: Ending) -> None:
         """Interrupted: settle first, then tell the client if it is there."""
@@ -466,6 +483,8 @@ class Relay:
         try:
             self._settle(ending)
         finally:
+            if self._slicing is not None:
+                self._slicing.end()
             if self._answer is not None:
                 self._answer.release()  # keeps the connection only if the answer was read to its end
 
@@ -494,6 +513,11 @@ class Relay:
             raise
         if unpriced := charging.unpriced(usage):
             self._story.unpriced(self._name, self._errand.model.name, unpriced)
+        if usage.source is UsageSource.HELD and self.hold.plan.slice is not None:
+            # No one amount is right in an account that holds the worst case and in one that holds a slice: the lease's end charges each
+            # what it holds.
+            settling.leave("nobody can say what it cost")
+            return
         settling.commit(usage, cost, ending)
         hold = self.hold
         self._shared.learned.settled(hold.decision.call, self._errand.model, hold.plan, usage, self._meter.answer_id)

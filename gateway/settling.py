@@ -118,11 +118,13 @@ class Settling:
     # -- while it lives -------------------------------------------------------------------------------------------------------
 
     async def widen(self, plan: Plan) -> bool:
-        """Holds what the wider plan can cost beyond what is held. False: there is no room, or no ledger that says so."""
-        held, wanted = self.hold.plan.cost_max, plan.cost_max
-        more = Amounts(wanted.usd - held.usd, wanted.tokens - held.tokens, 0)
+        """Holds what the wider plan holds beyond what is held, in each account as much as it has of it. False: there is no room, or no
+        ledger that says so."""
+        held = self.hold.plan
+        more = beyond(plan.held, held.held)
+        sliced = None if plan.slice is None or held.slice is None else beyond(plan.slice.cost, held.slice.cost)
         try:
-            widened = await self._ledger.extend(self._tenant, self.hold.id, self._lease_ms, more)
+            widened = await self._ledger.extend(self._tenant, self.hold.id, self._lease_ms, more, sliced)
         except (LedgerUnavailable, LedgerLost):
             return False
         if widened:
@@ -141,6 +143,11 @@ class Settling:
     def _lease_kept(self, extended: "asyncio.Future[bool]") -> None:
         if extended.cancelled() or extended.exception() is not None:
             self._lease_until_ms = 0  # try again at the next turn
+
+
+def beyond(wanted: Amounts, held: Amounts) -> Amounts:
+    """What an extension adds: never less, where another route's plan takes less than what is held. It is the same call."""
+    return Amounts(max(0, wanted.usd - held.usd), max(0, wanted.tokens - held.tokens), 0)
 
 
 class Unheld(Settling):

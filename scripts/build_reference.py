@@ -84,6 +84,10 @@ then, whatever happens to the other. It is in the other's unit. An override may 
 Of a limit, the last plan of a call's ladder may use what `keep_for_wrap_up` leaves, and plans with a cheaper one behind them what
 `downgrade_below` leaves if that is less. A call with `X-Budget-Wrap-Up: true` may use the whole.
 
+With `reservation: {basis: sliced}` parallel streams do not starve one another with worst cases that few of them reach: see
+[Slices](guarantees.md#slices) for what that promises and what it costs. Budgets with `worst_case` that the same call meets still hold all
+of it. An override does not change it.
+
 For editors that know JSON Schema (`penstock check --schema` prints it), put this on the file's first line:
 `# yaml-language-server: $schema=../docs/schema/policy.json`""",
     example="""policies/default.yaml:7: budgets[0].limit: found "five", expected an amount such as "$5.00", "200k tokens" or "60 calls\"""",
@@ -107,6 +111,7 @@ For editors that know JSON Schema (`penstock check --schema` prints it), put thi
         "no budget at all",
         "a scope's dimension that no `identity` source provides: only keys can bind it",
         "`downgrade_below` where `models.downgrade` names nothing; `on_exhausted: pause` of a mode that never blocks",
+        "`reservation: {basis: sliced}` of a mode that what is held does not matter to",
         "a downgrade to a model without a price or outside `models.allow`",
     ),
     schema=policy_schema(),

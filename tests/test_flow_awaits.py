@@ -18,6 +18,7 @@ import pytest
 from gateway import relay
 from gateway.core.catalog import Rates, Route
 from gateway.core.money import price_of
+from gateway.demo.replies import Script
 from gateway.ledger.contract import LedgerUnavailable
 from gateway.ledger.sqlite.ledger import SqliteLedger
 from gateway.wire.chat import DIALECT as CHAT
@@ -39,7 +40,14 @@ class Scenario:
     limit: int = 5 * USD
     outage: bool = False  # the ledger is away, and the budget allows the call
     elsewhere: int = 0  # another provider serves the model too, at so many times the price
+    sliced: bool = False
 
+    @property
+    def body(self) -> bytes:
+        return chat(stream=self.stream, **({"max_tokens": 4_000} if self.sliced else {}))
+
+
+SLICES: Final = Behaviour(script=Script(tokens=1_500), tokens_per_event=250)
 
 SCENARIOS: Final = {
     "a JSON answer": Scenario(),
@@ -56,6 +64,8 @@ SCENARIOS: Final = {
     "another provider, after one that may have billed it": Scenario(
         (Behaviour(reset=True), Behaviour()), stream=True, elsewhere=1
     ),
+    "a stream that is held for slice by slice": Scenario((SLICES,), stream=True, sliced=True),
+    "a stream for which no more can be held": Scenario((SLICES,), stream=True, sliced=True, limit=1_400_000),
     "a stream without a hold": Scenario(stream=True, outage=True),
     "an error from in between, without a hold": Scenario((Behaviour(status=502),), outage=True),
 }
@@ -72,7 +82,7 @@ def away(real: SqliteLedger) -> Any:
 
 def worlds(folder: Path, provider: FaultProvider, scenario: Scenario) -> AbstractAsyncContextManager[World]:
     upstream = provider.base_url if scenario.reachable else f"http://127.0.0.1:{free_port()}/v1"
-    ceiling = budget("run-ceiling", "run", limit=scenario.limit)
+    ceiling = budget("run-ceiling", "run", limit=scenario.limit, sliced=scenario.sliced)
     ceiling = replace(ceiling, terms=replace(ceiling.terms, outage_allow=scenario.outage))
     ledger = away if scenario.outage else lambda real: real
     if not scenario.elsewhere:
@@ -131,7 +141,7 @@ async def _call(here: World, scenario: Scenario, happening: Happening, run: str,
     """Whether the call came so far that it happened."""
     before = asyncio.all_tasks()
     client = CLIENTS[run] = Client()
-    serving = here.flow.serve(CHAT, here.inbound(chat(stream=scenario.stream), run), client)
+    serving = here.flow.serve(CHAT, here.inbound(scenario.body, run), client)
     steps = Steps(serving, at, early)
 
     async def call() -> None:
@@ -225,7 +235,7 @@ async def test_a_bug_at_any_line_of_the_relay_leaks_no_hold(
             CLIENTS[run] = client
             sys.settrace(bug.trace)
             try:
-                await here.flow.serve(CHAT, here.inbound(chat(stream=told.stream), run), client)
+                await here.flow.serve(CHAT, here.inbound(told.body, run), client)
             except Bug:
                 pass
             finally:
@@ -241,7 +251,8 @@ async def test_a_bug_at_any_line_of_the_relay_leaks_no_hold(
             view = await here.ledger.run(TENANT, run)
             assert view is None or view.reserved == 0, bug.function
             words = len(client.text.split())
-            if words and view is not None:
+            # What came at once beyond a slice, with no room for it, is charged by whoever settles; the lease's end knows only what is held.
+            if words and view is not None and not (live and told.sliced):
                 assert view.committed >= price_of(11, 250_000_000) + price_of(words, 1_000_000_000), bug.function
             assert not here.flow._live
             if not bug.function:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Final
 
-from gateway.core import estimate
+from gateway.core import estimate, slices
 from gateway.core.anchors import Chain
 from gateway.core.catalog import Catalog, Model, Route
 from gateway.core.ceilings import Ceilings, DimensionRequired, Standing
@@ -24,7 +24,6 @@ from gateway.core.values import SAME_MODEL, Call, Decision, InputBasis, Output, 
 PRICED_MEDIA: Final = frozenset({"vision", "audio_input", "audio_output"})
 SMALLEST_CLAMP: Final = 256  # output tokens
 CLAMPS: Final = (2, 4, 8)
-FIRST_SLICE: Final = 1_024  # output tokens per choice
 
 
 @record
@@ -438,12 +437,12 @@ def _ladder(call: Call, rungs: Sequence[Rung], standing: Standing) -> tuple[Plan
 
 def _plan(call: Call, rung: Rung, standing: Standing, *, has_cheaper: bool) -> Plan:
     name, provider = rung.name, rung.provider
-    sliced = bool(standing.slices) and rung.cap > FIRST_SLICE and _is_metered_as_it_comes(call, rung.model)
+    sliced = bool(standing.slices) and rung.cap > slices.FIRST and _is_metered_as_it_comes(call, rung.model)
     charges = standing.charges(name, provider, has_cheaper, sliced)
     plan = Plan(name, provider, rung.cap, rung.input_tokens, rung.cost_max, charges, input_basis=rung.input_basis)
     if not sliced:
         return plan
-    return replace(plan, slice=Slice(FIRST_SLICE, estimate.worst_case(call, rung.model, rung.input_tokens, FIRST_SLICE)))
+    return replace(plan, slice=Slice(slices.FIRST, estimate.worst_case(call, rung.model, rung.input_tokens, slices.FIRST)))
 
 
 def _is_metered_as_it_comes(call: Call, model: Model) -> bool:

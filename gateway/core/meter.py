@@ -110,6 +110,24 @@ class Meter:
         self._checked_bytes = self._bytes
         return self._checked_tokens > sure
 
+    def within(self, tokens: int) -> bool:
+        """Whether what is charged for the output seen is at most so much (of all choices together). Called for every chunk of a stream
+        of which no more than that is held: unlike `exceeds` it gives the provider no benefit of a doubt."""
+        report = self._report
+        if report is not None and report.total_output_tokens > tokens:
+            return False
+        if scaled(self._checked_tokens + self._bytes - self._checked_bytes, self._encoding) <= tokens:
+            return True
+        self._checked_tokens = self._reference_tokens()
+        self._checked_bytes = self._bytes
+        return scaled(self._checked_tokens, self._encoding) <= tokens
+
+    @property
+    def charged_tokens(self) -> int:
+        """The most that was charged for the output seen as of the last exact count: `within` makes one before it says no."""
+        told = 0 if self._report is None else self._report.total_output_tokens
+        return max(told, scaled(self._checked_tokens, self._encoding))
+
     @property
     def tokens_seen(self) -> int:
         """Of all choices together, as of the last exact count: `exceeds` makes one before it says yes."""

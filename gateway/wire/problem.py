@@ -309,7 +309,7 @@ def _message(
     run = f"Run {facts.run_id}"
     where = "" if names_run else f", {', '.join(f'{name} {_shown(value)}' for name, value in scope) or 'whole tenant'}"
     spent = f"spent {amount_text(facts.committed, unit)}, reserved {amount_text(facts.reserved, unit)}"
-    asks = "this stream asks first for" if charge.sliced else "this call could use up to"
+    asks = "this stream asks for" if charge.sliced else "this call could use up to"
     if code == "call_exceeds_limit":
         what = f"{run}: {asks} {estimate}, more than the whole limit of {limit}"
     elif code == "rate_of_spend":
