@@ -7,11 +7,11 @@ import asyncio
 import contextlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import pytest
 
-from gateway.demo.replies import Script
+from gateway.demo.replies import Script, Writer
 from tests.support.config import Setup, listed, opened_by, policy, run_ceiling
 from tests.support.gateway import GatewayProcess, started
 from tests.support.load import caller, chat, microcents, statuses
@@ -30,27 +30,32 @@ SLICED: Final = {
 Gateways = Sequence[GatewayProcess]
 
 
+@pytest.fixture(scope="module")
+def shared(writer: Writer) -> Iterator[FaultProvider]:
+    with FaultProvider(writer, price_table(DEAR)) as running:
+        yield running
+
+
 @pytest.fixture(scope="module", params=["sqlite", "valkey"])
-def gateways(request: pytest.FixtureRequest, folder: Path, shared_provider: FaultProvider) -> Iterator[Gateways]:
+def gateways(request: pytest.FixtureRequest, folder: Path, shared: FaultProvider) -> Iterator[Gateways]:
     """Two, over one store."""
-    facts = {"policy": SLICED, "models": [DEAR], **opened_by(listed("fleet", KEY))}
+    facts: dict[str, Any] = {"policy": SLICED, "models": [DEAR], **opened_by(listed("fleet", KEY))}
     if request.param == "sqlite":
-        first = Setup(folder / "sliced", shared_provider.base_url, **facts)
+        first = Setup(folder / "sliced", shared.base_url, **facts)
         with started(GatewayProcess(first), GatewayProcess(first.twin())) as running:
             yield running
     else:
         with Server(folder / "sliced-valkey") as server:
-            setup = Setup(folder / "sliced-on-valkey", shared_provider.base_url, ledger=server.url, **facts)
+            setup = Setup(folder / "sliced-on-valkey", shared.base_url, ledger=server.url, **facts)
             with started(*(GatewayProcess(setup.elsewhere(f"host-{number}")) for number in range(2))) as running:
                 yield running
 
 
 @pytest.fixture
-def provider(shared_provider: FaultProvider) -> Iterator[FaultProvider]:
-    shared_provider.forget()
-    shared_provider.prices = {**shared_provider.prices, **price_table(DEAR)}
-    yield shared_provider
-    shared_provider.choose = None
+def provider(shared: FaultProvider) -> Iterator[FaultProvider]:
+    shared.forget()
+    yield shared
+    shared.choose = None
 
 
 def slow(tokens: int) -> Behaviour:
