@@ -90,6 +90,10 @@ class _Flat:
 
 # The first match wins.
 _IMAGES: Final[tuple[tuple[str, _Rule], ...]] = (
+    (
+        "*gpt-image-1*",
+        _Flat(65 + 4 * 129 + 6_240),
+    ),  # as given to be edited: tiles of a shorter side of 512, and what high fidelity adds
     ("*gpt-4o-mini*", _Tiles(2833, 5667)),
     ("*gpt-4.1-mini*", _Patches(1536, 162)),
     ("*gpt-4.1-nano*", _Patches(1536, 246)),

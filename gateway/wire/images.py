@@ -15,7 +15,7 @@ import orjson
 from gateway.core.measures import IMAGE_INPUT, IMAGE_OUTPUT, IMAGES
 from gateway.core.meter import Meter
 from gateway.core.values import Image, Output, Part, Usage, UsageSource
-from gateway.wire import multipart
+from gateway.wire import media, multipart
 from gateway.wire.body import parse_object
 from gateway.wire.dialect import Dialect
 from gateway.wire.form import FormRequest, files_of, switch, texts_of, whole, word
@@ -41,6 +41,8 @@ from gateway.wire.typed import TypedStream
 MAX_IMAGES: Final = 10
 MAX_PARTIAL_IMAGES: Final = 10
 PARTIAL_IMAGE_TOKENS: Final = 100
+MAX_GIVEN: Final = 64
+MAX_ADDRESS_CHARS: Final = 2_048
 PROMPT_OVERHEAD: Final = 16  # what the format adds to a prompt: nobody publishes it
 
 # What makes more of it than size and quality say: planning, another model's drawing, frames.
@@ -58,6 +60,7 @@ _KINDS: Final = {
 _READ: Final = _UNPRICED | _KINDS.keys() | {"model", "image", "images", "mask", "partial_images", "user", "input_fidelity"}
 _NOT_INPUT: Final = _READ | {"background", "style", "moderation", "safety_identifier"}
 _NOT_MEANT: Final = frozenset({"stream", "partial_images", "user", "safety_identifier", "response_format"})
+_GIVEN: Final = ("image", "images", "mask")
 _SVG_FIELD: Final = re.compile(r"svg\[", re.ASCII)
 
 # Output tokens by quality: of a square of 1024 pixels, of 1024 × 1536 upright, of the same lying. As of 2026-11.
@@ -122,10 +125,10 @@ def _read_json(dialect: str, raw: bytes) -> Request:
         raise not_a("partial_images", f"an integer from 0 to {MAX_PARTIAL_IMAGES}")
     fragments = encoded(body)
     texts = tuple(text for text in (body.get("prompt"), *other_texts(body, fragments, _NOT_INPUT)) if text)
-    given = [*_listed(body, "image"), *_listed(body, "images"), *_listed(body, "mask")]
+    given, addresses = _listed(body)
     present = {name for name, value in body.items() if value is not None}
     return Request(
-        **_facts(dialect, body, n, partial_images, texts, len(given)),
+        **_facts(dialect, body, n, partial_images, (*texts, *addresses), given),
         stream=body.get("stream") or False,
         unpriced=_unpriced(body, present, n),
         body=body,
@@ -136,8 +139,8 @@ def _read_json(dialect: str, raw: bytes) -> Request:
 def _read_form(dialect: str, raw: bytes, headers: RequestHeaders) -> Request:
     fields = multipart.parse(raw, headers)
     body = texts_of(fields, _READ)
-    given = [*files_of(fields, "image"), *files_of(fields, "mask")]
-    if len(given) != sum(each.filename is not None for each in fields):
+    files = [*files_of(fields, "image"), *files_of(fields, "mask")]
+    if len(files) != sum(each.filename is not None for each in fields):
         raise bad_request("ambiguous_request", "The form holds a file that nothing here knows the meaning of.")
     for name in _KINDS:
         word(body, name)
@@ -145,7 +148,7 @@ def _read_form(dialect: str, raw: bytes, headers: RequestHeaders) -> Request:
     present = {"svg" if _SVG_FIELD.match(name) else name for name in body}
     texts = tuple(each.text for each in fields if each.filename is None and each.name not in _NOT_INPUT - {"prompt"})
     return FormRequest(
-        **_facts(dialect, body, n, partial_images, texts, len(given)),
+        **_facts(dialect, body, n, partial_images, texts, tuple(media.picture(each.value, "high") for each in files)),
         stream=switch(body, "stream"),
         unpriced=_unpriced(body, present, n),
         body=body,
@@ -155,7 +158,7 @@ def _read_form(dialect: str, raw: bytes, headers: RequestHeaders) -> Request:
 
 
 def _facts(
-    dialect: str, body: Mapping[str, Any], n: int, partial_images: int, texts: tuple[str, ...], given: int
+    dialect: str, body: Mapping[str, Any], n: int, partial_images: int, texts: tuple[str, ...], given: tuple[Image, ...]
 ) -> dict[str, Any]:
     """What JSON and forms have in common."""
     model, quality, size = model_name(body), body.get("quality"), body.get("size")
@@ -165,7 +168,7 @@ def _facts(
         "model": model,
         "choices": n,
         "client_cap": each + PARTIAL_IMAGE_TOKENS * partial_images,
-        "parts": (Part("prompt", texts, PROMPT_OVERHEAD, (Image("high"),) * given),),
+        "parts": (Part("prompt", texts, PROMPT_OVERHEAD, given),),
         "needs": frozenset({"vision"}) if given else frozenset(),
         "output": Output.FIXED,
         "replaceable": False,
@@ -191,15 +194,21 @@ def _unpriced(body: Mapping[str, Any], present: set[str], n: int) -> tuple[str, 
     return tuple(unpriced)
 
 
-def _listed(body: Mapping[str, Any], name: str) -> list[Any]:
-    """Images by address or as data, one or many."""
-    value = body.get(name)
-    if value is None:
-        return []
-    listed = value if type(value) is list else [value]
-    if len(listed) > 64 or not all(type(each) is str or type(each) is dict for each in listed):
-        raise not_a(name, "an image, or a list of at most 64")
-    return listed
+def _listed(body: Mapping[str, Any]) -> tuple[tuple[Image, ...], tuple[str, ...]]:
+    """The images that are given, as data, by address or as the provider's file; and of those that show nothing what tells them apart,
+    which counts as text."""
+    images: list[Image] = []
+    named: list[str] = []
+    for name in _GIVEN:
+        value = body.get(name)
+        for each in value if type(value) is list else [] if value is None else [value]:
+            where = each.get("image_url") or each.get("file_id") if type(each) is dict else each
+            if type(where) is not str or len(images) == MAX_GIVEN:
+                raise not_a(name, f"an image, or a list of at most {MAX_GIVEN}, each by image_url or file_id")
+            images.append(media.image(where, "high"))
+            if not images[-1].width:
+                named.append(where[:MAX_ADDRESS_CHARS])
+    return tuple(images), tuple(named)
 
 
 # -- the answer -------------------------------------------------------------------------------------------------------------------

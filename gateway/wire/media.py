@@ -30,6 +30,14 @@ def image(url: str, detail: str) -> Image:
     return Image(detail, width, height) if width > 0 and height > 0 else Image(detail)
 
 
+def picture(data: bytes, detail: str) -> Image:
+    """The same of an image's bytes."""
+    width, height = _size(data[:_HEAD_CHARS])
+    if data[:2] == b"\xff\xd8" and not width:
+        width, height = _jpeg(data[:_JPEG_CHARS])
+    return Image(detail, width, height) if width > 0 and height > 0 else Image(detail)
+
+
 def sound(data: str) -> Attachment:
     """`data`: base64."""
     decoded = _decoded(data)

@@ -1,5 +1,6 @@
 """Images are bounded by size and quality, in JSON and in forms; what they used is what the provider says."""
 
+import base64
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,8 @@ from tests.support.recorder import Recorder, chunkings, provider
 
 STREAMS = Path(__file__).parent / "streams" / "images"
 SMALL: dict[str, Any] = {"model": "gpt-image-1.5", "prompt": "a river"}
+PNG = base64.b64decode("iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5ErkJggg==")
+DATA = "data:image/png;base64," + base64.b64encode(PNG).decode()
 PROFILE = Profile("openai", "max_completion_tokens", stream_options=True)
 
 
@@ -95,7 +98,7 @@ def test_what_makes_more_of_it_has_no_price(fields: dict[str, Any], unpriced: tu
     ("fields", "param"),
     [({"n": 0}, "n"), ({"n": 11}, "n"), ({"n": "2"}, "n"), ({"N": 2}, "n"), ({"partial_images": 11}, "partial_images"), ({"partial_images": -1}, "partial_images"),
      ({"partial_images": True}, "partial_images"), ({"stream": "true"}, "stream"), ({"quality": 1}, "quality"), ({"size": [1]}, "size"), ({"model": None}, "model"),
-     ({"image": 5}, "image"), ({"prompt": ["a"]}, "prompt")],
+     ({"image": 5}, "image"), ({"images": [{"x": 1}]}, "images"), ({"images": ["a"] * 65}, "images"), ({"prompt": ["a"]}, "prompt")],
 )  # fmt: skip
 def test_what_could_be_read_in_two_ways_is_refused(fields: dict[str, Any], param: str) -> None:
     with pytest.raises(Refused) as refused:
@@ -104,16 +107,18 @@ def test_what_could_be_read_in_two_ways_is_refused(fields: dict[str, Any], param
 
 
 def test_an_edit_counts_its_images_in_a_form_and_in_json() -> None:
-    files = [("image[]", ("a.png", b"1")), ("image[]", ("b.png", b"2")), ("mask", ("m.png", b"3"))]
+    files = [("image[]", ("a.png", PNG)), ("image[]", ("b.png", b"2")), ("mask", ("m.png", PNG))]
     request = EDITS.read(*form(files, n="2", quality="low", size="1024x1024", background="auto"))
     assert (request.dialect, request.choices, request.client_cap) == ("image_edits", 2, 272)
-    assert (request.parts, request.needs) == (
-        (Part("prompt", ("a river",), PROMPT_OVERHEAD, (Image("high"),) * 3),),
-        frozenset({"vision"}),
+    shown, unseen = Image("high", 1, 1), Image("high")
+    assert request.parts == (Part("prompt", ("a river",), PROMPT_OVERHEAD, (shown, unseen, shown)),)
+    assert request.needs == frozenset({"vision"})
+    linked = EDITS.read(
+        orjson.dumps(SMALL | {"images": [{"image_url": "https://h/a.png"}, {"file_id": "f"}, {"image_url": DATA}]}), NO_HEADERS
     )
-    linked = EDITS.read(orjson.dumps(SMALL | {"images": [{"image_url": "https://h/a.png"}, {"file_id": "f"}]}), NO_HEADERS)
-    assert linked.parts == (Part("prompt", ("a river",), PROMPT_OVERHEAD, (Image("high"),) * 2),)
-    assert VARIATIONS.read(*form([("image", ("a.png", b"1"))])).parts[0].images == (Image("high"),)
+    # What can't be seen is told apart by its name.
+    assert linked.parts == (Part("prompt", ("a river", "https://h/a.png", "f"), PROMPT_OVERHEAD, (unseen, unseen, shown)),)
+    assert VARIATIONS.read(*form([("image", ("a.png", PNG))])).parts[0].images == (shown,)
 
 
 @pytest.mark.parametrize(
