@@ -67,6 +67,13 @@ def test_the_lines_of_the_estimate_add_up_to_what_the_plan_holds() -> None:
     ]
 
 
+def test_a_plan_says_what_it_holds_at_first_and_where() -> None:
+    rules = rulebook(policy(budget("run-ceiling", "run", sliced=True), budget("month", limit=100 * USD)))
+    lines = explained(rules=rules, asked=call(stream=True, client_cap=8_000)).splitlines()
+    assert "  held at first in run-ceiling: $0.030729, the input and 1,024 tokens of output" in lines
+    assert not any("held at first" in line for line in explained(rules=rules).splitlines())
+
+
 @pytest.mark.parametrize(
     ("spent", "decision"),
     [

@@ -473,6 +473,28 @@ def test_without_a_catalog_models_are_not_looked_up(tmp_path):
     assert policy_file.load(path, None).models.ladder_for("gpt-5") == ("nobody-knows",)
 
 
+@pytest.mark.parametrize(
+    ("lines", "sliced"),
+    [("", False), ("    reservation: {basis: worst_case}\n", False), ("    reservation: {basis: sliced}\n", True)],
+)
+def test_a_budget_says_what_it_holds_of_a_stream(load, lines, sliced):
+    [budget] = load(BUDGET + lines).budgets
+    assert budget.sliced is sliced
+
+
+@pytest.mark.parametrize(
+    ("lines", "words"),
+    [
+        ("    reservation: {basis: sliecd}\n", "expected one of worst_case, sliced"),
+        ("    reservation: sliced\n", "budgets[0].reservation"),
+        ("    overrides: [{match: {team: a}, reservation: {basis: sliced}}]\n", "reservation"),
+    ],
+)
+def test_it_says_so_in_these_words_and_an_override_does_not_say_it(load, lines, words):
+    with pytest.raises(Mistakes, match=re.escape(words)):
+        load(BUDGET + lines)
+
+
 # -- what is allowed but seldom meant ---------------------------------------------------------------------------------------------
 
 
@@ -482,6 +504,7 @@ def test_without_a_catalog_models_are_not_looked_up(tmp_path):
         ("version: 1\nbudgets: []\n", "p.yaml:2: budgets: no budget, so nothing is limited"),
         (BUDGET.replace("scope: run", "scope: squad"), "p.yaml:4: budgets[0].scope: squad is in no `identity` source: only keys that bind it give it a value"),
         (BUDGET + "    mode: advisory_estimate\n    on_exhausted: pause\n", "p.yaml:7: budgets[0].on_exhausted: advisory_estimate never blocks a call, so this does nothing"),
+        (BUDGET + "    mode: actuals_only\n    reservation: {basis: sliced}\n", "p.yaml:7: budgets[0].reservation: what is held stands in no call's way in actuals_only, so this does nothing"),
         (BUDGET + "    downgrade_below: 25%\n", "p.yaml:6: budgets[0].downgrade_below: `models.downgrade` names no cheaper model, so this does nothing"),
         (BUDGET + "models: {downgrade: {gpt-5: [unpriced]}}\n", "p.yaml:6: models.downgrade.gpt-5[0]: unpriced has no price, so nothing is downgraded to it"),
         (BUDGET + "models: {allow: [gpt-5], downgrade: {gpt-5: [gpt-5-mini]}}\n", "p.yaml:6: models.downgrade.gpt-5[0]: gpt-5-mini is not in `models.allow`, so nothing is downgraded to it"),

@@ -1,4 +1,4 @@
-"""Records say what a call used in five fields, or six; those that an earlier version wrote have five."""
+"""Records say what a call used in five fields, or six, and what it holds in one or two; those that an earlier version wrote have the less."""
 
 import zlib
 
@@ -8,9 +8,9 @@ import pytest
 from gateway.core.scopes import Amounts
 from gateway.core.values import Ending, Usage, UsageSource
 from gateway.ledger.entries import Commit, line_of, read_line
-from gateway.ledger.packed import Closing, pack_closing, unpack_closing
-from gateway.ledger.redis.lines import closing_of, closing_text
-from tests.ledger.builders import settlement
+from gateway.ledger.packed import Closing, Record, inputs_of, pack_closing, pack_record, unpack_closing, unpack_record
+from gateway.ledger.redis.lines import Lines, closing_of, closing_text, held_text, read_held, read_lines
+from tests.ledger.builders import account, charge, decision, plan, settlement
 
 PLAIN = Usage(UsageSource.PROVIDER, 1, 2, 3, 4)
 RICH = Usage(UsageSource.COUNTED, 1, 2, 3, 4, (("audio_input", 5), ("images/hd/1024x1024", 6)))
@@ -40,3 +40,20 @@ def test_a_journal_of_an_earlier_version_is_read() -> None:
     assert len(orjson.loads(line_of(3, entry).partition(b" ")[2])[2][2][1]) == 5
     text = b'[3,"commit",["default","rsv_1",[[4,4,1],["provider",4,0,0,0],"completed"]]]'
     assert read_line(b"%08x %s" % (zlib.crc32(text), text)) == (3, entry)
+
+
+@pytest.mark.parametrize("slices", [None, Amounts(3, 2)])
+def test_what_a_call_holds_comes_back_from_a_record_as_it_was(slices: Amounts | None) -> None:
+    charges = (charge(account("run-ceiling", run="r1"), sliced=slices is not None), charge(account("month")))
+    made = decision(plan(*charges, first=slices))
+    kept = Record(
+        *("r1", "k1", 9, "allow", "big", "big", "lab", Amounts(10, 5), charges, (), 0),
+        {name: value for name, value in inputs_of(made, made.ladder[0]).items() if name != "ladder"},
+        slices,
+    )
+    assert unpack_record("acme", pack_record(kept)) == kept
+    assert [line.held for line in kept.lines] == [10 if slices is None else 3, 10]
+    assert len(orjson.loads(pack_record(kept))) == (12 if slices is None else 13), "without slices, as it always was"
+    assert read_held(held_text(kept.held, slices).encode()) == (kept.held, slices)
+    lines = Lines(charges)
+    assert read_lines("acme", lines.text.encode(), lines.names.encode()).charges == charges
