@@ -22,7 +22,7 @@ PIECEWISE_CONTEXT: Final = 131_072
 PIECEWISE_MAX_OUTPUT: Final = 16_384
 
 # Keys of a price → the measures that they are fees of.
-_FEES: Final[Mapping[str, str]] = {
+FEES: Final[Mapping[str, str]] = {
     "per_request": measures.REQUESTS,
     "per_image": measures.IMAGES,
     "per_second": measures.AUDIO_SECONDS,
@@ -236,7 +236,7 @@ def priced(bundled: Model, price: PriceFile) -> Model:
     service_tiers = dict(bundled.service_tiers)
     service_tiers.update((name, _tiers(tier, known)) for name, tier in price.service_tiers.items())
     fees = dict(bundled.fees)
-    for key, measure in _FEES.items():
+    for key, measure in FEES.items():
         said: Fees | None = getattr(price, key)
         if said is not None:
             fees = {piece: fee for piece, fee in fees.items() if measures.measure_of(piece) != measure}

@@ -13,7 +13,7 @@ import pytest
 from gateway.core.policy import ModelPolicy, OutputPolicy, RunsPolicy, Untagged
 from gateway.core.scopes import Unit
 from gateway.core.tokens import Tally, TokenCounter
-from gateway.core.values import Mode
+from gateway.core.values import Mode, Usage, UsageSource
 from gateway.core.windows import WindowKind
 from gateway.ledger.contract import LedgerLost, LedgerUnavailable, SetLimit
 from gateway.ledger.sqlite.ledger import SqliteLedger
@@ -82,6 +82,39 @@ async def test_a_request_at_fault_is_refused_before_anything_is_held(what: str, 
         got = await here.ask(body, run, **headers)
         assert (got.status, got.json["code"]) == (status, code)
         await nothing_happened(here, provider, got)
+
+
+async def test_a_flat_reserve_lets_a_field_pass_that_nothing_models_and_is_charged(
+    tmp_path: Path, provider: FaultProvider
+) -> None:
+    async with world(tmp_path, provider.base_url, flat={"search_parameters": USD // 4}) as here:
+        assert (await here.ask(chat())).status == 200
+        await here.quiet()
+        plain = (await here.run()).committed
+        assert (await here.ask(chat(search_parameters={"mode": "on"}))).status == 200
+        await here.quiet()
+        assert (await here.run()).committed == 2 * plain + USD // 4
+        assert (await here.ask(chat(route="fallback"))).json["code"] == "not_estimable"
+
+
+async def test_every_class_that_a_provider_bills_is_charged_recorded_and_told(tmp_path: Path, provider: FaultProvider) -> None:
+    """Of two kinds of sound, one has a price here."""
+    plain = model_of(BIG, capabilities=frozenset({"audio_input"}))
+    hears = replace(plain, tiers=(replace(plain.tiers[0], others=(("audio_input", 40 * USD),)),))
+    details = {"prompt_tokens_details": {"audio_tokens": 50}, "completion_tokens_details": {"audio_tokens": 2}, "scent_tokens": 1}
+    provider.next(Behaviour(usage_override={"prompt_tokens": 60, "completion_tokens": 5, "total_tokens": 65, **details}))
+    async with world(tmp_path, provider.base_url, models=[hears]) as here:
+        sound = {"type": "input_audio", "input_audio": {"data": "A" * 4_000, "format": "wav"}}
+        got = await here.ask(chat(messages=[{"role": "user", "content": [sound]}]))
+        assert got.status == 200
+        await here.quiet()
+        cost = (10 * 5 * USD // 2 + 50 * 40 * USD + 5 * 10 * USD) // 1_000_000
+        record = await here.record()
+        assert record.usage == Usage(UsageSource.PROVIDER, 10, output_tokens=3, others=(("audio_input", 50), ("audio_output", 2)))
+        assert (record.charged.usd, (await here.run()).committed) == (cost, cost)
+        told = [fields["what"] for name, fields in here.told.warnings if name == "unpriced_usage"]
+        assert told == ["audio_output", "usage.scent_tokens"]
+        assert here.told.calls[-1].usage == record.usage
 
 
 async def test_a_run_that_was_stopped_takes_no_calls(tmp_path: Path, provider: FaultProvider) -> None:

@@ -22,6 +22,7 @@ from gateway.wire.reading import (
     encoded,
     fields_of,
     model_name,
+    note_unknown,
     other_texts,
     refuse_other_kinds,
     refuse_variants,
@@ -66,6 +67,9 @@ def read(raw: bytes, headers: RequestHeaders) -> Request:
     )
 
 
+_USAGE: Final = frozenset(["prompt_tokens", "total_tokens", "completion_tokens", "prompt_tokens_details", "cost"])
+
+
 def read_usage(usage: Any) -> Usage | None:
     """None where it reports nothing that can be true. Some count only a total."""
     fields: Mapping[str, Any] = fields_of(usage)
@@ -79,9 +83,11 @@ def read_answer(body: bytes, meter: Meter) -> None:
         answer = orjson.loads(body)
     except orjson.JSONDecodeError:
         return
-    usage = read_usage(fields_of(answer).get("usage"))
+    reported = fields_of(fields_of(answer).get("usage"))
+    usage = read_usage(reported)
     if usage is not None:
         meter.report(usage)
+    note_unknown(meter, reported, _USAGE)
 
 
 DIALECT: Final = Dialect(NAME, "/v1/embeddings", read, read_answer, passed, streamed_types=())

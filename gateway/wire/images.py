@@ -30,6 +30,7 @@ from gateway.wire.reading import (
     fields_of,
     model_name,
     not_a,
+    note_unknown,
     other_texts,
     refuse_other_kinds,
     refuse_variants,
@@ -232,9 +233,11 @@ def read_answer(body: bytes, meter: Meter) -> None:
         answer = orjson.loads(body)
     except orjson.JSONDecodeError:
         return
-    usage = read_usage(fields_of(answer).get("usage"))
+    reported = fields_of(fields_of(answer).get("usage"))
+    usage = read_usage(reported)
     if usage is not None:
         meter.report(usage)
+        note_unknown(meter, reported, _USAGE)
 
 
 class _Sum:
@@ -256,6 +259,9 @@ class _Sum:
         meter.report(usage)
 
 
+_USAGE: Final = frozenset(
+    ["input_tokens", "output_tokens", "total_tokens", "input_tokens_details", "output_tokens_details", "cost"]
+)
 _LAST: Final = frozenset({"image_generation.completed", "image_edit.completed"})
 
 

@@ -32,6 +32,7 @@ from gateway.wire.reading import (
     fields_of,
     model_name,
     not_a,
+    note_unknown,
     objects,
     refuse_other_kinds,
     refuse_variants,
@@ -577,6 +578,14 @@ _WRITTEN: Final = (
 _NAMED: Final = frozenset({"function_call", "custom_tool_call", "mcp_call", "mcp_approval_request"})
 
 
+# What a report may say, sums of what else it says included.
+_USAGE: Final = frozenset(
+    ["input_tokens", "output_tokens", "total_tokens", "input_tokens_details", "output_tokens_details", "cost", "cost_details"]
+)
+_INPUT: Final = frozenset(["cached_tokens", "cache_write_tokens", "cache_write_tokens_details", "text_tokens"])
+_OUTPUT: Final = frozenset(["reasoning_tokens", "text_tokens"])
+
+
 def read_usage(usage: Any) -> Usage | None:
     """A responses `usage` object in our classes; None where it reports nothing that can be true (absent, null, 0/0/0, negative …).
 
@@ -640,9 +649,13 @@ def _meter_response(response: Mapping[str, Any], meter: Meter) -> None:
     if type(answer_id := response.get("id")) is str:
         conversation = fields_of(response.get("conversation")).get("id")
         meter.answer_id = conversation if type(conversation) is str else answer_id
-    usage = read_usage(response.get("usage"))
+    reported = fields_of(response.get("usage"))
+    usage = read_usage(reported)
     if usage is not None:
         meter.report(usage)
+        note_unknown(meter, reported, _USAGE)
+        note_unknown(meter, fields_of(reported.get("input_tokens_details")), _INPUT, "usage.input_tokens_details.")
+        note_unknown(meter, fields_of(reported.get("output_tokens_details")), _OUTPUT, "usage.output_tokens_details.")
     meter.pending = response.get("status") in ("queued", "in_progress")
     if is_final(response):
         meter.pieces.update(_pieces(response))

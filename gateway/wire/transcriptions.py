@@ -18,7 +18,7 @@ from gateway.wire.form import FormRequest, files_of, switch, texts_of
 from gateway.wire.headers import RequestHeaders
 from gateway.wire.multipart import boundary_for
 from gateway.wire.problem import bad_request
-from gateway.wire.reading import fields_of, model_name, not_a, tokens
+from gateway.wire.reading import fields_of, model_name, not_a, note_unknown, tokens
 from gateway.wire.request import Request
 from gateway.wire.sound import duration_ms
 from gateway.wire.typed import TypedStream
@@ -70,6 +70,9 @@ def _read(dialect: str, raw: bytes, headers: RequestHeaders) -> Request:
     )
 
 
+_USAGE: Final = frozenset(["type", "input_tokens", "output_tokens", "total_tokens", "input_token_details", "seconds"])
+
+
 def read_usage(usage: Any) -> Usage | None:
     """Of tokens; None where it reports none that can be true."""
     fields = fields_of(usage)
@@ -87,6 +90,7 @@ def _take_usage(answer: Mapping[str, Any], meter: Meter) -> None:
     usage = read_usage(reported)
     if usage is not None:
         meter.report(usage)
+    note_unknown(meter, reported, _USAGE)
     seconds = reported.get("seconds") if usage is None else None
     if seconds is None:
         seconds = answer.get("duration")  # of verbose_json: the sound's length
