@@ -1,0 +1,183 @@
+"""Codex CLI and Claude Code as people install them, started by `penstock run` before a third project's mock provider (aimock): they
+complete, their run is metered by what the provider reported, and a refused turn is one POST whose text they show.
+
+The clients are pinned in `npm/package-lock.json` and installed beside it when it changes.
+"""
+
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import httpx
+import pytest
+
+from gateway.demo.bill import Price
+from tests.support.config import Setup, free_port, policy, run_ceiling
+from tests.support.gateway import GatewayProcess
+from tests.support.load import microcents
+
+pytestmark = [pytest.mark.deep, pytest.mark.timeout(600)]
+
+NPM: Final = Path(__file__).parent / "npm"
+BIN: Final = NPM / "node_modules" / ".bin"
+KEY: Final = "sk-test-caller"
+SAID: Final = "The mill is mended."
+USAGE: Final = {"input_tokens": 4_021, "output_tokens": 7, "prompt_tokens": 4_021, "completion_tokens": 7, "total_tokens": 4_028}
+
+
+@pytest.fixture(scope="module")
+def installed() -> None:
+    """From the lock, without any package's scripts: the native programs are in packages of their own."""
+    npm = shutil.which("npm")
+    if shutil.which("node") is None or npm is None:
+        pytest.skip("there is no node and npm here")
+    lock, done = NPM / "package-lock.json", NPM / "node_modules" / "installed"
+    if done.exists() and done.read_text() == lock.read_text():
+        return
+    ran = subprocess.run([npm, "ci", "--ignore-scripts", "--no-audit", "--no-fund"], cwd=NPM, capture_output=True, text=True)
+    if ran.returncode != 0:
+        pytest.skip(f"the npm clients could not be installed: {ran.stderr[-300:]}")
+    done.write_text(lock.read_text())
+
+
+@dataclass(frozen=True, slots=True)
+class Mock:
+    """aimock, and what it was asked."""
+
+    url: str
+
+    def posts(self) -> Sequence[Any]:
+        return [each for each in httpx.get(f"{self.url}/__aimock/journal", trust_env=False).json() if each["method"] == "POST"]
+
+
+@pytest.fixture(scope="module")
+def mock(installed: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Mock]:
+    folder, port = tmp_path_factory.mktemp("aimock"), free_port()
+    fixture = {"match": {"userMessage": "mill"}, "response": {"content": SAID, "usage": USAGE}}
+    (folder / "fixtures.json").write_text(json.dumps({"fixtures": [fixture]}))
+    command = ["node", BIN / "llmock", "--port", str(port), "--fixtures", folder / "fixtures.json"]
+    with (folder / "log").open("wb") as log:
+        running = subprocess.Popen(command, stdout=log, stderr=log)
+    try:
+        _wait_until_it_listens(port, running)
+        yield Mock(f"http://127.0.0.1:{port}")
+    finally:
+        running.terminate()
+        running.wait()
+
+
+def _wait_until_it_listens(port: int, running: subprocess.Popen[bytes]) -> None:
+    deadline = time.monotonic() + 60
+    while True:
+        assert running.poll() is None
+        assert time.monotonic() < deadline
+        try:
+            socket.create_connection(("127.0.0.1", port)).close()
+        except OSError:
+            time.sleep(0.1)
+        else:
+            return
+
+
+@pytest.fixture(scope="module")
+def gateway(mock: Mock, tmp_path_factory: pytest.TempPathFactory) -> Iterator[GatewayProcess]:
+    providers = {
+        "openai": {"base_url": f"{mock.url}/v1", "accepts_caller_keys": True},
+        "anthropic": {"base_url": mock.url, "accepts_caller_keys": True},
+    }
+    setup = Setup(
+        tmp_path_factory.mktemp("npm"), "", policy=policy(run_ceiling("$5.00")), extra={"providers": providers, "models": {}}
+    )
+    with GatewayProcess(setup) as running:
+        yield running
+        assert running.troubles == []
+
+
+@dataclass(frozen=True, slots=True)
+class Agent:
+    """One client: how it is started, which model it asks, and what that costs."""
+
+    command: Callable[[str], list[str | Path]]
+    model: str
+    price: Price
+
+
+def codex(gateway: str) -> list[str | Path]:
+    # It does not look at OPENAI_BASE_URL: a shell puts it into the option that it has.
+    script = '"$0" exec --skip-git-repo-check -c openai_base_url="$OPENAI_BASE_URL" -m gpt-5 "mend the mill"'
+    return ["sh", "-c", script, BIN / "codex"]
+
+
+def claude(gateway: str) -> list[str | Path]:
+    native = next(NPM.glob("node_modules/@anthropic-ai/claude-code-*/claude"))
+    return [native, "-p", "mend the mill", "--model", "claude-haiku-4-5"]
+
+
+AGENTS: Final = {
+    "codex": Agent(codex, "gpt-5", Price.parse("1.25:10:0.125")),
+    "claude-code": Agent(claude, "claude-haiku-4-5", Price.parse("1:5:0.10")),
+}
+
+
+def started(gateway: GatewayProcess, name: str, run: str, limit: str, home: Path) -> subprocess.CompletedProcess[str]:
+    """The agent's end, by `penstock run`, in an empty home of its own."""
+    quiet = {
+        "DISABLE_AUTOUPDATER": "1",
+        "CLAUDE_CODE_DISABLE_NONESSENTIAL_TRAFFIC": "1",
+        "PYTHONPATH": os.environ.get("PYTHONPATH", ""),
+    }
+    environment = {"HOME": str(home), "PATH": os.environ["PATH"], "OPENAI_API_KEY": KEY, "ANTHROPIC_API_KEY": KEY, **quiet}
+    words = ["run", "--gateway", gateway.url, "--run", run, "--limit", limit, "--", *map(str, AGENTS[name].command(gateway.url))]
+    return subprocess.run(
+        [sys.executable, "-m", "gateway", *words],
+        capture_output=True,
+        text=True,
+        stdin=subprocess.DEVNULL,
+        env=environment,
+        cwd=home,
+        timeout=300,
+    )
+
+
+def answers(gateway: GatewayProcess, run: str) -> list[Any]:
+    """The log's lines of the run's calls."""
+    lines = [json.loads(line) for line in gateway.log.splitlines() if line.startswith("{")]
+    return [line for line in lines if line.get("run") == run and "status" in line]
+
+
+@pytest.mark.parametrize("name", AGENTS)
+def test_the_agent_completes_and_its_run_is_charged_what_the_provider_reported(
+    gateway: GatewayProcess, mock: Mock, name: str, tmp_path: Path
+) -> None:
+    agent, before = AGENTS[name], len(mock.posts())
+    done = started(gateway, name, f"{name}-good", "$2.00", tmp_path)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert SAID in done.stdout
+    told = gateway.run(f"{name}-good", KEY)
+    posts = len(mock.posts()) - before
+    assert told["calls"] == posts >= 1
+    each = agent.price.microcents(USAGE["input_tokens"], 0, USAGE["output_tokens"])
+    assert microcents(told["committed_usd"]) == posts * each
+    assert (told["limit_usd"], told["reserved_usd"]) == ("2.00", "0.00")
+    assert f"penstock: run {name}-good spent ${told['committed_usd']} of $2.00" in done.stderr
+    assert f"penstock:   {agent.model}  " in done.stderr
+
+
+@pytest.mark.parametrize("name", AGENTS)
+def test_a_refused_turn_is_one_post_and_the_agent_shows_why(
+    gateway: GatewayProcess, mock: Mock, name: str, tmp_path: Path
+) -> None:
+    before, run = len(mock.posts()), f"{name}-refused"
+    done = started(gateway, name, run, "$0.0001", tmp_path)
+    assert done.returncode != 0
+    assert f"Run {run}: this call could use up to" in done.stdout + done.stderr
+    assert len(mock.posts()) == before
+    assert [line["code"] for line in answers(gateway, run)] == ["call_exceeds_limit"]
