@@ -19,7 +19,7 @@ from gateway.remote import Remote, RemoteError, quoted
 
 NOT_FOUND: Final = 127  # as shells say it
 NOT_EXECUTABLE: Final = 126
-KEY_VARIABLES: Final = ("OPENAI_API_KEY", "ANTHROPIC_API_KEY")
+KEY_VARIABLES: Final = ("OPENAI_API_KEY", "ANTHROPIC_API_KEY", "CODEX_API_KEY")
 
 _FORWARDED: Final = (signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
 # A terminal sends these to the whole foreground group, and so to the agent itself.

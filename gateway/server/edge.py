@@ -163,6 +163,8 @@ class Edge:
             self._guards.check(request.headers)
             found = self._routes.find(request.method, path)
             if isinstance(found, Miss):
+                if found.problem.code == "method_not_allowed" and _asks_for_websocket(request):
+                    raise Refused(_NO_WEBSOCKETS, [("Upgrade", "HTTP/1.1")])
                 await _refuse(outlet, request, found.problem, found.headers)
                 return
             body = await self._body(request, connection)
@@ -242,6 +244,14 @@ def _check_readable(request: web.BaseRequest) -> None:
     for name, value in request.headers.items():
         if not value.isascii() and _UNDECODABLE.search(value):
             raise bad_request("ambiguous_request", f"The header {name} holds bytes that are not UTF-8.", name)
+
+
+def _asks_for_websocket(request: web.BaseRequest) -> bool:
+    return request.headers.get("Upgrade", "").lower() == "websocket"
+
+
+# Codex asks for a WebSocket first. After any other status it tries that seven times before it turns to HTTP.
+_NO_WEBSOCKETS: Final = problem("upgrade_refused", "This path takes POST: what passes through a WebSocket would not be metered.")
 
 
 async def _refuse(outlet: HttpOutlet, request: web.BaseRequest, refusal: Problem, headers: Headers = ()) -> None:

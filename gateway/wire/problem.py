@@ -81,6 +81,7 @@ KINDS: Final[dict[str, Kind]] = {
     "idempotency_conflict": Kind(409, "Idempotency conflict", "invalid_request_error"),
     "request_too_large": Kind(413, "Request too large", "invalid_request_error"),
     "unsupported_encoding": Kind(415, "Unsupported encoding", "invalid_request_error"),
+    "upgrade_refused": Kind(426, "Upgrade refused", "invalid_request_error"),
     "headers_too_large": Kind(431, "Headers too large", "invalid_request_error"),
     "internal_error": Kind(500, "Internal error", "server_error"),
     "provider_unreachable": Kind(502, "Provider unreachable", "server_error", retryable=True, sdk_may_retry=True),

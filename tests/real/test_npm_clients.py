@@ -6,6 +6,7 @@ The clients are pinned in `npm/package-lock.json` and installed beside it when i
 
 import json
 import os
+import re
 import shutil
 import socket
 import subprocess
@@ -42,7 +43,9 @@ def installed() -> None:
     lock, done = NPM / "package-lock.json", NPM / "node_modules" / "installed"
     if done.exists() and done.read_text() == lock.read_text():
         return
-    ran = subprocess.run([npm, "ci", "--ignore-scripts", "--no-audit", "--no-fund"], cwd=NPM, capture_output=True, text=True)
+    ran = subprocess.run(
+        [npm, "ci", "--ignore-scripts", "--no-audit", "--no-fund"], cwd=NPM, capture_output=True, text=True, check=False
+    )
     if ran.returncode != 0:
         pytest.skip(f"the npm clients could not be installed: {ran.stderr[-300:]}")
     done.write_text(lock.read_text())
@@ -93,9 +96,10 @@ def gateway(mock: Mock, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ga
         "openai": {"base_url": f"{mock.url}/v1", "accepts_caller_keys": True},
         "anthropic": {"base_url": mock.url, "accepts_caller_keys": True},
     }
-    setup = Setup(
-        tmp_path_factory.mktemp("npm"), "", policy=policy(run_ceiling("$5.00")), extra={"providers": providers, "models": {}}
-    )
+    rules = policy(run_ceiling("$5.00"), runs={"id_from": ["path", "header:session-id", "claude-code"]})
+    # Codex offers its model a search in every call.
+    extra = {"providers": providers, "models": {}, "reservation": {"flat": {"tools.web_search": "$0.05"}}}
+    setup = Setup(tmp_path_factory.mktemp("npm"), "", policy=rules, extra=extra)
     with GatewayProcess(setup) as running:
         yield running
         assert running.troubles == []
@@ -105,18 +109,18 @@ def gateway(mock: Mock, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ga
 class Agent:
     """One client: how it is started, which model it asks, and what that costs."""
 
-    command: Callable[[str], list[str | Path]]
+    command: Callable[[], list[str | Path]]
     model: str
     price: Price
 
 
-def codex(gateway: str) -> list[str | Path]:
+def codex() -> list[str | Path]:
     # It does not look at OPENAI_BASE_URL: a shell puts it into the option that it has.
     script = '"$0" exec --skip-git-repo-check -c openai_base_url="$OPENAI_BASE_URL" -m gpt-5 "mend the mill"'
     return ["sh", "-c", script, BIN / "codex"]
 
 
-def claude(gateway: str) -> list[str | Path]:
+def claude() -> list[str | Path]:
     native = next(NPM.glob("node_modules/@anthropic-ai/claude-code-*/claude"))
     return [native, "-p", "mend the mill", "--model", "claude-haiku-4-5"]
 
@@ -127,24 +131,24 @@ AGENTS: Final = {
 }
 
 
-def started(gateway: GatewayProcess, name: str, run: str, limit: str, home: Path) -> subprocess.CompletedProcess[str]:
-    """The agent's end, by `penstock run`, in an empty home of its own."""
-    quiet = {
-        "DISABLE_AUTOUPDATER": "1",
-        "CLAUDE_CODE_DISABLE_NONESSENTIAL_TRAFFIC": "1",
-        "PYTHONPATH": os.environ.get("PYTHONPATH", ""),
-    }
-    environment = {"HOME": str(home), "PATH": os.environ["PATH"], "OPENAI_API_KEY": KEY, "ANTHROPIC_API_KEY": KEY, **quiet}
-    words = ["run", "--gateway", gateway.url, "--run", run, "--limit", limit, "--", *map(str, AGENTS[name].command(gateway.url))]
+def started(name: str, home: Path, *before: str, **more: str) -> subprocess.CompletedProcess[str]:
+    """The agent's end, in an empty home of its own. `before`: what starts it."""
+    quiet = {"DISABLE_AUTOUPDATER": "1", "CLAUDE_CODE_DISABLE_NONESSENTIAL_TRAFFIC": "1"}
+    environment = {"HOME": str(home), "PATH": os.environ["PATH"], "CODEX_API_KEY": KEY, "ANTHROPIC_API_KEY": KEY, **quiet}
     return subprocess.run(
-        [sys.executable, "-m", "gateway", *words],
+        [*before, *map(str, AGENTS[name].command())],
         capture_output=True,
         text=True,
         stdin=subprocess.DEVNULL,
-        env=environment,
+        env={**environment, "PYTHONPATH": os.environ.get("PYTHONPATH", ""), **more},
         cwd=home,
         timeout=300,
+        check=False,
     )
+
+
+def penstock_run(gateway: GatewayProcess, run: str, limit: str) -> list[str]:
+    return [sys.executable, "-m", "gateway", "run", "--gateway", gateway.url, "--run", run, "--limit", limit, "--"]
 
 
 def answers(gateway: GatewayProcess, run: str) -> list[Any]:
@@ -158,7 +162,7 @@ def test_the_agent_completes_and_its_run_is_charged_what_the_provider_reported(
     gateway: GatewayProcess, mock: Mock, name: str, tmp_path: Path
 ) -> None:
     agent, before = AGENTS[name], len(mock.posts())
-    done = started(gateway, name, f"{name}-good", "$2.00", tmp_path)
+    done = started(name, tmp_path, *penstock_run(gateway, f"{name}-good", "$2.00"))
     assert done.returncode == 0, done.stdout + done.stderr
     assert SAID in done.stdout
     told = gateway.run(f"{name}-good", KEY)
@@ -176,8 +180,21 @@ def test_a_refused_turn_is_one_post_and_the_agent_shows_why(
     gateway: GatewayProcess, mock: Mock, name: str, tmp_path: Path
 ) -> None:
     before, run = len(mock.posts()), f"{name}-refused"
-    done = started(gateway, name, run, "$0.0001", tmp_path)
+    done = started(name, tmp_path, *penstock_run(gateway, run, "$0.0001"))
     assert done.returncode != 0
     assert f"Run {run}: this call could use up to" in done.stdout + done.stderr
     assert len(mock.posts()) == before
     assert [line["code"] for line in answers(gateway, run)] == ["call_exceeds_limit"]
+
+
+@pytest.mark.parametrize("name", AGENTS)
+def test_the_agents_own_session_is_its_run_where_the_policy_says_so(gateway: GatewayProcess, name: str, tmp_path: Path) -> None:
+    def runs() -> dict[str, Any]:
+        return {run["run_id"]: run for run in gateway.get("/budget/runs?limit=200", KEY)["runs"]}
+
+    before = runs()
+    done = started(name, tmp_path, OPENAI_BASE_URL=f"{gateway.url}/v1", ANTHROPIC_BASE_URL=gateway.url)
+    assert done.returncode == 0, done.stdout + done.stderr
+    [(session, told)] = [(run, told) for run, told in runs().items() if run not in before]
+    assert re.fullmatch(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}", session)
+    assert microcents(told["committed_usd"]) > 0

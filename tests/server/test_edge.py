@@ -254,6 +254,8 @@ async def test_a_client_that_leaves_within_its_body_is_forgotten() -> None:
         (post(b"{}", path="/V1/Chat/Completions"), 404, "not_found"),
         (post(b"{}", path="http://localhost/v1/chat/completions"), 404, "not_found"),
         (get(CHAT), 405, "method_not_allowed"),
+        (get(CHAT, "Connection: Upgrade", "Upgrade: WebSocket"), 426, "upgrade_refused"),
+        (get("/nope", "Connection: Upgrade", "Upgrade: websocket"), 404, "not_found"),
         (get(CHAT, method="OPTIONS"), 405, "method_not_allowed"),
         (get(CHAT, method="PROPFIND"), 405, "method_not_allowed"),
         (get("localhost:443", method="CONNECT"), 404, "not_found"),
