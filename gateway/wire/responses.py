@@ -108,6 +108,7 @@ _READ: Final = (
 # Fields that no model reads as input. The texts, lists and objects in any other field are counted as if it did.
 _NOT_INPUT: Final = _READ | {
     "access_programs",
+    "client_metadata",  # Codex's, and another in each call: as text it would end every anchor
     "background_options",
     "image",
     "moderation",
@@ -132,6 +133,7 @@ _UNIVERSAL: Final = frozenset(
         "include",
         "truncation",
         "user",
+        "client_metadata",
         "metadata",
         "store",
         "safety_identifier",
@@ -141,7 +143,9 @@ _UNIVERSAL: Final = frozenset(
     }
 )
 # Fields that a request can differ in and still be the same one.
-_NOT_MEANT: Final = frozenset({"stream", "stream_options", "metadata", "user", "safety_identifier", "prompt_cache_key", "store"})
+_NOT_MEANT: Final = frozenset(
+    {"stream", "stream_options", "metadata", "client_metadata", "user", "safety_identifier", "prompt_cache_key", "store"}
+)
 
 _TEXT_KINDS: Final = frozenset({"input_text", "output_text", "text", "summary_text", "reasoning_text", "refusal"})
 _IMAGE_KINDS: Final = frozenset({"input_image", "computer_screenshot"})
@@ -158,6 +162,7 @@ _NOT_SHOWN: Final = frozenset(
         "phase",
         "acknowledged_safety_checks",
         "pending_safety_checks",
+        "internal_chat_message_metadata_passthrough",  # Codex's
     }
 )
 _ITEMS: Final = frozenset(

@@ -297,6 +297,42 @@ def test_a_conversation_needs_no_input() -> None:
     assert [part.role for part in request.parts] == ["reply"]
 
 
+def test_what_codex_sends_is_known_to_the_last_field() -> None:
+    """As version 0.169 sent it, with shorter texts."""
+    passthrough = {"internal_chat_message_metadata_passthrough": {"turn_id": "t1", "create_time": 1795360577.0060656}}
+    namespace = {
+        "type": "namespace",
+        "name": "functions",
+        "description": "",
+        "tools": [{"type": "custom", "name": "exec"}, FUNCTION],
+    }
+    items: list[dict[str, Any]] = [
+        {"type": "additional_tools", "id": "at_1", "role": "developer", "tools": [namespace]},
+        {"type": "message", "id": "msg_1", "role": "user", "content": [{"type": "input_text", "text": "say hi"}], **passthrough},
+        {"type": "configuration_update", "reasoning": {"effort": "low"}},
+        {"type": "reasoning", "id": "rs_1", "summary": [], "content": None, "encrypted_content": "A" * 400},
+    ]
+    codex: dict[str, Any] = {
+        "stream": True,
+        "tool_choice": "auto",
+        "parallel_tool_calls": False,
+        "reasoning": {"effort": "low", "context": "all_turns"},
+        "store": False,
+        "include": ["reasoning.encrypted_content"],
+        "prompt_cache_key": "01a203d3",
+        "text": {"verbosity": "low"},
+    }
+    request = asked(input=items, client_metadata={"turn_id": "t1"}, **codex)
+    assert (request.unpriced, request.pieces, request.readings) == ((), (), 1)
+    assert request.needs == {"tools", SAME_MODEL}
+    assert [part.role for part in request.parts] == ["developer", "user", "configuration_update", "reasoning", "reply"]
+    assert request.parts[1].texts == ("user", "say hi")
+    # The next call says all of it again, but for what is said of the turn.
+    again = asked(input=items, client_metadata={"turn_id": "t2"}, **codex)
+    assert again.parts == request.parts
+    assert again.fingerprint() == request.fingerprint()
+
+
 # -- tools --------------------------------------------------------------------------------------------------------------------
 
 
