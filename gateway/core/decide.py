@@ -348,17 +348,17 @@ class _Counts:
         self._chain = Chain(call)
         self._counter = counter
         self._learned = learned
-        self._tokens: dict[tuple[str | None, int], int] = {}
+        self._tokens: dict[tuple[str | None, int], tuple[Sequence[Part], int]] = {}
 
     def known(self, model: Model) -> estimate.Known:
         return self._learned.known(self._call, self._chain, model)
 
     def count_parts(self, parts: Sequence[Part], encoding: str | None) -> int:
-        # Of one call: all its parts, its messages, or the last of them. As many parts are the same parts.
-        key = (encoding, len(parts))
-        tokens = self._tokens.get(key)
-        if tokens is None:
-            tokens = self._tokens[key] = self._counter.count_parts(parts, encoding)
+        counted = self._tokens.get((encoding, len(parts)))
+        if counted is not None and counted[0] is parts:
+            return counted[1]
+        tokens = self._counter.count_parts(parts, encoding)
+        self._tokens[encoding, len(parts)] = (parts, tokens)
         return tokens
 
 

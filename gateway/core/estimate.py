@@ -95,7 +95,10 @@ def input_of(call: Call, model: Model, counter: PartsCounter, known: Known | Non
         return Input(max(limit, text) * call.readings, text, InputBasis.BOUNDED)
     tokens, exact = text, True
     if model.encoding is None:
-        tokens, exact = known.factor.scaled(text, new) + _hidden_tokens(call, new), False
+        tokens, exact = (
+            known.factor.scaled(new, lambda parts: counter.count_parts(parts, REFERENCE)) + _hidden_tokens(call, new),
+            False,
+        )
     media = any(part.images or part.attachments for part in new)
     if media:
         tokens, exact = tokens + _media_tokens(model, new), False

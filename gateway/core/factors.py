@@ -4,13 +4,13 @@ A factor belongs to one model, one tenant and one kind of text: what one tenant 
 text of one kind says nothing about another. Kinds are told apart by script (bytes a character) and density (characters a token):
 measured with Gemma's tokenizer, the factor lies between 1.0 and 1.36 for code and English, and between 0.5 and 0.8 for others.
 
-It starts at 7/4 and moves after a few samples. Then it is the largest of the last 1,000 to 2,000 samples and a margin, which is
+It starts at 7/4, and stays there until samples of 500 tokens in all are in. Then it is the largest of the last 1,000 to 2,000 samples and a margin, which is
 wide while they are few: it rises at once and falls slowly. Of samples alike, a new one passes the largest of the last n in one case
 of n + 1: with 1,000, in one of 1,000. A flood of text that compresses well fills the window only with its own kind.
 """
 
-from collections.abc import Sequence
-from typing import Final
+from collections.abc import Callable, Sequence
+from typing import Final, TypeAlias
 
 from gateway.core.recent import Recent
 from gateway.core.record import record
@@ -21,8 +21,7 @@ from gateway.core.values import Part
 LEAST: Final = 400
 MOST: Final = 3_000
 WINDOW: Final = 1_000  # samples
-SAMPLES_AT_LEAST: Final = 2  # of one kind, and so many reference tokens in all, before its factor moves
-TOKENS_AT_LEAST: Final = 1_000
+TOKENS_AT_LEAST: Final = 500  # of the reference, in all samples of a kind, before its factor moves
 SAMPLE_TOKENS: Final = 48  # what is shorter says more about the frame of a message than about text
 
 # What is added for a message's frame beyond OpenAI's rule, by the templates of open models: `<|start_header_id|>` and the like.
@@ -32,8 +31,12 @@ _START: Final = 1_000 * FACTOR[0] // FACTOR[1]
 _MARGIN: Final = 60
 _MARGIN_WHILE_FEW: Final = 400  # divided by the number of samples
 _ELSEWHERE: Final = 1_250  # a kind not seen yet, in a script that was: the largest of the others times this
+_MAIN_SHARE: Final = 600  # thousandths of a sample that must be of one script for it to teach about that
 _DENSITIES: Final = (1_500, 2_500, 3_500, 6_000)  # characters a thousand reference tokens
 _SCRIPTS: Final = (1_120, 1_500)  # bytes a thousand characters: Latin, mixed or accented, other
+
+
+Count: TypeAlias = Callable[[Sequence[Part]], int]
 
 
 @record
@@ -77,7 +80,7 @@ class _Largest:
 
     @property
     def known(self) -> bool:
-        return self.samples >= SAMPLES_AT_LEAST and self.tokens >= TOKENS_AT_LEAST
+        return self.tokens >= TOKENS_AT_LEAST
 
     @property
     def value(self) -> int:
@@ -85,33 +88,43 @@ class _Largest:
 
 
 class Factor:
-    """Of one model and tenant. A new one knows nothing."""
+    """Of one model and tenant. A new one knows nothing. `count` gives the reference's count of parts."""
 
     __slots__ = ("_by_kind",)
 
     def __init__(self) -> None:
         self._by_kind: dict[Kind, _Largest] = {}
 
-    def scaled(self, reference_tokens: int, parts: Sequence[Part]) -> int:
-        """What to reckon with for the parts' texts, of which the reference makes so many tokens. Rounds up."""
+    def scaled(self, parts: Sequence[Part], count: Count) -> int:
+        """What to reckon with for the parts' texts. Rounds up."""
         if not self._by_kind:
-            return -(-reference_tokens * _START // 1000)
-        ratio = self._ratio(Kind.of(parts, reference_tokens))
-        return -(-reference_tokens * ratio // 1000) + MESSAGE_TOKENS * len(parts)
+            return -(-count(parts) * _START // 1000)
+        tokens = MESSAGE_TOKENS * len(parts)
+        for group in _by_script(parts):
+            reference = count(group)
+            tokens += -(-reference * self._ratio(Kind.of(group, reference)) // 1000)
+        return tokens
 
-    def learn(self, tokens: int, reference_tokens: int, parts: Sequence[Part]) -> bool:
+    def learn(self, tokens: int, parts: Sequence[Part], count: Count) -> bool:
         """From what the provider counted for the parts. False: that can't be a tokenizer's doing, and nothing is learned."""
-        ratio = -(-tokens * 1000 // max(1, reference_tokens))
-        if reference_tokens < SAMPLE_TOKENS:
+        groups = sorted(((count(group), group) for group in _by_script(parts)), key=lambda pair: -pair[0])
+        reference = sum(pair[0] for pair in groups)
+        ratio = -(-tokens * 1000 // max(1, reference))
+        if reference < SAMPLE_TOKENS:
             return ratio <= MOST or tokens <= SAMPLE_TOKENS
         if not LEAST <= ratio <= MOST:
             return False
-        kind = Kind.of(parts, reference_tokens)
-        of_kind = self._by_kind.get(kind)
-        if of_kind is None:
-            of_kind = self._by_kind[kind] = _Largest()
-        of_kind.take(ratio, reference_tokens)
+        main, group = groups[0]
+        if main * 1000 >= reference * _MAIN_SHARE:
+            # What stands beside it in another script takes what that has taken so far; nothing of it is credited to the main one.
+            beside = sum(other * min(ratio, self._seen(Kind.of(texts, other))) for other, texts in groups[1:])
+            ratio = max(ratio, -(-(tokens * 1000 - beside) // main))
+            self._by_kind.setdefault(Kind.of(group, main), _Largest()).take(min(ratio, MOST), main)
         return True
+
+    def _seen(self, kind: Kind) -> int:
+        own = self._by_kind.get(kind)
+        return MOST if own is None else own.largest
 
     def _ratio(self, kind: Kind) -> int:
         own = self._by_kind.get(kind)
@@ -120,6 +133,14 @@ class Factor:
         others = [each.value for other, each in self._by_kind.items() if other.script == kind.script and each.known]
         least = own.largest if own is not None else 0  # what was seen once already is no guess
         return max(least, max(others) * _ELSEWHERE // 1000 if others else _START)
+
+
+def _by_script(parts: Sequence[Part]) -> Sequence[Sequence[Part]]:
+    """The parts, each script's by themselves; mostly all of them are of one."""
+    groups: dict[int, list[Part]] = {}
+    for part in parts:
+        groups.setdefault(Kind.of((part,), 1).script, []).append(part)
+    return tuple(groups.values()) if len(groups) > 1 else (parts,)
 
 
 class Factors:

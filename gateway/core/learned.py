@@ -74,7 +74,9 @@ class Learned:
             plain = not any(part.texts for part in chain.settings)
             since = read if anchor is None else read - anchor.tokens
             if since > 0 and new and (anchor is not None or plain):
-                plausible = self.factors.learning(*key).learn(since, text_tokens, new)
+                plausible = self.factors.learning(*key).learn(
+                    since, new, lambda parts: self._counter.count_parts(parts, REFERENCE)
+                )
         if plan.input_basis is InputBasis.ANCHORED and read > plan.input_tokens and (model.encoding is not None or not plausible):
             self._doubted.put(key, DOUBTED_CALLS)
 

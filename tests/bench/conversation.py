@@ -10,6 +10,7 @@ would take hours here. `--write` puts the table into docs/benchmarks.md.
 """
 
 import argparse
+import gc
 import http.client
 import itertools
 import json
@@ -307,6 +308,7 @@ class _Step:
     basis: InputBasis
     estimated: int
     actual: int
+    new: int  # tokens that the step before had not
     cpu_us: float  # of estimating it, its request being read already
     hashing_us: float  # of that, the hashes of all its messages
 
@@ -316,17 +318,20 @@ def _measured(provider: _Server) -> Iterator[_Step]:
     counter.count("ready", None)  # its encoding is loaded at the start of a gateway too
     learned = Learned(counter)
     for talk in _conversations():
+        before = 0
         for number, body in enumerate(talk.steps(), start=1):
             call = chat.read(body, NO_HEADERS).call(_CALLER, Directives())
+            gc.disable()  # the collector's turn would fall on any step
             began_s = time.thread_time()
             chain = Chain(call)
             hashed_s = time.thread_time()
             estimate = input_of(call, _MODEL, counter, learned.known(call, chain, _MODEL))
             ended_s = time.thread_time()
+            gc.enable()
             actual = provider.counted(body)
-            yield _Step(
-                talk.name, number, estimate.basis, estimate.tokens, actual, (ended_s - began_s) * 1e6, (hashed_s - began_s) * 1e6
-            )
+            cpu_us, hashing_us = (ended_s - began_s) * 1e6, (hashed_s - began_s) * 1e6
+            yield _Step(talk.name, number, estimate.basis, estimate.tokens, actual, actual - before, cpu_us, hashing_us)
+            before = actual
             _settle(learned, call, estimate.tokens, estimate.basis, actual)
         assert provider.counted_whole(body) == actual
         print(f"{talk.name}: {actual} tokens", file=sys.stderr)
@@ -351,12 +356,9 @@ def _told(steps: Sequence[_Step]) -> str:
         *rows,
     ]
     cpu = [
-        "| step | CPU µs of estimating it | of that, hashing |",
-        "|---|---|---|",
-        *(
-            f"| {number} | {_cpu(later, number, 'cpu_us'):.0f} | {_cpu(later, number, 'hashing_us'):.0f} |"
-            for number in (10, 30, 60)
-        ),
+        "| step | CPU µs of estimating it | of that, hashing all messages | the rest, for each new token |",
+        "|---|---|---|---|",
+        *(_cpu_row(later, number) for number in (10, 30, 60)),
     ]
     about = (
         f"{datetime.now(UTC):%Y-%m-%d}, `python -m tests.bench.conversation`: gemma-3-270m's chat template and tokenizer on llama.cpp, for which no "
@@ -366,7 +368,7 @@ def _told(steps: Sequence[_Step]) -> str:
     )
     beneath = (
         "Estimating a step counts its new messages, some 800 tokens, and hashes all of them: medians over the conversations and the "
-        "two steps around."
+        "five steps on either side."
     )
     return "\n\n".join((about, "\n".join(lines), beneath, "\n".join(cpu)))
 
@@ -381,8 +383,11 @@ def _row_of(name: str, steps: Sequence[_Step]) -> str:
     )
 
 
-def _cpu(steps: Sequence[_Step], number: int, what: str) -> float:
-    return statistics.median(getattr(step, what) for step in steps if abs(step.number - number) <= 2)
+def _cpu_row(steps: Sequence[_Step], number: int) -> str:
+    around = [step for step in steps if abs(step.number - number) <= 5]
+    whole, hashing = (statistics.median(getattr(step, what) for step in around) for what in ("cpu_us", "hashing_us"))
+    rest = statistics.median((step.cpu_us - step.hashing_us) / step.new for step in around)
+    return f"| {number} | {whole:.0f} | {hashing:.0f} | {rest:.2f} |"
 
 
 def main() -> int:
