@@ -4,7 +4,7 @@ A factor belongs to one model, one tenant and one kind of text: what one tenant 
 text of one kind says nothing about another. Kinds are told apart by script (bytes a character) and density (characters a token):
 measured with Gemma's tokenizer, the factor lies between 1.0 and 1.36 for code and English, and between 0.5 and 0.8 for others.
 
-It starts at 7/4, and stays there until samples of 500 tokens in all are in. Then it is the largest of the last 1,000 to 2,000 samples and a margin, which is
+It starts at 7/4, and stays there until samples of 300 tokens in all are in. Then it is the largest of the last 1,000 to 2,000 samples and a margin, which is
 wide while they are few: it rises at once and falls slowly. Of samples alike, a new one passes the largest of the last n in one case
 of n + 1: with 1,000, in one of 1,000. A flood of text that compresses well fills the window only with its own kind.
 """
@@ -21,7 +21,7 @@ from gateway.core.values import Part
 LEAST: Final = 400
 MOST: Final = 3_000
 WINDOW: Final = 1_000  # samples
-TOKENS_AT_LEAST: Final = 500  # of the reference, in all samples of a kind, before its factor moves
+TOKENS_AT_LEAST: Final = 300  # of the reference, in all samples of a kind, before its factor moves
 SAMPLE_TOKENS: Final = 48  # what is shorter says more about the frame of a message than about text
 
 # What is added for a message's frame beyond OpenAI's rule, by the templates of open models: `<|start_header_id|>` and the like.
@@ -29,7 +29,7 @@ MESSAGE_TOKENS: Final = 4
 
 _START: Final = 1_000 * FACTOR[0] // FACTOR[1]
 _MARGIN: Final = 60
-_MARGIN_WHILE_FEW: Final = 400  # divided by the number of samples
+_MARGIN_WHILE_FEW: Final = 300  # divided by the number of samples
 _ELSEWHERE: Final = 1_250  # a kind not seen yet, in a script that was: the largest of the others times this
 _MAIN_SHARE: Final = 600  # thousandths of a sample that must be of one script for it to teach about that
 _DENSITIES: Final = (1_500, 2_500, 3_500, 6_000)  # characters a thousand reference tokens

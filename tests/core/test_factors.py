@@ -39,19 +39,19 @@ def test_it_starts_at_seven_quarters_and_rounds_up() -> None:
 
 
 def test_one_sample_lowers_it_a_little() -> None:
-    assert ratio_of(taught(1_000)) == 1_460  # 6 % and 40 %
+    assert ratio_of(taught(1_000)) == 1_360  # 6 % and 30 %
 
 
 def test_few_tokens_do_not_lower_it() -> None:
     few = Factor()
-    for _ in range(4):
+    for _ in range(2):
         assert few.learn(100, (Part("user", ("word" * 100,)),), of(100))
     assert few.scaled((Part("user", ("word" * 100,)),), of(100)) == 175 + factors.MESSAGE_TOKENS
 
 
 def test_with_samples_it_is_the_largest_of_them_and_a_margin_that_narrows() -> None:
-    assert ratio_of(taught(1_000, 1_100)) == 1_386  # 6 % and 40 % / 2
-    assert ratio_of(taught(*([1_000, 1_100] * 20))) == 1_177  # 6 % and 40 % / 40
+    assert ratio_of(taught(1_000, 1_100)) == 1_331  # 6 % and 30 % / 2
+    assert ratio_of(taught(*([1_000, 1_100] * 20))) == 1_173  # 6 % and 30 % / 40
     assert ratio_of(taught(*([1_100] * 500))) == 1_166
 
 
