@@ -165,8 +165,12 @@ class _Found(Facts):
     """And what Anthropic's own tools can do at most."""
 
     searches: int = 0
-    rounds: int = 0  # how often one of them may answer
-    result_tokens: int = 0  # in all
+    uses: list[tuple[int, int]] = field(default_factory=list)  # (the tokens that one brings at most, how often)
+
+    @property
+    def rounds(self) -> int:
+        """How often the model may read its input again."""
+        return min(sum(number for _, number in self.uses), MAX_ROUNDS)
 
 
 def read(raw: bytes, headers: RequestHeaders) -> Request:
@@ -203,7 +207,7 @@ def read(raw: bytes, headers: RequestHeaders) -> Request:
         reasons=thinking,
         pieces=((WEB_SEARCHES, facts.searches),) if facts.searches else (),
         least_cap=least_cap,
-        readings=1 + min(facts.rounds, MAX_ROUNDS),
+        readings=1 + facts.rounds,
         continues=_continues(body),
         body=body,
         fragments={name: orjson.Fragment(text) for name, text in fragments.items()},
@@ -367,10 +371,16 @@ def _read_block(block: Mapping[str, Any], where: str, into: _Content) -> None:
             into.overhead += TOOL_CALL_OVERHEAD
         elif kind == "tool_addition":
             tool = fields_of(fields_of(block.get("tool")).get("definition"))
-            _read_tool(tool, into.facts)
+            into.overhead += _read_tool(tool, into.facts)
         elif kind not in _TEXT_BLOCKS:  # what it stands for may be elsewhere
             into.facts.unpriced.append("messages.content.type")
-        into.texts.append(text_of({name: _plain(value, into) for name, value in block.items() if _is_read(name, value, into)}))
+        shown = {
+            name: value if name == "input" else _plain(value, into)
+            for name, value in block.items()
+            if _is_read(name, value, into)
+        }
+        shown.pop("cache_control", None)
+        into.texts.append(text_of(shown))
 
 
 def _fetched(block: Mapping[str, Any]) -> dict[str, Any] | None:
@@ -382,7 +392,7 @@ def _fetched(block: Mapping[str, Any]) -> dict[str, Any] | None:
 def _is_read(name: str, value: Any, into: _Content) -> bool:
     """False: only Anthropic can read it. What a signature or a sealed text stands for is as long as that, at most."""
     if type(value) is not str or (name != "signature" and not name.startswith("encrypted_")):
-        return name != "cache_control"
+        return True
     into.sealed += len(value)
     return False
 
@@ -438,8 +448,18 @@ def _tools(body: Mapping[str, Any], fragments: Mapping[str, bytes], facts: _Foun
 
 
 def _tool_results(facts: _Found, client_cap: int | None) -> list[Part]:
-    """Each round reads what the ones before it brought and wrote: half of all results, seen over all rounds, and the whole output."""
-    return [Part(TOOL_RESULTS, (), facts.result_tokens // 2 + (client_cap or 0))] if facts.rounds else []
+    """Each round reads what those before it brought and wrote. At most: one result comes in each but the first, the smallest last, and
+    all others at once, which is what the readings together are shared out over."""
+    rounds = facts.rounds
+    if not rounds:
+        return []
+    read = rounds * sum(tokens * number for tokens, number in facts.uses)
+    missed = rounds - 1  # of the readings, by the result that comes last
+    for tokens_each, number in sorted(facts.uses):
+        for _ in range(min(number, missed)):
+            read -= tokens_each * missed
+            missed -= 1
+    return [Part(TOOL_RESULTS, (), -(-read // (rounds + 1)) + (client_cap or 0))]
 
 
 def _read_tool(tool: Mapping[str, Any], facts: _Found) -> int:
@@ -453,18 +473,16 @@ def _read_tool(tool: Mapping[str, Any], facts: _Found) -> int:
             facts.unpriced.append("tools.web_search")
         else:
             facts.searches += uses
-            facts.rounds += uses
-            facts.result_tokens += uses * SEARCH_RESULT_TOKENS
+            facts.uses.append((SEARCH_RESULT_TOKENS, uses))
     elif kind.startswith("web_fetch_"):
         uses, most = _count(tool, "max_uses", "tools."), _count(tool, "max_content_tokens", "tools.")
         if uses is None or most is None:
             facts.unpriced.append("tools.web_fetch")
         else:
             # A bound for pages; Anthropic does not cut PDFs by it.
-            facts.rounds += uses
-            facts.result_tokens += uses * most
+            facts.uses.append((most, uses))
     elif kind.startswith("tool_search_tool_"):
-        facts.rounds += MAX_ROUNDS  # what it finds stands in the request already
+        facts.uses.append((0, MAX_ROUNDS))  # what it finds stands in the request already
     elif kind.startswith("code_execution_"):
         facts.unpriced.append("tools.code_execution")  # by the hour, and it may print anything
     elif not kind.startswith(tuple(name for name, _ in _OWN_TOOLS)):

@@ -291,6 +291,12 @@ def test_all_that_the_model_reads_of_a_block_is_counted(block: dict[str, Any]) -
     assert request.unpriced == ()
 
 
+@pytest.mark.parametrize("name", ["cache_control", "signature", "encrypted_content", "type"])
+def test_what_a_tool_is_called_with_is_read_whatever_its_names_are(name: str) -> None:
+    request = with_blocks({"type": "tool_use", "id": "t1", "name": "f", "input": {name: "seen", "deeper": {name: ["seen"]}}})
+    assert text_of(request).count("seen") == 2
+
+
 @pytest.mark.parametrize(
     "block",
     [
@@ -403,8 +409,38 @@ def test_searches_are_bounded_by_their_number_and_read_the_input_again() -> None
     assert (request.pieces, request.readings, request.unpriced) == ((("web_searches", 3),), 4, ())
     [results] = [part for part in request.parts if part.role == "tool_results"]
     assert results.overhead_tokens == 3 * 10_000 // 2 + 100
+
+    # Not more often than Anthropic's loop goes round: then 41 results come at once, and one each time after.
     many = tools_of({"type": "web_search_20260318", "name": "web_search", "max_uses": 50})
     assert (many.pieces, many.readings) == ((("web_searches", 50),), 11)
+
+
+def results_of(*tools: dict[str, Any]) -> int:
+    """What is held for results, over all readings."""
+    request = tools_of(*tools, max_tokens=1)
+    [results] = [part for part in request.parts if part.role == "tool_results"]
+    return (results.overhead_tokens - 1) * request.readings
+
+
+def test_results_are_bounded_however_they_come() -> None:
+    def fetching(uses: int, most: int) -> dict[str, Any]:
+        return {"type": "web_fetch_20260318", "name": "web_fetch", "max_uses": uses, "max_content_tokens": most}
+
+    def at_most(*sizes: int, rounds: int) -> int:
+        """By trying: as many at once as don't come one by one, the largest first."""
+        ordered = sorted(sizes, reverse=True)
+        at_once = len(ordered) - rounds + 1
+        return sum(sum(ordered[: at_once + number]) for number in range(rounds))
+
+    for tools, sizes, rounds in (
+        ([fetching(1, 500)], [500], 1),
+        ([fetching(3, 500)], [500] * 3, 3),
+        ([fetching(2, 90_000), fetching(3, 100)], [90_000] * 2 + [100] * 3, 5),
+        ([fetching(50, 1_000)], [1_000] * 50, 10),
+        ([fetching(4, 1_000), {"type": "tool_search_tool_bm25_20251119", "name": "s"}], [1_000] * 4 + [0] * 10, 10),
+    ):
+        exact = at_most(*sizes, rounds=rounds)
+        assert exact <= results_of(*tools) <= exact + rounds + 1
 
 
 def test_fetches_are_bounded_by_number_and_length_together() -> None:
