@@ -167,10 +167,12 @@ class StoredAnswers:
         responses.read_response(response, meter)
         if not meter.reported:
             return
-        usage, cost = Charging(model, OnDisconnect.COUNT, meter).later(flat)
+        charging = Charging(model, OnDisconnect.COUNT, meter)
+        usage, cost = charging.later(flat)
         settled = await self._shared.ledger.commit(tenant, hold_id, Settlement(cost, usage, Ending.COMPLETED))
         if isinstance(settled, Settled) and settled.changed:
             self._observer.settled_later(hold, provider, usage, cost)
+            self._observer.unpriced(provider, model.name, charging.unpriced(usage))
             for alert in settled.alerts:
                 self._shared.alert(alert)
 

@@ -34,7 +34,7 @@ HELLO: dict[str, Any] = {"model": "m", "messages": [{"role": "user", "content": 
 @pytest.mark.parametrize(("provider", "case"), CASES, ids=[f"{provider}: {case['what']}" for provider, case in CASES])
 def test_what_a_provider_reports_costs_what_it_bills(provider: str, case: dict[str, Any]) -> None:
     dialect = next(each for each in DIALECTS if each.name == case.get("dialect", "chat"))
-    model = model_of(case["price"])
+    model = model_of(case)
     call = call_of(dialect, case)
     meter = Meter(TokenCounter(lambda _: Words()), model.encoding)
     dialect.read_answer(orjson.dumps(case["answer"]), meter)
@@ -50,7 +50,7 @@ def test_what_a_provider_reports_costs_what_it_bills(provider: str, case: dict[s
 def test_it_never_passes_what_so_much_input_and_output_is_held_at(provider: str, case: dict[str, Any]) -> None:
     del provider
     dialect = next(each for each in DIALECTS if each.name == case.get("dialect", "chat"))
-    model, call = model_of(case["price"]), call_of(dialect, case)
+    model, call = model_of(case), call_of(dialect, case)
     meter = Meter(TokenCounter(lambda _: Words()), model.encoding)
     dialect.read_answer(orjson.dumps(case["answer"]), meter)
     usage = meter.usage(0)
@@ -63,8 +63,11 @@ def test_every_provider_that_has_a_profile_has_its_golden_payloads() -> None:
     assert {provider for provider, _ in CASES} == bundled.load_profiles().keys() - {"generic"}
 
 
-def model_of(price: dict[str, Any]) -> Model:
-    return priced(Model("m", "p", (), 200_000, 20_000, encoding="o200k_base"), PriceFile.model_validate(price))
+def model_of(case: dict[str, Any]) -> Model:
+    able = frozenset(case.get("capabilities", ()))
+    return priced(
+        Model("m", "p", (), 200_000, 20_000, capabilities=able, encoding="o200k_base"), PriceFile.model_validate(case["price"])
+    )
 
 
 def call_of(dialect: Any, case: dict[str, Any]) -> Call:

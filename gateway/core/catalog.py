@@ -4,7 +4,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 
-from gateway.core.measures import CACHE_WRITE_LONG, INPUT_TOKENS, PRICED_AS, measure_of
+from gateway.core.measures import CACHE_WRITE_LONG, CACHED, INPUT_TOKENS, REQUESTS, measure_of
 from gateway.core.money import Microcents
 
 
@@ -36,8 +36,9 @@ class Rates:
             return own
         if measure == CACHE_WRITE_LONG:
             return self.cache_write
-        if measure in PRICED_AS:
-            return self.of(PRICED_AS[measure])
+        if measure in CACHED:
+            uncached = self.own(CACHED[measure])
+            return self.cached_input if uncached is None else uncached
         return self.input if measure in INPUT_TOKENS else self.output
 
     def own(self, measure: str) -> int | None:
@@ -70,16 +71,21 @@ class Model:
     free: bool = False
     retired: bool = False  # past the end its provider announced: served to those who ask for it, never chosen for them
 
+    request_fee: int = field(init=False, compare=False)  # of each call, whatever it uses; 0 where there is none
+    _fees: Mapping[str, int] = field(init=False, compare=False, repr=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "_fees", dict(self.fees))
+        object.__setattr__(self, "request_fee", self._fees.get(REQUESTS, 0))
+
     @property
     def priced(self) -> bool:
         return self.free or bool(self.tiers)
 
     def fee(self, piece: str) -> int | None:
         """Of one kind (`images/hd/1024x1024`), else of its measure (`images`). None: nobody told us."""
-        if not self.fees:
-            return None
-        fees = dict(self.fees)
-        return fees.get(piece, fees.get(measure_of(piece)))
+        known = self._fees
+        return known.get(piece, known.get(measure_of(piece))) if known else None
 
 
 @dataclass(frozen=True, slots=True)

@@ -23,7 +23,6 @@ from gateway.core.measures import (
     CACHED_IMAGE,
     IMAGE_INPUT,
     IMAGE_OUTPUT,
-    REQUESTS,
     TOKENS,
     WORK,
     measure_of,
@@ -187,7 +186,7 @@ def service_tier_priced(model: Model, service_tier: str | None) -> bool:
 def work_priced(call: Call, model: Model) -> bool:
     """False: the model has no price for what such a call is for: tokens in and out, or images, sound, characters. An embedding
     model has none for an answer, one that is billed by the image none for a chat."""
-    if model.free or model.fee(REQUESTS):
+    if model.free or model.request_fee:
         return True
     if any(measure_of(piece) in WORK and model.fee(piece) is not None for piece, _ in call.pieces):
         return True
@@ -229,7 +228,7 @@ def worst_case(call: Call, model: Model, input_tokens: int, cap: int) -> Amounts
     input_rate, output_rate, rounding = _dearest(model, call, input_tokens)
     usd = price_of(input_tokens, input_rate) + price_of(output_tokens, output_rate) + rounding
     if model.fees:
-        usd += _fees(model, call.pieces) + price_of(1, model.fee(REQUESTS) or 0)
+        usd += _fees(model, call.pieces) + price_of(1, model.request_fee)
     if call.flat:
         usd += flat_charge(call, model)
     return Amounts(Microcents(usd), tokens)
@@ -252,7 +251,7 @@ def cost_of(model: Model, usage: Usage, service_tier: str | None) -> Amounts:
         usd += sum(price_of(number, rates.of(measure)) for measure, number in usage.others if measure in TOKENS)
         usd += _fees(model, usage.others)
     if model.fees:
-        usd += price_of(1, model.fee(REQUESTS) or 0)
+        usd += price_of(1, model.request_fee)
     return Amounts(Microcents(usd), tokens)
 
 
@@ -406,7 +405,7 @@ def _beside_tokens(call: Call, model: Model) -> list[EstimateLine]:
         for piece, number in call.pieces
         if (fee := model.fee(piece)) is not None
     ]
-    if fee := model.fee(REQUESTS):
+    if fee := model.request_fee:
         lines.append(EstimateLine("fee of each request", 0, price_of(1, fee)))
     if flat := flat_charge(call, model):
         lines.append(EstimateLine("flat reserve, which is no bound", 0, flat))

@@ -19,8 +19,9 @@ IMAGE_OUTPUT: Final = "image_output"
 INPUT_TOKENS: Final = frozenset({CACHE_WRITE_LONG, AUDIO_INPUT, CACHED_AUDIO, IMAGE_INPUT, CACHED_IMAGE})
 OUTPUT_TOKENS: Final = frozenset({AUDIO_OUTPUT, IMAGE_OUTPUT})
 TOKENS: Final = INPUT_TOKENS | OUTPUT_TOKENS
-# Whose price they have otherwise. Those that are not here have the price of plain input or output.
-PRICED_AS: Final[Mapping[str, str]] = {CACHED_AUDIO: AUDIO_INPUT, CACHED_IMAGE: IMAGE_INPUT}
+# What was read from a cache → the same where it was not. It has that price where it has none of its own, or that of other cached input
+# where neither has one. The other classes have that of plain input or output.
+CACHED: Final[Mapping[str, str]] = {CACHED_AUDIO: AUDIO_INPUT, CACHED_IMAGE: IMAGE_INPUT}
 
 # Billed by the piece.
 WEB_SEARCHES: Final = "web_searches"

@@ -452,10 +452,10 @@ def read_usage(usage: Any) -> Usage | None:
     of_cached = fields_of(details.get("cached_tokens_details"))
     others = []
     for name, read_measure, kept_measure, output_measure in _MEDIA:
-        # Where nothing says what of it was cached, text was: sound and images are the dearer.
+        # Where nothing says what of it was cached, as little as can be: sound and images are the dearer.
         read = min(tokens(details, name) or 0, fresh + cached)
-        kept = min(tokens(of_cached, name) or 0, read, cached)
-        fresh, cached = max(0, fresh - (read - kept)), cached - kept - max(0, read - kept - fresh)
+        kept = max(min(tokens(of_cached, name) or 0, read, cached), read - fresh)
+        fresh, cached = fresh - (read - kept), cached - kept
         made = min(tokens(told, name) or 0, output)
         output -= made
         others += [(read_measure, read - kept), (kept_measure, kept), (output_measure, made)]

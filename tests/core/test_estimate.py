@@ -253,7 +253,7 @@ IMAGES = Rates(
         ("cached_audio", 4_000_000_000),
         ("audio_output", 8_000_000_000),
         ("image_input", 250_000_000),
-        ("cached_image", 250_000_000),
+        ("cached_image", 125_000_000),
         ("image_output", 1_000_000_000),
         ("cache_write_long", 250_000_000),
     ],

@@ -250,7 +250,13 @@ def test_usage_is_read_into_disjoint_classes_or_not_at_all(usage: object, expect
         (10, 5, {"image_tokens": 4}, {"image_tokens": 2}, provider(6, 3, others=(("image_input", 4), ("image_output", 2)))),
         # What of the sound was cached: as told, else as little as can be.
         (10, 5, {"cached_tokens": 5, "audio_tokens": 4}, {}, provider(1, 5, cached=5, others=(("audio_input", 4),))),
-        (10, 5, {"cached_tokens": 8, "audio_tokens": 4}, {}, provider(0, 5, cached=6, others=(("audio_input", 4),))),
+        (
+            10,
+            5,
+            {"cached_tokens": 8, "audio_tokens": 4},
+            {},
+            provider(0, 5, cached=6, others=(("audio_input", 2), ("cached_audio", 2))),
+        ),
         (
             10,
             5,
