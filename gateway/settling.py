@@ -167,6 +167,10 @@ class Unheld(Settling):
         held = Usage(UsageSource.HELD, input_tokens=plan.input_tokens, output_tokens=plan.output_cap * choices)
         self.commit(held, plan.cost_max, Ending.UNKNOWN)
 
+    def entrust(self) -> None:
+        """Nor is there a hold that a later answer could settle."""
+        self.leave("")
+
     async def widen(self, plan: Plan) -> bool:
         self.hold = replace(self.hold, plan=plan)
         return True

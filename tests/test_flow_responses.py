@@ -14,8 +14,9 @@ from gateway.core.policy import ModelPolicy, OutputPolicy
 from gateway.core.profiles import OnDisconnect, Profile
 from gateway.core.values import UsageSource
 from gateway.demo.replies import Writer
+from gateway.ledger.contract import LedgerUnavailable
 from gateway.wire.responses import DIALECT as RESPONSES
-from tests.support.flow import Client, World, model_of, world
+from tests.support.flow import Broken, Client, World, model_of, world
 from tests.support.pricing import BIG, price_table
 from tests.support.provider import Behaviour, Cut, FaultProvider, Script, UsageReport
 from tests.support.records import USD
@@ -472,6 +473,24 @@ async def test_a_background_call_that_the_provider_refuses_is_released(tmp_path:
     async with world(tmp_path, provider.base_url, **ALLOW) as here:
         assert (await asked(here, responses(background=True))).status == 400
         await nothing_left(here)
+
+
+async def test_a_background_call_that_nothing_holds_is_charged_its_worst_case_at_once(
+    tmp_path: Path, provider: FaultProvider
+) -> None:
+    provider.next(Behaviour(script=Script(tokens=9)))
+    ceiling = budget("run-ceiling", "run")
+    rules = policy(replace(ceiling, terms=replace(ceiling.terms, outage_allow=True)))
+
+    def away(*_: object) -> Any:
+        raise LedgerUnavailable("away")
+
+    async with world(tmp_path, provider.base_url, rules, ledger=lambda real: Broken(real, {"reserve": away}), **ALLOW) as here:
+        answer_id = await begun(here, provider)
+        charged = (await here.run()).committed
+        assert charged > provider.bill.microcents
+        await poll(here, f"/v1/responses/{answer_id}")
+        assert (await here.run()).committed == charged  # what was charged once is charged
 
 
 # -- what the provider keeps --------------------------------------------------------------------------------------------------------
