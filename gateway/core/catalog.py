@@ -133,7 +133,7 @@ class Catalog:
 
     def routes_of(self, name: str) -> tuple[Route, ...]:
         """Where a model can be had; empty where nobody is known to serve it."""
-        model, provider = self.models.get(name), self.provider_of(name)
+        model, provider = self.find(name), self.provider_of(name)
         if model is None or provider is None:
             return ()
         return self.routes.get(name) or (Route(provider, model),)

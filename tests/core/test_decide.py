@@ -231,6 +231,14 @@ def test_where_no_cheaper_model_can_serve_the_call_the_first_has_the_whole_limit
 # -- what nobody can price --------------------------------------------------------------------------------------------------------
 
 
+def test_a_fine_tuned_name_is_served_under_its_own_name_at_the_price_of_its_base_and_is_not_remembered():
+    rules = rulebook(models=[replace(BIG, name="ft:big")])
+    for number in range(20):
+        [plan] = decide(rules, call(f"ft:big:acme::{number}")).ladder
+        assert (plan.model, plan.cost_max) == (f"ft:big:acme::{number}", decide(rules, call("ft:big")).ladder[0].cost_max)
+    assert len(rules._offers) == 1
+
+
 def with_flat(**flat):
     return replace(catalog(), flat={name.replace("__", "."): Microcents(usd) for name, usd in flat.items()})
 
