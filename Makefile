@@ -23,7 +23,7 @@ check: .venv/dev.stamp
 	$(BIN)/mypy --strict gateway
 	$(BIN)/lint-imports
 
-test-deep: .venv/dev.stamp .venv/local.stamp
+test-deep: .venv/dev.stamp .venv/local.stamp .venv/agents.stamp
 	$(BIN)/python -m pytest -m deep --durations=10 --timeout=1800
 
 bench: .venv/dev.stamp
@@ -45,6 +45,7 @@ lock:
 	$(COMPILE) -o requirements.lock
 	$(COMPILE) --group dev -c requirements.lock -o requirements-dev.lock
 	$(COMPILE) --extra local -c requirements.lock -o requirements-local.lock
+	$(COMPILE) --group dev --group agents -c requirements.lock -o requirements-agents.lock
 
 clean:
 	rm -rf .venv .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis dist
@@ -56,6 +57,7 @@ clean:
 .venv/run.stamp: requirements.lock pyproject.toml | .venv/bin/python
 .venv/dev.stamp: requirements-dev.lock pyproject.toml | .venv/bin/python
 .venv/local.stamp: requirements-local.lock pyproject.toml | .venv/bin/python
+.venv/agents.stamp: requirements-agents.lock pyproject.toml | .venv/dev.stamp
 .venv/%.stamp:
 	$(INSTALL) --require-hashes -r $<
 	$(INSTALL) --no-build-isolation -e .

@@ -151,12 +151,6 @@ def penstock_run(gateway: GatewayProcess, run: str, limit: str) -> list[str]:
     return [sys.executable, "-m", "gateway", "run", "--gateway", gateway.url, "--run", run, "--limit", limit, "--"]
 
 
-def answers(gateway: GatewayProcess, run: str) -> list[Any]:
-    """The log's lines of the run's calls."""
-    lines = [json.loads(line) for line in gateway.log.splitlines() if line.startswith("{")]
-    return [line for line in lines if line.get("run") == run and "status" in line]
-
-
 @pytest.mark.parametrize("name", AGENTS)
 def test_the_agent_completes_and_its_run_is_charged_what_the_provider_reported(
     gateway: GatewayProcess, mock: Mock, name: str, tmp_path: Path
@@ -184,7 +178,7 @@ def test_a_refused_turn_is_one_post_and_the_agent_shows_why(
     assert done.returncode != 0
     assert f"Run {run}: this call could use up to" in done.stdout + done.stderr
     assert len(mock.posts()) == before
-    assert [line["code"] for line in answers(gateway, run)] == ["call_exceeds_limit"]
+    assert [line["code"] for line in gateway.calls_logged(run, KEY)] == ["call_exceeds_limit"]
 
 
 @pytest.mark.parametrize("name", AGENTS)

@@ -20,6 +20,7 @@ from typing import Any, Self
 
 import httpx
 import openai
+import orjson
 
 from gateway.ledger.contract import RunView
 from gateway.ledger.sqlite.ledger import SqliteLedger
@@ -151,6 +152,20 @@ class GatewayProcess:
         raise AssertionError(f"the gateway was not ready within {READY_WITHIN_S} s:\n{self.log[-4000:]}")
 
     # -- talking to it -----------------------------------------------------------------------------------------------------------
+
+    def calls_logged(self, run: str, key: str = CALLER_KEY) -> list[Any]:
+        """The log's lines of the run's calls that were answered before: all of them, since one of another run comes after."""
+        marker = f"marker-{time.monotonic_ns()}"
+        path = f"{self.url}/run/{marker}/v1/chat/completions"
+        httpx.post(
+            path, headers={"Authorization": f"Bearer {key}"}, json={"model": "no-such-model", "messages": []}, trust_env=False
+        )
+        deadline = time.monotonic() + READY_WITHIN_S
+        while marker not in self.log:
+            assert time.monotonic() < deadline, self.log[-4000:]
+            time.sleep(0.02)
+        lines = [orjson.loads(line) for line in self.log.splitlines() if line.startswith("{")]
+        return [line for line in lines if line.get("run") == run and "status" in line]
 
     def client(self, run: str | None = None, key: str = CALLER_KEY, **headers: str) -> openai.OpenAI:
         """The real SDK, unmodified; the run goes in the base URL. It keeps its own retries: a refused call has to be one POST."""
