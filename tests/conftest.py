@@ -6,6 +6,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
+import hypothesis
 import pytest
 import uvloop
 
@@ -13,6 +14,10 @@ if TYPE_CHECKING:
     from gateway.demo.replies import Writer
     from tests.support.gateway import GatewayProcess
     from tests.support.provider import FaultProvider
+
+# How busy the machine is decides no test.
+hypothesis.settings.register_profile("any machine", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow])
+hypothesis.settings.load_profile("any machine")
 
 # Code that handles connections runs on uvloop in production, which closes, aborts and buffers in its own way; whoever embeds it may not.
 _ON_BOTH_LOOPS: Final = frozenset({"test_edge.py", "test_upstream.py", "test_resp.py", "test_servers.py"})
