@@ -248,6 +248,7 @@ COSTS: Final[list[tuple[Check, str]]] = [  # by hand, from the published prices
 ]
 
 
+@pytest.mark.filterwarnings("ignore:deprecated:DeprecationWarning")  # the SDK's, of translations
 @pytest.mark.parametrize(("check", "cost"), COSTS, ids=[check.__name__ for check, _ in COSTS])
 def test_the_sdk_gets_its_answer_and_the_run_is_charged_the_published_price(
     gateway: GatewayProcess, run: str, check: Check, cost: str
