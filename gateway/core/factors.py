@@ -10,6 +10,7 @@ of n + 1: with 1,000, in one of 1,000. A flood of text that compresses well fill
 """
 
 from collections.abc import Callable, Sequence
+from math import isqrt
 from typing import Final, TypeAlias
 
 from gateway.core.recent import Recent
@@ -28,8 +29,8 @@ SAMPLE_TOKENS: Final = 48  # what is shorter says more about the frame of a mess
 MESSAGE_TOKENS: Final = 4
 
 _START: Final = 1_000 * FACTOR[0] // FACTOR[1]
-_MARGIN: Final = 60
-_MARGIN_WHILE_FEW: Final = 300  # divided by the number of samples
+_MARGIN: Final = 40
+_MARGIN_WHILE_FEW: Final = 250  # divided by the square root of the number of samples
 _ELSEWHERE: Final = 1_250  # a kind not seen yet, in a script that was: the largest of the others times this
 _MAIN_SHARE: Final = 600  # thousandths of a sample that must be of one script for it to teach about that
 _DENSITIES: Final = (1_500, 2_500, 3_500, 6_000)  # characters a thousand reference tokens
@@ -84,7 +85,7 @@ class _Largest:
 
     @property
     def value(self) -> int:
-        return max(self.largest, self.before) * (1000 + _MARGIN + _MARGIN_WHILE_FEW // max(1, self.samples)) // 1000
+        return max(self.largest, self.before) * (1000 + _MARGIN + _MARGIN_WHILE_FEW // max(1, isqrt(self.samples))) // 1000
 
 
 class Factor:

@@ -13,7 +13,7 @@ from gateway.core.estimate import Known, input_of
 from gateway.core.factors import Factors
 from gateway.core.recent import Recent
 from gateway.core.tokens import CHAT_MESSAGE_TOKENS, REFERENCE, PartsCounter
-from gateway.core.values import SETTINGS, Call, InputBasis, Plan, Usage, UsageSource
+from gateway.core.values import SETTINGS, Call, InputBasis, Output, Plan, Usage, UsageSource
 
 DOUBTED_CALLS: Final = 1_000
 # A provider that counts a smaller part of the text than this counts something else.
@@ -67,7 +67,8 @@ class Learned:
         whole = text_tokens + (0 if anchor is None else anchor.text_tokens)
         if read * _PLAUSIBLE < whole:
             return
-        self.anchors.settled(chain, model.name, read, whole)
+        if call.output is Output.CAPPED:  # embeddings, images: nobody talks on from there
+            self.anchors.settled(chain, model.name, read, whole)
         plausible = True
         if model.encoding is None and not any(part.images or part.attachments for part in new):
             # The first call of a conversation teaches only where it has nothing but messages: who knows what else a provider shows.

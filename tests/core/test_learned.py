@@ -16,7 +16,7 @@ from gateway.core.learned import DOUBTED_CALLS, Learned
 from gateway.core.measures import AUDIO_INPUT
 from gateway.core.scopes import Amounts, Caller
 from gateway.core.tokens import TokenCounter
-from gateway.core.values import Attachment, Call, Image, InputBasis, Part, Plan, Usage, UsageSource
+from gateway.core.values import Attachment, Call, Image, InputBasis, Output, Part, Plan, Usage, UsageSource
 
 PUBLIC = Model("gpt-4o", "openai", (Rates(1, 1, 1, 1),), 128_000, 16_384, encoding="o200k_base")
 OTHER = replace(PUBLIC, name="gpt-4o-2024-08-06")
@@ -300,6 +300,12 @@ def test_a_call_whose_tools_the_provider_runs_takes_whole_contexts_and_teaches_n
     world.settle(searching, 40_000, answer="resp_1")
     assert world.estimated(call(HELLO)).basis is InputBasis.COUNTED
     assert world.estimated(call(HELLO, continues="resp_1")).tokens > 40_000
+
+
+def test_what_is_no_conversation_leaves_no_prefix() -> None:
+    world = World()
+    world.settle(call(HELLO, output=Output.NONE), 71)
+    assert world.estimated(call(HELLO, output=Output.NONE)).basis is InputBasis.COUNTED
 
 
 # -- memory -------------------------------------------------------------------------------------------------------------------
