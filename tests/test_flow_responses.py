@@ -300,6 +300,7 @@ async def test_a_refusal_names_the_run_and_is_what_sdks_read(tmp_path: Path, pro
         got = await asked(here, responses())
         assert (got.status, got.headers["x-should-retry"]) == (402, "false")
         assert (got.json["error"]["code"], got.json["code"]) == ("budget_exceeded", "call_exceeds_limit")
+        assert "lower max_output_tokens (now 20)" in got.json["detail"]
         assert provider.requests == []
 
 

@@ -110,6 +110,7 @@ class Call:
     # What the config reserves for those of `unpriced`, and of `pieces`' measures, that it names. Filled in by `decide`.
     flat: tuple[tuple[str, Microcents], ...] = ()
     readings: int = 1  # how often the model may read a whole context: once more after each tool that the provider itself runs
+    cap_field: str = "max_tokens"  # where the request says, or could say, its output cap
     background: bool = False  # the answer comes later, to whoever asks for it: its hold lives on when this call is over
     least_cap: int = 0  # with a lower output cap, per choice, the provider refuses the request
     inputs: int = 1  # that the request brings together, each with the model's context to itself

@@ -115,6 +115,7 @@ class BudgetFacts:
     client_requested_max_output_tokens: int | None
     price_table_version: str
     capped: bool = True  # the request has a field that lowers it
+    cap_field: str = "max_tokens"  # where the request says its cap
     ancestor: str | None = None  # whose ceiling it is, where that is not the caller's own run
 
     def members(self) -> dict[str, Any]:
@@ -270,6 +271,7 @@ def budget_refusal(
         estimate=estimate,
         effective_max_output_tokens=plan.output_cap,
         capped=decision.call.output is Output.CAPPED,
+        cap_field=decision.call.cap_field,
         client_requested_max_output_tokens=decision.call.client_cap,
         price_table_version=decision.price_table_version,
     )
@@ -343,7 +345,7 @@ def _way_out(facts: BudgetFacts, charge: Charge, alternatives: Sequence[Alternat
         ways = [f"raise the limit of the budget {facts.name} in the policy"]
     has_cap = facts.capped and facts.effective_max_output_tokens > 0  # what is spent beside the proxy has none
     if has_cap and facts.unit is not Unit.CALLS and charge.ceiling.basis is Basis.RESERVED_AND_COMMITTED:
-        ways.append(f"lower max_tokens (now {facts.effective_max_output_tokens:,})")
+        ways.append(f"lower {facts.cap_field} (now {facts.effective_max_output_tokens:,})")
     fitting = min((each for each in alternatives if each.fits_budget), key=lambda each: each.estimate, default=None)
     if fitting is not None:
         ways.append(f"use the model {fitting.model} (up to ${format_usd(fitting.estimate)}), which fits")

@@ -94,6 +94,7 @@ class Request:
             continues=self.continues,
             readings=self.readings,
             background=self.background,
+            cap_field=self.cap_field or "max_tokens",
             least_cap=self.least_cap,
             inputs=self.inputs,
         )
