@@ -2,10 +2,13 @@
 
 from typing import Any
 
+import orjson
 import pytest
 
 from gateway.core.values import Part
 from gateway.wire import sessions
+from gateway.wire.dialects import DIALECTS
+from gateway.wire.headers import NO_HEADERS
 
 UUID = "257b8480-c038-4979-a482-146f6e4a9631"
 TRACE = "4bf92f3577b34da6a3ce929d0e0e4736"
@@ -102,3 +105,66 @@ def test_another_opening_is_another_conversation() -> None:
 def test_where_no_user_speaks_there_is_no_conversation() -> None:
     assert sessions.conversation(OWNER, [part("system", "s"), part("assistant", "a"), part("prompt", "p")]) is None
     assert sessions.conversation(OWNER, []) is None
+
+
+# -- as the dialects read it --------------------------------------------------------------------------------------------------------
+
+TEXT = {"type": "text", "text": "mend the mill"}
+INPUT_TEXT = {"type": "input_text", "text": "mend the mill"}
+TOOL = {"name": "saw", "input_schema": {"type": "object"}}
+# Of each dialect, steps of one conversation as clients really send them: the first, and later ones.
+STEPS: dict[str, list[dict[str, Any]]] = {
+    "chat": [
+        {"messages": [{"role": "user", "content": "mend the mill"}]},
+        {"messages": [{"role": "system", "content": "it is 12:03"}, {"role": "user", "content": [TEXT]}]},
+        {
+            "messages": [
+                {"role": "developer", "content": "it is 12:04"},
+                {"role": "user", "content": [{**TEXT, "cache_control": {"type": "ephemeral"}}]},
+                {"role": "assistant", "content": "done"},
+                {"role": "user", "content": "go on"},
+            ],
+            "tools": [{"type": "function", "function": {"name": "saw"}}],
+        },
+    ],
+    "responses": [
+        {"input": "mend the mill"},
+        {"input": [{"role": "user", "content": "mend the mill"}], "instructions": "it is 12:03"},
+        {
+            "input": [
+                {"type": "message", "role": "developer", "content": "it is 12:04"},
+                {"type": "message", "role": "user", "content": [INPUT_TEXT]},
+                {"type": "function_call", "call_id": "c1", "name": "saw", "arguments": "{}"},
+                {"type": "function_call_output", "call_id": "c1", "output": "ok"},
+            ],
+            "tools": [{"type": "function", "name": "saw", "parameters": {}}],
+        },
+    ],
+    "messages": [
+        {"messages": [{"role": "user", "content": "mend the mill"}]},
+        {"messages": [{"role": "user", "content": [TEXT]}], "system": "it is 12:03"},
+        {
+            "messages": [
+                {"role": "user", "content": [{**TEXT, "cache_control": {"type": "ephemeral"}}]},
+                {"role": "assistant", "content": [{"type": "tool_use", "id": "t1", "name": "saw", "input": {}}]},
+                {"role": "user", "content": [{"type": "tool_result", "tool_use_id": "t1", "content": "ok"}]},
+            ],
+            "system": [{"type": "text", "text": "it is 12:04"}],
+            "tools": [TOOL],
+        },
+    ],
+}
+
+
+@pytest.mark.parametrize("name", STEPS)
+def test_the_steps_of_a_conversation_have_one_opening_in_every_dialect(name: str) -> None:
+    [dialect] = [each for each in DIALECTS if each.name == name]
+
+    def run(step: dict[str, Any]) -> str | None:
+        body = orjson.dumps({"model": "m", "max_tokens" if name != "responses" else "max_output_tokens": 100, **step})
+        return sessions.conversation(OWNER, dialect.read(body, NO_HEADERS).parts)
+
+    [known] = {run(step) for step in STEPS[name]}
+    assert known is not None
+    other = orjson.loads(orjson.dumps(STEPS[name][-1]).replace(b"mend the mill", b"mend the wheel"))
+    assert run(other) not in (None, known)
