@@ -161,6 +161,10 @@ def test_the_models_are_listed_in_the_callers_shape(gateway: GatewayProcess, pro
     plain = httpx.get(f"{gateway.url}/v1/models", headers={"x-api-key": KEY}, trust_env=False).json()
     assert {model["id"] for model in plain["data"]} >= set(listed)
     assert plain["object"] == "list"
+    one_plain = httpx.get(f"{gateway.url}/v1/models/{CLAUDE}", headers={"x-api-key": KEY}, trust_env=False)
+    assert one_plain.json() == {"id": CLAUDE, "object": "model", "created": 0, "owned_by": "anthropic"}
+    unknown = httpx.get(f"{gateway.url}/v1/models/a%2Fb", headers={"x-api-key": KEY}, trust_env=False)
+    assert (unknown.status_code, unknown.json()["error"]["code"]) == (404, "not_found")
     assert provider.requests == []
 
 
