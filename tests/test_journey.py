@@ -9,7 +9,7 @@ import pytest
 
 from gateway.core.catalog import Model, Rates, Route
 from gateway.core.money import price_of
-from gateway.demo.replies import Writer
+from gateway.demo.replies import Script, Writer
 from tests.support.config import free_port
 from tests.support.flow import Client, chat, model_of, world
 from tests.support.pricing import BIG, price_table
@@ -187,3 +187,20 @@ async def test_a_client_that_leaves_between_two_routes_is_not_served_by_the_seco
         view = await here.run()
         [left] = await here.live_holds("r1")
         assert (second.requests, view.committed, view.reserved) == ([], 0, left.held.usd)
+
+
+async def test_a_stream_moves_on_under_its_slice_where_the_price_fits_it_and_grows_at_the_other_providers_price(
+    tmp_path: Path, provider: FaultProvider, second: FaultProvider
+) -> None:
+    rules = policy(budget("run-ceiling", "run", sliced=True), budget("month"))
+    for times in (1, 2):  # under the same hold, or one of its own
+        provider.default, second.default = DOWN, Behaviour(script=Script(tokens=1_500), tokens_per_event=10, pace_s=0.002)
+        routes = two(provider.base_url, second.base_url, priced(times))
+        async with world(tmp_path / str(times), provider.base_url, rules, **routes) as here:
+            got = await here.ask(chat(stream=True, max_tokens=4_000))
+            view = await here.run()
+            assert len(got.text.split()) == 1_500
+            charged = times * (price_of(INPUT_TOKENS, 250_000_000) + price_of(1_500, 1_000_000_000))
+            assert (view.reserved, view.committed) == (0, charged)
+            assert [each.reserved for each in view.accounts] == [0, 0]
+            assert (view.calls, here.told.calls[-1].provider) == (1, "second")
