@@ -478,3 +478,21 @@ def test_a_parent_is_named_by_its_header_and_counts_for_a_named_run_only(passthr
     assert caller_of(passthrough, path_run="r1").parent is None
     said = refusal(caller_of, passthrough, ("X-Parent-Run-Id", "r0"))
     assert (said.status, said.code) == (400, "run_id_required")
+
+
+# -- marks of holds ---------------------------------------------------------------------------------------------------------------
+
+
+def test_a_holds_mark_is_known_by_every_process_of_the_install_for_its_own_tenant(tmp_path: Any) -> None:
+    here, beside, elsewhere = identity(tmp_path), identity(tmp_path), identity(tmp_path)
+    elsewhere._secret = b"another"
+    mark = here.hold_mark("acme", "rsv_1", 250)
+    assert beside.marked("acme", mark) == ("rsv_1", 250)
+    assert elsewhere.marked("acme", mark) is None
+    assert here.marked("default", mark) is None
+    assert len(mark) <= 512  # what a value of metadata may have
+
+
+@pytest.mark.parametrize("mark", ["", ".", "rsv_1", "rsv_1.0", "rsv_1.0.", "rsv_1.x.0", "ä.0.0"])
+def test_what_is_no_mark_is_nobodys(passthrough: Identity, mark: str) -> None:
+    assert passthrough.marked("default", mark) is None
