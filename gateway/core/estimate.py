@@ -227,8 +227,10 @@ def worst_case(call: Call, model: Model, input_tokens: int, cap: int) -> Amounts
         return Amounts(0, tokens)
     input_rate, output_rate, rounding = _dearest(model, call, input_tokens)
     usd = price_of(input_tokens, input_rate) + price_of(output_tokens, output_rate) + rounding
-    if model.fees:
-        usd += _fees(model, call.pieces) + price_of(1, model.request_fee)
+    if call.pieces:
+        usd += _fees(model, call.pieces)
+    if model.request_fee:
+        usd += price_of(1, model.request_fee)
     if call.flat:
         usd += flat_charge(call, model)
     return Amounts(Microcents(usd), tokens)
@@ -237,10 +239,11 @@ def worst_case(call: Call, model: Model, input_tokens: int, cap: int) -> Amounts
 def cost_of(model: Model, usage: Usage, service_tier: str | None) -> Amounts:
     """What the usage costs, each class rounded up on its own. `service_tier` is the provider's word for how it served the call
     where it said so, else the request's; one without rates of its own costs the ordinary ones."""
-    tokens = usage.total_tokens
+    input_tokens = usage.total_input_tokens
+    tokens = input_tokens + usage.total_output_tokens
     if model.free:
         return Amounts(0, tokens)
-    rates = _rates(_tiers(model, service_tier), usage.total_input_tokens)
+    rates = _rates(_tiers(model, service_tier), input_tokens)
     usd = (
         price_of(usage.input_tokens, rates.input)
         + price_of(usage.cached_tokens, rates.cached_input)
@@ -250,7 +253,7 @@ def cost_of(model: Model, usage: Usage, service_tier: str | None) -> Amounts:
     if usage.others:
         usd += sum(price_of(number, rates.of(measure)) for measure, number in usage.others if measure in TOKENS)
         usd += _fees(model, usage.others)
-    if model.fees:
+    if model.request_fee:
         usd += price_of(1, model.request_fee)
     return Amounts(Microcents(usd), tokens)
 
