@@ -341,3 +341,20 @@ async def test_what_the_provider_refuses_costs_nothing_and_passes_as_it_came(tmp
         assert (got.status, got.body) == (400, body)
         assert (await here.run()).committed == 0
         await nothing_left(here)
+
+
+async def test_a_stream_for_which_no_more_can_be_held_ends_with_its_blocks_closed_and_an_error(
+    tmp_path: Path, provider: FaultProvider
+) -> None:
+    rules = policy(budget("run-ceiling", "run", limit=2 * USD // 100, sliced=True))  # 1,997 tokens of output
+    provider.next(Behaviour(script=Script(tokens=6_000), tokens_per_event=10, pace_s=0.002))
+    async with world(tmp_path, provider.base_url, rules) as here:
+        got = await asked(here, messages(stream=True, max_tokens=8_000))
+        record = await here.record()
+        told = events_of(got)
+        assert [name for name, _ in told][-3:] == ["content_block_stop", "message_delta", "error"]
+        assert told[-2][1]["delta"]["stop_reason"] == "max_tokens"
+        assert "run-ceiling" in told[-1][1]["error"]["message"]
+        assert (record.ending, record.usage.source) == ("output_exceeded", UsageSource.COUNTED)
+        assert USD // 100 < record.charged.usd <= 2 * USD // 100
+        await nothing_left(here)

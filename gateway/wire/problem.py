@@ -344,11 +344,13 @@ def _way_out(facts: BudgetFacts, charge: Charge, alternatives: Sequence[Alternat
     else:
         ways = [f"raise the limit of the budget {facts.name} in the policy"]
     has_cap = facts.capped and facts.effective_max_output_tokens > 0  # what is spent beside the proxy has none
-    if has_cap and facts.unit is not Unit.CALLS and charge.ceiling.basis is Basis.RESERVED_AND_COMMITTED:
+    by_cap = facts.unit is not Unit.CALLS and charge.ceiling.basis is Basis.RESERVED_AND_COMMITTED
+    if has_cap and by_cap and not charge.sliced:  # a slice does not depend on the cap
         ways.append(f"lower {facts.cap_field} (now {facts.effective_max_output_tokens:,})")
     fitting = min((each for each in alternatives if each.fits_budget), key=lambda each: each.estimate, default=None)
     if fitting is not None:
-        ways.append(f"use the model {fitting.model} (up to ${format_usd(fitting.estimate)}), which fits")
+        cost = "" if charge.sliced else f" (up to ${format_usd(fitting.estimate)})"
+        ways.append(f"use the model {fitting.model}{cost}, which fits")
     return ", or ".join(ways) + "."
 
 
