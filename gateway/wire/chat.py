@@ -51,7 +51,7 @@ from gateway.wire.reading import (
     typed,
 )
 from gateway.wire.request import Request
-from gateway.wire.sse import Events
+from gateway.wire.streaming import EventStream
 
 NAME: Final = "chat"
 MAX_CHOICES: Final = 128
@@ -499,53 +499,19 @@ def read_answer(body: bytes, meter: Meter) -> None:
     meter.served_at(answer.get("service_tier"))
 
 
-class ChatStream:
-    """A streamed answer on its way to the client. What `feed` and `finish` return is, in all, the bytes that came, without the
-    usage-only chunk if it is to be hidden.
-
-    The `[DONE]` event, and whatever follows it, is kept back until `finish`: a client that has it may start its next call, which
-    should see this one settled. `done` says it has come, so there is no need to wait for the end of the connection.
-    """
+class ChatStream(EventStream):
+    """Ends with `[DONE]`. The usage-only chunk is hidden from a client that did not ask for it."""
 
     def __init__(self, meter: Meter, hide_usage: bool) -> None:
-        self._meter = meter
+        super().__init__(meter)
         self._hide_usage = hide_usage
-        self._events = Events()
         self._finished: dict[int, bool] = {}  # choice index → it has its finish_reason
         self._last: Mapping[str, Any] = {}  # the last chunk with a choice
-        self._tail: list[bytes] = []
-        self.done = False
-        self.error_seen = False  # the provider sent an error event
 
     @property
     def finished(self) -> bool:
         """Every choice that was seen has its finish_reason: usage and `[DONE]` may still come."""
         return bool(self._finished) and all(self._finished.values())
-
-    @property
-    def cut(self) -> bool:
-        """At the end of the stream: the provider broke off. Some never send `[DONE]`, so finished choices are enough."""
-        return not self.done and not self.finished
-
-    def feed(self, data: bytes) -> bytes:
-        """What may be relayed now."""
-        relayed: list[bytes] = []
-        for event in self._events.feed(data):
-            hidden = self._take(event.data, event.raw)
-            if not hidden:
-                (self._tail if self.done else relayed).append(event.raw)
-        return b"".join(relayed)
-
-    def finish(self) -> bytes:
-        """The provider's stream has ended, or nothing more of it is wanted: what is still to be relayed. Half an event of a stream
-        that was cut is not: the client would read it together with the error that follows."""
-        event = self._events.finish()
-        if event is not None:
-            hidden = self._take(event.data, event.raw)
-            if not hidden and not self.cut:
-                self._tail.append(event.raw)
-        tail, self._tail = b"".join(self._tail), []
-        return tail
 
     def length_ending(self, problem: Problem) -> bytes:
         """Ends the stream from our side: each open choice with `finish_reason: "length"`, then the error, and no `[DONE]`."""
@@ -557,9 +523,8 @@ class ChatStream:
         ]
         return self._event_end() + b"".join(b"data: " + chunk + b"\n\n" for chunk in chunks) + error_event(problem)
 
-    def error_ending(self, problem: Problem) -> bytes:
-        """Ends a stream that has failed. Nothing where the provider has sent an error of its own: SDKs raise at the first."""
-        return b"" if self.error_seen else self._event_end() + error_event(problem)
+    def _failure(self, problem: Problem) -> bytes:
+        return error_event(problem)
 
     def _meter_choice(self, choice: Mapping[str, Any]) -> None:
         _meter_output(choice.get("delta"), self._meter)
@@ -568,26 +533,7 @@ class ChatStream:
         """What a chunk is that ends a choice for its length."""
         return {"object": "chat.completion.chunk", "choices": [{"index": index, "delta": {}, "finish_reason": "length"}]}
 
-    def _event_end(self) -> bytes:
-        """A piece of an event too large to be kept may have been relayed: what follows must not be read as its rest."""
-        return b"\n\n" if self._events.mid_event else b""
-
-    def _take(self, data: bytes | None, raw: bytes) -> bool:
-        """Meters one event; whether it is to be hidden."""
-        if not data:
-            if data is None:  # a piece of an event too large to be read
-                self._meter.text(raw.decode(errors="replace"))
-            return False
-        if data.strip() == b"[DONE]":
-            self.done = True
-            return False
-        try:
-            chunk = orjson.loads(data)
-        except orjson.JSONDecodeError:
-            chunk = None
-        if type(chunk) is not dict:  # the client may make sense of it
-            self._meter.text(data.decode(errors="replace"))
-            return False
+    def _take_event(self, chunk: Mapping[str, Any]) -> bool:
         if chunk.get("error"):
             self.error_seen = True
         self._meter.served_at(chunk.get("service_tier"))

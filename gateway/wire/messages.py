@@ -43,7 +43,7 @@ from gateway.wire.reading import (
     typed,
 )
 from gateway.wire.request import Request
-from gateway.wire.sse import Events
+from gateway.wire.streaming import EventStream
 
 NAME: Final = "messages"
 CAP: Final = "max_tokens"
@@ -619,46 +619,22 @@ def _meter_block(block: Mapping[str, Any], meter: Meter) -> None:
         _meter_text(block.get("content"), meter)
 
 
-class MessagesStream:
-    """A streamed answer on its way to the client: what `feed` and `finish` return is, in all, the bytes that came.
-
-    The `message_stop` event, and whatever follows it, is kept back until `finish`. Anthropic tells the input's tokens at the start, the
-    output's only at the end: what is told at the start counts for the input alone.
-    """
+class MessagesStream(EventStream):
+    """Ends with `message_stop`. Anthropic tells the input's tokens at the start, the output's only at the end: what is told at the start
+    counts for the input alone."""
 
     def __init__(self, meter: Meter, asked: Pieces = ()) -> None:
-        self._meter = meter
-        self._events = Events()
+        super().__init__(meter)
         self._started = False
+        self._stopped = False  # the reason why it ends has come
         self._open: dict[int, None] = {}  # indices of blocks that have not ended
         self._usage: dict[str, Any] = {}  # what was reported so far
-        self._tail: list[bytes] = []
-        self.done = False
-        self.finished = False  # the reason why it ends has come
-        self.error_seen = False
         meter.unseen = False
         meter.pieces.update((measure, 0) for measure, _ in asked)  # each use passes here
 
     @property
-    def cut(self) -> bool:
-        return not self.done and not self.finished
-
-    def feed(self, data: bytes) -> bytes:
-        relayed: list[bytes] = []
-        for event in self._events.feed(data):
-            self._take(event.data, event.raw)
-            (self._tail if self.done else relayed).append(event.raw)
-        return b"".join(relayed)
-
-    def finish(self) -> bytes:
-        """Half an event of a stream that was cut is not relayed: the client would read it together with the error that follows."""
-        event = self._events.finish()
-        if event is not None:
-            self._take(event.data, event.raw)
-            if not self.cut:
-                self._tail.append(event.raw)
-        tail, self._tail = b"".join(self._tail), []
-        return tail
+    def finished(self) -> bool:
+        return self._stopped
 
     def length_ending(self, problem: Problem) -> bytes:
         """Each open block ends, then the message with `stop_reason: "max_tokens"`, then comes the error; no `message_stop`."""
@@ -670,26 +646,10 @@ class MessagesStream:
             events.append(_event({"type": "message_delta", "delta": delta, "usage": usage}))
         return self._event_end() + b"".join(events) + error_event(problem)
 
-    def error_ending(self, problem: Problem) -> bytes:
-        return b"" if self.error_seen else self._event_end() + error_event(problem)
+    def _failure(self, problem: Problem) -> bytes:
+        return error_event(problem)
 
-    def _event_end(self) -> bytes:
-        """A piece of an event too large to be kept may have been relayed: what follows must not be read as its rest."""
-        return b"\n\n" if self._events.mid_event else b""
-
-    def _take(self, data: bytes | None, raw: bytes) -> None:
-        """Meters one event."""
-        if not data:
-            if data is None:  # a piece of an event too large to be read
-                self._meter.text(raw.decode(errors="replace"))
-            return
-        try:
-            event = orjson.loads(data)
-        except orjson.JSONDecodeError:
-            event = None
-        if type(event) is not dict:  # the client may make sense of it
-            self._meter.text(data.decode(errors="replace"))
-            return
+    def _take_event(self, event: Mapping[str, Any]) -> bool:
         kind = event.get("type")
         if kind == "content_block_delta":
             _meter_delta(fields_of(event.get("delta")), self._meter)
@@ -704,11 +664,12 @@ class MessagesStream:
             self._take_usage(message.get("usage"), with_output=False)
         elif kind == "message_delta":
             self._take_usage(event.get("usage"), with_output=True)
-            self.finished = self.finished or bool(fields_of(event.get("delta")).get("stop_reason"))
+            self._stopped = self._stopped or bool(fields_of(event.get("delta")).get("stop_reason"))
         elif kind == "message_stop":
             self.done = True
         elif kind == "error" or event.get("error"):
             self.error_seen = True
+        return False
 
     def _block_starts(self, event: Mapping[str, Any]) -> None:
         block = fields_of(event.get("content_block"))

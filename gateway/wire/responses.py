@@ -41,7 +41,7 @@ from gateway.wire.reading import (
     typed,
 )
 from gateway.wire.request import Request
-from gateway.wire.sse import Events
+from gateway.wire.streaming import EventStream
 
 NAME: Final = "responses"
 # Of answers that the provider keeps: what costs nothing.
@@ -712,61 +712,23 @@ def _meter_text(value: Any, meter: Meter) -> None:
         meter.text(text_of(value))
 
 
-class ResponsesStream:
-    """A streamed answer on its way to the client, byte for byte as it came. The event with the final response, and whatever follows it,
-    is kept back until `finish`."""
+class ResponsesStream(EventStream):
+    """Ends with the event that has the final response. Some servers send `[DONE]` behind it."""
 
     def __init__(self, meter: Meter) -> None:
-        self._meter = meter
-        self._events = Events()
+        super().__init__(meter)
         self._number = -1  # the last sequence_number
         self._streamed: set[int] = set()  # output items whose text was metered
-        self._tail: list[bytes] = []
         self.response: dict[str, Any] = {}  # as it was last seen
-        self.done = False
-        self.error_seen = False  # the provider sent an error, or says that it failed
-
-    @property
-    def finished(self) -> bool:
-        return self.done
-
-    @property
-    def cut(self) -> bool:
-        return not self.done
-
-    def feed(self, data: bytes) -> bytes:
-        """What may be relayed now."""
-        relayed: list[bytes] = []
-        for event in self._events.feed(data):
-            self._take(event.data, event.raw)
-            (self._tail if self.done else relayed).append(event.raw)
-        return b"".join(relayed)
-
-    def finish(self) -> bytes:
-        """Half an event of a stream that was cut is not relayed: the client would read it together with the error that follows."""
-        event = self._events.finish()
-        if event is not None:
-            self._take(event.data, event.raw)
-            if not self.cut:
-                self._tail.append(event.raw)
-        tail, self._tail = b"".join(self._tail), []
-        return tail
 
     def length_ending(self, problem: Problem) -> bytes:
         """`response.incomplete`, as the API itself ends an answer at its cap, then our reason."""
         response = {**self._snapshot(), "status": "incomplete", "incomplete_details": {"reason": CAP_FIELD}}
         return self._event_end() + self._event("response.incomplete", {"response": response}) + self._error(problem)
 
-    def error_ending(self, problem: Problem) -> bytes:
-        """`response.failed`, which Codex reads, then an error, at which SDKs raise. Nothing where the provider has sent an error of its
-        own."""
-        if self.error_seen:
-            return b""
-        return (
-            self._event_end()
-            + self._event("response.failed", {"response": _failed(self._snapshot(), problem)})
-            + self._error(problem)
-        )
+    def _failure(self, problem: Problem) -> bytes:
+        """`response.failed`, which Codex reads, then an error, at which SDKs raise."""
+        return self._event("response.failed", {"response": _failed(self._snapshot(), problem)}) + self._error(problem)
 
     def _error(self, problem: Problem) -> bytes:
         """The API's own `error` event. SDKs yield it, and raise only because it also has the `error` object that they look for."""
@@ -780,29 +742,7 @@ class ResponsesStream:
         self._number += 1
         return _event(kind, self._number, members)
 
-    def _event_end(self) -> bytes:
-        """A piece of an event too large to be kept may have been relayed: what follows must not be read as its rest."""
-        return b"\n\n" if self._events.mid_event else b""
-
-    def _take(self, data: bytes | None, raw: bytes) -> None:
-        """Meters one event."""
-        if not data:
-            if data is None:  # a piece of an event too large to be read
-                self._meter.text(raw.decode(errors="replace"))
-            return
-        if data.strip() == b"[DONE]":  # of servers that end every stream so
-            self.done = True
-            return
-        try:
-            event = orjson.loads(data)
-        except orjson.JSONDecodeError:
-            event = None
-        if type(event) is dict:
-            self._take_event(event)
-        else:  # the client may make sense of it
-            self._meter.text(data.decode(errors="replace"))
-
-    def _take_event(self, event: Mapping[str, Any]) -> None:
+    def _take_event(self, event: Mapping[str, Any]) -> bool:
         number = event.get("sequence_number")
         if type(number) is int:
             self._number = max(self._number, number)
@@ -823,6 +763,7 @@ class ResponsesStream:
                 _meter_text(item.get("name"), self._meter)
         elif kind == "response.output_item.done":
             self._take_item(event, fields_of(event.get("item")))
+        return False
 
     def _mark_streamed(self, event: Mapping[str, Any]) -> bool:
         """Whether it had not been."""
