@@ -31,9 +31,12 @@ class _Tiles:
             return self.base
         if not width:
             return self.base + 8 * self.tile
-        width, height = _shrunk(width, height, 2048, max(width, height))
-        width, height = _shrunk(width, height, 768, min(width, height))
-        return self.base + -(-width // 512) * -(-height // 512) * self.tile
+        longer, least, most = max(width, height), min(width, height), min(width, height)
+        if longer > 2048:  # the shorter side becomes a whole number, nobody says which: each way has its longest longer side
+            least, most, longer = max(1, least * 2048 // longer), -(-most * 2048 // longer), 2048
+        if most > 768:
+            longer, most = min(longer, -(-longer * 768 // least)), 768
+        return self.base + -(-longer // 512) * -(-most // 512) * self.tile
 
 
 @record
@@ -175,8 +178,3 @@ def _pages_tokens(model: str, pages: int) -> int | None:
 
 def _first(table: Sequence[tuple[str, int]], model: str) -> int | None:
     return next((value for glob, value in table if fnmatchcase(model, glob)), None)
-
-
-def _shrunk(width: int, height: int, to: int, side: int) -> tuple[int, int]:
-    """Both in proportion, so that `side`, one of them, is at most `to`. Rounds up."""
-    return (width, height) if side <= to else (-(-width * to // side), -(-height * to // side))
