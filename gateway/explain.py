@@ -127,7 +127,7 @@ class Explanation:
             if view is not None and view.state is not RunState.ACTIVE:
                 return f"the run {run} was stopped" if view.state is RunState.STOPPED else f"the run {run} is paused"
         for frozen in self.known.frozen:
-            if all(caller.value(name) == value for name, value in frozen.scope):
+            if frozen.takes(caller):
                 return f"{frozen.text} is frozen"
         return None
 

@@ -312,7 +312,7 @@ class Flow:
 
     def scope_frozen(self, tenant: str, scope: Sequence[tuple[str, str]]) -> None:
         """The same for whoever has all of the scope's values."""
-        self._interrupt(tenant, lambda caller: all(caller.value(name) == value for name, value in scope), Ending.SCOPE_FROZEN)
+        self._interrupt(tenant, lambda caller: caller.has(scope), Ending.SCOPE_FROZEN)
 
     def wait_no_more(self) -> None:
         """The gateway is about to stop: who waits for a raise is answered now."""

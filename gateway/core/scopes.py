@@ -1,5 +1,6 @@
 """Who is asking, and the accounts that their calls count in. Pure values; an account's key is its identity everywhere."""
 
+from collections.abc import Sequence
 from dataclasses import field
 from enum import StrEnum
 from typing import Final
@@ -60,6 +61,10 @@ class Caller:
             if name == dimension:
                 return value
         return None
+
+    def has(self, values: Sequence[tuple[str, str]]) -> bool:
+        """Whether the caller has each of these (dimension, value); () is everybody."""
+        return all(self.value(name) == value for name, value in values)
 
 
 @record

@@ -356,7 +356,7 @@ class Frozen:
 
     def takes(self, caller: Caller) -> bool:
         """Whether the caller is of this scope."""
-        return all(caller.value(name) == value for name, value in self.scope)
+        return caller.has(self.scope)
 
 
 def scope_text(scope: Sequence[tuple[str, str]]) -> str:

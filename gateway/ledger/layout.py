@@ -1,5 +1,6 @@
 """A plan's charges, looked through once: what every step would find out about them again. Calls of one caller share theirs."""
 
+from collections.abc import Sequence
 from typing import Any, Final, NamedTuple
 
 import orjson
@@ -33,6 +34,13 @@ class Spot(NamedTuple):
     twin: bool
 
 
+def windows_of(charges: Sequence[Charge]) -> tuple[int, int]:
+    """The instants that all their windows hold: [from_ms, until_ms)."""
+    windows = [charge.ceiling.account.window for charge in charges]
+    from_ms = max((window.start_ms for window in windows), default=0)
+    return from_ms, min((window.end_ms for window in windows), default=END_OF_TIME_MS)
+
+
 class Layout:
     """What the charges of a plan are together."""
 
@@ -52,9 +60,7 @@ class Layout:
         self.advisory = any(each.basis is Basis.NONE for each in ceilings)
         self.own = any(each.own for each in ceilings)
         self.pinned = any(each.pinned_ppm for each in ceilings)
-        # The instants that all windows hold: [from_ms, until_ms).
-        self.from_ms = max((each.account.window.start_ms for each in ceilings), default=0)
-        self.until_ms = min((each.account.window.end_ms for each in ceilings), default=END_OF_TIME_MS)
+        self.from_ms, self.until_ms = windows_of(charges)
         self.packed = orjson.Fragment(orjson.dumps([_packed(charge) for charge in charges]))
 
 

@@ -1,7 +1,6 @@
 """The packed record of one call: one JSON array for the hold, one for what it became. The order of the fields stands here only."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from datetime import date, timedelta
 from functools import lru_cache
 from typing import Any, Final, NamedTuple
 from urllib.parse import unquote
@@ -322,8 +321,3 @@ def _balance_input(balance: Balance) -> dict[str, object]:
         "reserved": balance.reserved,
         "mode": balance.mode,
     }
-
-
-def day_name(day: int) -> str:
-    """Days since the epoch → "2026-11-22"."""
-    return (date(1970, 1, 1) + timedelta(days=day)).isoformat()

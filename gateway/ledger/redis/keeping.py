@@ -9,6 +9,7 @@ from urllib.parse import quote
 import orjson
 
 from gateway.core.scopes import Account
+from gateway.core.windows import END_OF_TIME_MS
 from gateway.ledger.contract import CallRecord, Keep, LedgerUnavailable
 from gateway.ledger.packed import account_of, run_in
 from gateway.ledger.redis.lines import read_lines, run_of
@@ -127,7 +128,7 @@ class _Sweep:
         for end_ms, key in found:
             account = account_of(self._tenant.name, key, end_ms)
             removed = await self._remove(
-                "account", (keys.ends, keys.named, keys.account(key)), _named(account), key, _bucket_ms(account)
+                "account", (keys.ends, keys.named, keys.account(key)), _named(account), key, account.window.bucket_ms or ""
             )
             gone += removed
             if not removed and len(found) == at_most:
@@ -137,10 +138,11 @@ class _Sweep:
     async def runs(self, at_most: int) -> int:
         keys, gone = self._keys, 0
         found = await self._passing(keys.runs, at_most, self._forget_ms, 1_000)
+        now_ms = await self._now_ms() if found else 0
         for _, run in found:
             owner, last_ms = await self._slots.command(self._tenant, "HMGET", keys.run(run), "o", "t")
             removed = 0
-            if owner is not None and int(last_ms) + self._forget_ms <= await self._now_ms():
+            if owner is not None and int(last_ms) + self._forget_ms <= now_ms:
                 text = quote(run, safe="", errors="surrogatepass")
                 accounts, args = await self._accounts_of(text)
                 listed = (keys.ends, keys.named, keys.runs, keys.owner(owner.decode()), keys.active(owner.decode()))
@@ -174,7 +176,7 @@ class _Sweep:
         for member in members:
             key = member.decode().partition(" ")[2]
             named.append(keys.account(key))
-            args += [key, _bucket_ms(account_of(self._tenant.name, key, 2**53))]
+            args += [key, account_of(self._tenant.name, key, END_OF_TIME_MS).window.bucket_ms or ""]
         return named, args
 
     async def spend(self, at_most: int) -> int:
@@ -193,7 +195,3 @@ class _Sweep:
 
 def _named(account: Account) -> str:
     return quote(run_in(account.scope), safe="", errors="surrogatepass")
-
-
-def _bucket_ms(account: Account) -> str | int:
-    return account.window.bucket_ms if account.window.span_ms else ""

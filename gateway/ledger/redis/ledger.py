@@ -521,7 +521,7 @@ class RedisLedger:
         account = known.balance.account
         keys = found.keys
         named = (keys.account(key), keys.acts, keys.acts_order)
-        args = (act, amount, *_act(act, what, who, why, act_id), account.window.bucket_ms if account.window.span_ms else "")
+        args = (act, amount, *_act(act, what, who, why, act_id), account.window.bucket_ms or "")
         reply = await self._slots.run(found, self._slots.scripts.account, named, *args)
         if reply[0] == UNKNOWN:
             return None

@@ -28,7 +28,7 @@ CALL_FIELDS: Final = ("s", "l", "t", "h", "f", "p", "w", "a", "g", "n", "m", "d"
 class Lines:
     """The charges of a plan, ready to be sent. `text`: what every step looks at; `names`: what few do, [key, end, mode] per line."""
 
-    __slots__ = ("charges", "from_ms", "keys", "names", "text", "unique", "until_ms")
+    __slots__ = ("charges", "keys", "names", "text", "unique")
 
     def __init__(self, charges: tuple[Charge, ...], texts: tuple[str, str] | None = None) -> None:
         """`texts`: as they were sent once."""
@@ -47,8 +47,6 @@ class Lines:
                 self.unique.append((account, ceiling.mode))
             lines.append((charge, ordinals[account.key], twin))
         self.keys = tuple(ordinals)
-        self.from_ms = max((charge.ceiling.account.window.start_ms for charge in charges), default=0)
-        self.until_ms = min((charge.ceiling.account.window.end_ms for charge in charges), default=2**53)
         if texts is None:
             written = [_line(*each, places.get(each[0].ceiling.pinned_to, 0)) for each in lines]
             accounts = [charge.ceiling.account for charge in charges]
@@ -82,7 +80,7 @@ def _line(charge: Charge, ordinal: int, twin: bool, pinned_to: int) -> list[Any]
         _DEFAULT if charge.share_ppm == _ALL else charge.share_ppm,
         ceiling.margin or _DEFAULT,
         twin,
-        (window.span_ms and window.bucket_ms) or _DEFAULT,
+        window.bucket_ms or _DEFAULT,
         ceiling.pause,
         ceiling.pinned_ppm or _DEFAULT,
         pinned_to or _DEFAULT,

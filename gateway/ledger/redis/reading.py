@@ -12,10 +12,11 @@ import orjson
 from gateway.core.scopes import NO_VALUE, Account, Caller
 from gateway.core.values import Balance
 from gateway.ledger.contract import AccountView, Act, Barrier, CallRecord, Frozen, RunState, RunView, SpendRow
-from gateway.ledger.packed import account_of, call_record, day_name
+from gateway.ledger.packed import account_of, call_record
 from gateway.ledger.redis.lines import CALL_FIELDS, closing_of, record_of, refusal_of, run_of
 from gateway.ledger.redis.slots import Slots, Tenant
 from gateway.ledger.states import STATES
+from gateway.ledger.telling import day_name, dearest_first, halting
 
 _DAY_MS: Final = 86_400_000
 _PAGE: Final = 500
@@ -128,7 +129,7 @@ async def balances(slots: Slots, tenant: Tenant, accounts: Sequence[Account]) ->
 
 async def _look(slots: Slots, tenant: Tenant, accounts: Sequence[Account]) -> Any:
     named = [tenant.keys.account(account.key) for account in accounts]
-    buckets = [account.window.bucket_ms if account.window.span_ms else "" for account in accounts]
+    buckets = [account.window.bucket_ms or "" for account in accounts]
     return (await slots.run(tenant, slots.scripts.balances, named, *buckets))[2]
 
 
@@ -164,12 +165,7 @@ async def halted(slots: Slots, tenant: Tenant, callers: Sequence[Caller]) -> lis
         _, _, _, states = await slots.run(tenant, slots.scripts.runs, [tenant.keys.run(name) for name in page], "s")
         stopped |= {name for name, (state,) in zip(page, states, strict=True) if state == STOPPED}
 
-    def barrier(caller: Caller) -> Barrier | None:
-        if not stopped.isdisjoint((caller.run, *caller.ancestry)):
-            return Barrier.STOPPED
-        return Barrier.FROZEN if any(scope.takes(caller) for scope in scopes) else None
-
-    return [barrier(caller) for caller in callers]
+    return [halting(caller, stopped, scopes) for caller in callers]
 
 
 async def acts(slots: Slots, tenant: Tenant, limit: int, before: str | None) -> list[Act]:
@@ -221,8 +217,7 @@ async def spend(slots: Slots, tenant: Tenant, by: Sequence[str], from_ms: int, t
                 total = sums.setdefault(tuple([values.get(word, NO_VALUE) for word in by]), [0, 0, 0])
                 for place, amount in enumerate(amounts.split()):
                     total[place] += int(amount)
-    rows = [SpendRow(group, *total) for group, total in sums.items() if any(total)]
-    return sorted(rows, key=lambda each: (-each.usd, -each.tokens, each.group))
+    return dearest_first(sums)
 
 
 async def days(slots: Slots, tenant: Tenant) -> list[int]:

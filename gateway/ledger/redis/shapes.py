@@ -12,6 +12,7 @@ import orjson
 from gateway.core.scopes import Caller
 from gateway.core.values import Balance, Decision, Hold
 from gateway.ledger.contract import Alert, Barred, Barrier, Ended, Refusal, Reserved, Settled, Stale
+from gateway.ledger.layout import windows_of
 from gateway.ledger.redis.keys import TenantKeys
 from gateway.ledger.redis.lines import Lines, amounts_of, group_end, group_start, held_text, rest_of
 from gateway.ledger.states import STATES
@@ -44,8 +45,7 @@ class Shape:
         self.caller = orjson.dumps(
             (
                 *(caller.run_issued, -1 if run_limit is None else run_limit),
-                max(each.from_ms for each in self.lines),
-                min(each.until_ms for each in self.lines),
+                *windows_of([charge for each in self.charges for charge in each]),
                 *(-1 if terms.max_active is None else terms.max_active, terms.idle_ms, terms.same_request, terms.within_calls),
                 *(self._offsets(), caller.parent or False),
             )

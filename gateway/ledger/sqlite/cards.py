@@ -17,6 +17,32 @@ RUN_COLUMNS: Final = (
 )
 
 
+# The methods of both kinds of balance. Nothing is ever below zero: a step that would make it so is a bug.
+
+
+def _hold(row: "AccountRow | RunRow", amount: int) -> None:
+    row.reserved += amount
+    row.changed = True
+
+
+def _settle(row: "AccountRow | RunRow", held: int, charged: int, provisionally: bool) -> None:
+    """What was held becomes what is charged."""
+    row.reserved -= held
+    row.committed += charged
+    if provisionally:
+        row.unconfirmed += charged
+    assert row.reserved >= 0 <= row.unconfirmed <= row.committed, row
+    row.changed = True
+
+
+def _correct(row: "AccountRow | RunRow", provisional: int, charged: int, charged_ms: int) -> None:  # noqa: ARG001 - RollingRow's
+    """What was charged provisionally, at that time, becomes what is charged."""
+    row.committed += charged - provisional
+    row.unconfirmed -= provisional
+    assert 0 <= row.unconfirmed <= row.committed, row
+    row.changed = True
+
+
 @dataclass(slots=True)
 class AccountRow:
     """Amounts in the account's unit. A change beyond `committed`, `reserved` and `unconfirmed` is a `wide` one."""
@@ -38,25 +64,7 @@ class AccountRow:
     def stored(self) -> bool:
         return self.id != 0
 
-    def hold(self, amount: int) -> None:
-        self.reserved += amount
-        self.changed = True
-
-    def settle(self, held: int, charged: int, provisionally: bool) -> None:
-        """What was held becomes what is charged. Nothing is ever below zero: a step that would make it so is a bug."""
-        self.reserved -= held
-        self.committed += charged
-        if provisionally:
-            self.unconfirmed += charged
-        assert self.reserved >= 0 <= self.unconfirmed <= self.committed, self
-        self.changed = True
-
-    def correct(self, provisional: int, charged: int, charged_ms: int) -> None:  # noqa: ARG002 - of importance to a rolling window
-        """What was charged provisionally, at that time, becomes what is charged."""
-        self.committed += charged - provisional
-        self.unconfirmed -= provisional
-        assert 0 <= self.unconfirmed <= self.committed, self
-        self.changed = True
+    hold, settle, correct = _hold, _settle, _correct
 
     def carry(self, charged: int, provisional: int, ended_ms: int) -> None:  # noqa: ARG002 - of importance to a rolling window
         """A call that ended then and was charged here is retired. What was provisional of it is confirmed."""
@@ -95,13 +103,13 @@ class RollingRow(AccountRow):
     buckets: dict[int, list[int]] = field(default_factory=dict)
 
     def settle(self, held: int, charged: int, provisionally: bool) -> None:
-        AccountRow.settle(self, held, charged, provisionally)
+        _settle(self, held, charged, provisionally)
         if charged:
             self._land(self.now_ms, charged, charged if provisionally else 0)
 
     def correct(self, provisional: int, charged: int, charged_ms: int) -> None:
         counts = charged_ms // self.bucket_ms in self.buckets
-        AccountRow.correct(self, provisional if counts else 0, charged, charged_ms)
+        _correct(self, provisional if counts else 0, charged, charged_ms)
         if counts:
             self._land(charged_ms, -provisional, -provisional)
         if charged:
@@ -181,23 +189,7 @@ class RunRow:
     changed: bool = False
     wide: bool = False
 
-    def hold(self, amount: int) -> None:
-        self.reserved += amount
-        self.changed = True
-
-    def settle(self, held: int, charged: int, provisionally: bool) -> None:
-        self.reserved -= held
-        self.committed += charged
-        if provisionally:
-            self.unconfirmed += charged
-        assert self.reserved >= 0 <= self.unconfirmed <= self.committed, self
-        self.changed = True
-
-    def correct(self, provisional: int, charged: int) -> None:
-        self.committed += charged - provisional
-        self.unconfirmed -= provisional
-        assert 0 <= self.unconfirmed <= self.committed, self
-        self.changed = True
+    hold, settle, correct = _hold, _settle, _correct
 
     def use(self, now_ms: int) -> None:
         self.last_ms = now_ms

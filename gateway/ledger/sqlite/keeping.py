@@ -76,7 +76,7 @@ def _carry_forward(books: Books, tenant: str, call: CallRow) -> None:
                 row.carry(charged, charged if call.state == EXPIRED else 0, call.due_ms)
     run = books.run(tenant, record.run)
     if run is not None and call.state == EXPIRED:
-        run.correct(closing.charged.usd, closing.charged.usd)
+        run.correct(closing.charged.usd, closing.charged.usd, call.due_ms)
 
 
 # -- all else ---------------------------------------------------------------------------------------------------------------------

@@ -9,13 +9,14 @@ import orjson
 from gateway.core.scopes import NO_VALUE, Account, Caller
 from gateway.core.values import Balance
 from gateway.ledger.contract import AccountView, Act, Barrier, CallRecord, Frozen, RunState, RunView, SpendRow
-from gateway.ledger.packed import call_record, day_name, unpack_closing, unpack_record
+from gateway.ledger.packed import call_record, unpack_closing, unpack_record
 from gateway.ledger.sqlite.acts import view as account_view
 from gateway.ledger.sqlite.books import Books, frozen_scopes
 from gateway.ledger.sqlite.cards import RUN_COLUMNS, RunRow, run_row
 from gateway.ledger.sqlite.steps import standing
 from gateway.ledger.sqlite.tree import is_paused
 from gateway.ledger.states import STATES, STOPPED
+from gateway.ledger.telling import day_name, dearest_first, halting
 
 _DAY_MS = 86_400_000
 _COLUMNS = {"day": "day", "key": "owner", "run": "run", "model": "model", "provider": "provider"}
@@ -137,12 +138,7 @@ def halted(cursor: apsw.Cursor, tenant: str, callers: Sequence[Caller]) -> list[
     stopped = {run for (run,) in rows}
     scopes = frozen_scopes(cursor, tenant)
 
-    def barrier(caller: Caller) -> Barrier | None:
-        if not stopped.isdisjoint((caller.run, *caller.ancestry)):
-            return Barrier.STOPPED
-        return Barrier.FROZEN if any(each.takes(caller) for each in scopes) else None
-
-    return [barrier(caller) for caller in callers]
+    return [halting(caller, stopped, scopes) for caller in callers]
 
 
 def spend(cursor: apsw.Cursor, tenant: str, by: Sequence[str], from_ms: int, to_ms: int, owner: str | None) -> list[SpendRow]:
@@ -162,8 +158,7 @@ def spend(cursor: apsw.Cursor, tenant: str, by: Sequence[str], from_ms: int, to_
         total = sums.setdefault(group, [0, 0, 0])
         for place, amount in enumerate(row[-3:]):
             total[place] += amount
-    found = [SpendRow(group, *total) for group, total in sums.items() if any(total)]
-    return sorted(found, key=lambda each: (-each.usd, -each.tokens, each.group))
+    return dearest_first(sums)
 
 
 def _group_value(word: str, value: object) -> str:

@@ -158,7 +158,7 @@ def _inside_windows(decision: Decision, now_ms: int) -> bool:
 
 def _barrier(books: Books, decision: Decision, run: RunRow | None, ancestry: tuple[str, ...]) -> Barred | None:
     caller = decision.call.caller
-    above = barrier_above(books, caller, run, ancestry)
+    above = barrier_above(books, caller, ancestry)
     if above is not None:
         return Barred(decision, *above)
     for frozen in books.rules(caller.tenant).frozen:
@@ -524,7 +524,7 @@ def _end(books: Books, tenant: str, call: CallRow, state: int, closing: Closing)
         run.settle(record.held.usd, usd, provisional)
         charged_anew = closing.charged
     else:
-        run.correct(record.held.usd, usd)
+        run.correct(record.held.usd, usd, charged_ms)
         charged_anew = minus(closing.charged, record.held)
     if state == RELEASED:
         run.calls -= 1

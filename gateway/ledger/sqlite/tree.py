@@ -52,18 +52,13 @@ def is_paused(books: Books, tenant: str, run: RunRow) -> bool:
     return run.state == PAUSED and (run.paused_no is None or run.paused_no == books.rules(tenant).raises)
 
 
-def barrier_above(books: Books, caller: Caller, run: RunRow | None, ancestry: tuple[str, ...]) -> tuple[Barrier, str] | None:
-    """The first stop or pause on the way up, and the run that has it."""
-    if run is not None and run.state:
-        barrier = _barrier(books, caller.tenant, run)
+def barrier_above(books: Books, caller: Caller, ancestry: tuple[str, ...]) -> tuple[Barrier, str] | None:
+    """The first stop or pause on the way up from the caller's run, and the run that has it."""
+    for each in (caller.run, *ancestry):
+        run = books.run(caller.tenant, each)
+        barrier = None if run is None else _barrier(books, caller.tenant, run)
         if barrier is not None:
-            return barrier, caller.run
-    for each in ancestry:
-        row = books.run(caller.tenant, each)
-        if row is not None and row.state:
-            barrier = _barrier(books, caller.tenant, row)
-            if barrier is not None:
-                return barrier, each
+            return barrier, each
     return None
 
 
