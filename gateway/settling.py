@@ -118,13 +118,11 @@ class Settling:
     # -- while it lives -------------------------------------------------------------------------------------------------------
 
     async def widen(self, plan: Plan) -> bool:
-        """Holds what the wider plan holds beyond what is held, in each account as much as it has of it. False: there is no room, or no
-        ledger that says so."""
-        held = self.hold.plan
-        more = beyond(plan.held, held.held)
-        sliced = None if plan.slice is None or held.slice is None else beyond(plan.slice.cost, held.slice.cost)
+        """Holds what the wider plan holds, in each account as much as it has of it; never less than is held. False: there is no room, or
+        no ledger that says so, which may have taken it all the same: asked again, it holds no more for that."""
+        slices = None if plan.slice is None else plan.slice.cost
         try:
-            widened = await self._ledger.extend(self._tenant, self.hold.id, self._lease_ms, more, sliced)
+            widened = await self._ledger.extend(self._tenant, self.hold.id, self._lease_ms, plan.held, slices)
         except (LedgerUnavailable, LedgerLost):
             return False
         if widened:
@@ -146,7 +144,7 @@ class Settling:
 
 
 def beyond(wanted: Amounts, held: Amounts) -> Amounts:
-    """What an extension adds: never less, where another route's plan takes less than what is held. It is the same call."""
+    """What is missing, where anything is. It is the same call."""
     return Amounts(max(0, wanted.usd - held.usd), max(0, wanted.tokens - held.tokens), 0)
 
 

@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import Any, Final
 
 from gateway.core.money import price_of
+from gateway.core.scopes import Amounts
 from gateway.core.slices import FIRST, ON_THE_WAY
 from gateway.demo.replies import Script
-from gateway.ledger.contract import CallRecord, HoldState
+from gateway.ledger.contract import CallRecord, HoldState, OutcomeUnknown
 from gateway.ledger.sqlite.ledger import SqliteLedger
 from tests.support.flow import TENANT, Broken, Client, World, chat, model_of, world
 from tests.support.pricing import BIG
@@ -295,3 +296,34 @@ async def test_an_extension_that_is_under_way_when_the_stream_ends_leaves_nothin
         await here.quiet()
         assert (await reserved(here), await reserved(here, MONTH)) == (0, 0)
         assert (await settled(here)).charged.usd == cost(700)
+
+
+async def test_extensions_whose_answers_are_lost_hold_no_more_than_the_worst_case(
+    tmp_path: Path, provider: FaultProvider
+) -> None:
+    asked: list[Amounts] = []
+
+    def lossy(real: SqliteLedger) -> Any:
+        async def extend(*given: Any) -> bool:
+            extended = await real.extend(*given)
+            asked.append(given[4])
+            if len(asked) % 2:
+                raise OutcomeUnknown("the connection broke")
+            return extended
+
+        return Broken(real, {"extend": extend})
+
+    async with slicing(tmp_path, provider, ledger=lossy) as here:
+        most = 0
+
+        async def look(_: int) -> None:
+            nonlocal most
+            most = max(most, await reserved(here))
+
+        provider.next(long(CAP - 100))
+        asking, client = here.asking(stream(), client=watched(Client(), look))
+        await asking
+        assert len(client.text.split()) == CAP - 100
+        assert len(asked) > 2
+        assert most == cost(CAP)
+        await settled(here)

@@ -405,11 +405,11 @@ class Ledger(Protocol):
         """Gives the hold back."""
 
     def extend(
-        self, tenant: str, hold_id: str, lease_ms: int, more: Amounts | None = None, more_sliced: Amounts | None = None
+        self, tenant: str, hold_id: str, lease_ms: int, held: Amounts | None = None, slices: Amounts | None = None
     ) -> Awaitable[bool]:
-        """The lease ends `lease_ms` from now; `more` is held on top, and where the hold has a slice, `more_sliced` (None: `more` there
-        too), if every account has room by the rule it was reserved under (calls=0 in them: it is the same call). All of it or nothing.
-        False: nothing changed."""
+        """The lease ends `lease_ms` from now. `held` is what is to be held in all, and `slices` where the hold has a slice (None: `held`
+        there too): it grows to that, if every account has room by the rule it was reserved under. What is held beyond that stays, so
+        asking again holds no more. All of it or nothing. False: nothing changed."""
 
     def debit(self, decision: Decision, settlement: Settlement, how: Debiting) -> Awaitable["Settled | Refusal | Barred | Stale"]:
         """Charges a known cost: the amounts of the decision's only plan are what must fit, the settlement's what is charged. The

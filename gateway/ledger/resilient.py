@@ -428,9 +428,9 @@ class ResilientLedger:
         return failure
 
     def extend(
-        self, tenant: str, hold_id: str, lease_ms: int, more: Amounts | None = None, more_sliced: Amounts | None = None
+        self, tenant: str, hold_id: str, lease_ms: int, held: Amounts | None = None, slices: Amounts | None = None
     ) -> Awaitable[bool]:
-        return self._there().extend(tenant, hold_id, lease_ms, more, more_sliced)
+        return self._there().extend(tenant, hold_id, lease_ms, held, slices)
 
     # -- beside the path ------------------------------------------------------------------------------------------------------
 

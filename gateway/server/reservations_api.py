@@ -19,6 +19,7 @@ from gateway.server.external import COMMON, External, amounts_of, spent
 from gateway.server.pages import bad_member, body_of, found, ledger_page, not_found, query_of, usd_of, whole_of
 from gateway.server.routes import Route
 from gateway.server.views import expiry, tightest_usd
+from gateway.settling import beyond
 from gateway.wire.exchange import Inbound, Reply
 from gateway.wire.problem import BudgetFacts, Refused, amount_text, problem
 from gateway.yaml_fields import parse_duration
@@ -101,17 +102,17 @@ class ReservationsApi:
         record = await self._own(external.principal(inbound.headers), params["id"])
         body = body_of(inbound, ("ttl", "estimate_usd", "tokens"))
         usd, tokens = usd_of(body, "estimate_usd"), whole_of(body, "tokens", MAX_COUNT)
-        more = Amounts(max(0, (usd or 0) - record.held.usd), max(0, (tokens or 0) - record.held.tokens), 0)
+        wanted = Amounts(usd or 0, tokens or 0, 0)
         if record.state is HoldState.LIVE:
             await self._check_goes_on(record)
-        extended = await external.ledger.extend(record.tenant, params["id"], self._ttl(body), more)
+        extended = await external.ledger.extend(record.tenant, params["id"], self._ttl(body), wanted)
         now = found(await external.ledger.record(record.tenant, record.decision_id), "reservation")
         view = found(await external.ledger.run(record.tenant, record.run), "run")
         if extended:
             return _reply(now, tightest_usd(view.accounts))
         if now.state is not HoldState.LIVE:
             raise _ended(params["id"], now.state, now.charged)
-        raise _no_room(view, now, more)
+        raise _no_room(view, now, beyond(wanted, now.held))
 
     async def _own(self, principal: Principal, hold_id: str) -> CallRecord:
         """The caller's own; whatever else there is, or is not, is not found."""

@@ -48,6 +48,10 @@ def plus(one: Amounts, other: Amounts) -> Amounts:
     return Amounts(one.usd + other.usd, one.tokens + other.tokens, one.calls + other.calls)
 
 
+def beyond(wanted: Amounts, held: Amounts) -> Amounts:
+    return Amounts(max(0, wanted.usd - held.usd), max(0, wanted.tokens - held.tokens), max(0, wanted.calls - held.calls))
+
+
 def is_sliced(plan: Plan, account: Account) -> bool:
     return next(charge.sliced for charge in plan.charges if charge.ceiling.account == account)
 
@@ -491,15 +495,15 @@ class Model:
                     self.fired[balance.account] = threshold
         return Settled(state, True, charged, self.balances_of(call.plan, call.caller), tuple(alerts))
 
-    def extend(self, tenant: str, hold_id: str, lease_ms: int, more: Amounts | None, more_sliced: Amounts | None = None) -> bool:
+    def extend(self, tenant: str, hold_id: str, lease_ms: int, held: Amounts | None, slices: Amounts | None = None) -> bool:
         call = self.calls.get((tenant, hold_id.removeprefix("rsv_")))
         if call is None or call.state is not HoldState.LIVE:
             return False
-        if more is not None:
-            amounts = (more, more if more_sliced is None else more_sliced)
-            if not all(self.fits(charge, call.plan, *amounts, call.caller, pinning=False) for charge in call.plan.charges):
+        if held is not None:
+            most, sliced = beyond(held, call.held), beyond(held if slices is None else slices, call.slices)
+            if not all(self.fits(charge, call.plan, most, sliced, call.caller, pinning=False) for charge in call.plan.charges):
                 return False
-            call.held, call.slices = plus(call.held, amounts[0]), plus(call.slices, amounts[1])
+            call.held, call.slices = plus(call.held, most), plus(call.slices, sliced)
         call.lease_ms = self.now_ms + lease_ms
         return True
 

@@ -4,6 +4,7 @@ Random histories as in test_state_machine.py, through the model and a store that
 Valkey with the connection cut before a command arrived and after it was done. Whoever asks does what the contract says: asks again.
 """
 
+from pathlib import Path
 from typing import Any, Final, Protocol
 from urllib.parse import urlsplit
 
@@ -13,12 +14,16 @@ from hypothesis import Phase
 from hypothesis import strategies as st
 from hypothesis.stateful import rule
 
+from gateway.core.scopes import Amounts
 from gateway.ledger.contract import Ledger, LedgerUnavailable
 from gateway.ledger.sqlite.ledger import SqliteLedger
+from tests.ledger.asking import balance, hold
+from tests.ledger.builders import LEASE_MS, START_MS, TENANT, account, decision
 from tests.ledger.compare import agree
 from tests.ledger.test_state_machine import Ask, Machine, Tell, run_machine
 from tests.support.between import Between
-from tests.support.stores import STORES, ValkeyStore
+from tests.support.clock import Clock
+from tests.support.stores import STORES, SqliteStore, ValkeyStore, opened
 
 _TRIES: Final = 20
 
@@ -159,6 +164,19 @@ class FaultyMachine(Machine):
         self.insist(lambda ledger: ledger.expire(1_000))
         for hold_id in self.model.due():
             self.model.expire(hold_id)
+
+
+async def test_an_extension_that_is_asked_for_again_after_its_answer_was_lost_is_held_once(tmp_path: Path) -> None:
+    async with opened(SqliteStore(tmp_path), Clock(START_MS)) as ledger:
+        assert isinstance(ledger, SqliteLedger)
+        held = await hold(ledger, decision())
+        faults = CommitFaults(ledger)
+        faults.arm("after")
+        with pytest.raises(LedgerUnavailable):
+            await ledger.extend(TENANT, held.id, LEASE_MS, Amounts(30, 0))
+        assert await ledger.extend(TENANT, held.id, LEASE_MS, Amounts(30, 0))
+        assert faults.met == 1
+        assert (await balance(ledger, account())).reserved == 30
 
 
 @pytest.mark.parametrize("kind", STORES)

@@ -101,14 +101,20 @@ HISTORIES: Final[dict[str, tuple[Row, ...]]] = {
     ),
     "a hold may grow while there is room, and settles as what it became": (
         ("reserve a 60", "held", 0, 60, 0),
-        ("extend a 30", "yes", 0, 90, 0),
-        ("extend a 11", "no", 0, 90, 0),
-        ("extend a 10", "yes", 0, 100, 0),
+        ("extend a 90", "yes", 0, 90, 0),
+        ("extend a 101", "no", 0, 90, 0),
+        ("extend a 100", "yes", 0, 100, 0),
         ("release a", "released 0", 0, 0, 0),
+    ),
+    "a hold that is asked to grow again has grown, and none becomes less": (
+        ("reserve a 60", "held", 0, 60, 0),
+        ("extend a 90", "yes", 0, 90, 0),
+        ("extend a 90", "yes", 0, 90, 0),
+        ("extend a 70", "yes", 0, 90, 0),
     ),
     "what has grown expires in full": (
         ("reserve a 60", "held", 0, 60, 0),
-        ("extend a 30", "yes", 0, 90, 0),
+        ("extend a 90", "yes", 0, 90, 0),
         ("wait 60000", "", 0, 90, 0),
         ("expire", "a 90", 90, 0, 90),
         ("commit a 85", "committed 85", 85, 0, 0),
@@ -164,8 +170,8 @@ async def _happen(event: str, ledger: Ledger, clock: Clock) -> str:
         assert isinstance(answer, Hold | Refusal)
         return "held" if isinstance(answer, Hold) else "refused"
     if verb == "extend":
-        more = Amounts(int(rest[1]), 0, 0) if rest[1:] else None
-        return "yes" if await ledger.extend(TENANT, hold_id, LEASE_MS, more) else "no"
+        held = Amounts(int(rest[1]), 0, 0) if rest[1:] else None
+        return "yes" if await ledger.extend(TENANT, hold_id, LEASE_MS, held) else "no"
     if verb == "commit":
         return _in_words(await ledger.commit(TENANT, hold_id, settlement(int(rest[1]))))
     if verb == "release":

@@ -274,7 +274,7 @@ async def test_a_step_whose_connection_breaks_is_done_once(server: Server, tmp_p
                 assert done is not None
                 assert done[0] in (Adjusting.DONE, Adjusting.REPLAYED)
             else:
-                assert await ledger.extend(TENANT, held.id, LEASE_MS, Amounts(6, 0, 0))
+                assert await ledger.extend(TENANT, held.id, LEASE_MS, Amounts(16, 0, 0))
             found = await balance(ledger, account())
             expected = {
                 "reserve": (20, 20),
@@ -366,7 +366,7 @@ async def huge(host: Host) -> None:
         held = await hold(ledger, decided)
         assert held.balances[0].reserved == limit - 1
         assert isinstance(await ledger.reserve(decision(plan(charge(of, limit), usd=2)), LEASE_MS), Refusal)
-        assert await ledger.extend(TENANT, held.id, LEASE_MS, Amounts(1, 0, 0))
+        assert await ledger.extend(TENANT, held.id, LEASE_MS, Amounts(limit, 0, 0))
         settled = await ledger.commit(TENANT, held.id, settlement(limit - 3))
         assert settled is not None
         assert [(alert.limit, alert.committed) for alert in settled.alerts] == [(limit, limit - 3)]
@@ -406,7 +406,7 @@ async def test_no_step_takes_an_account_beyond_what_is_counted_exactly(host: Hos
             "reserve": lambda: ledger.reserve(more, LEASE_MS),
             "debit": lambda: ledger.debit(more, settlement(6), Debiting.ALWAYS),
             "commit": lambda: ledger.commit(TENANT, held.id, settlement(11)),
-            "extend": lambda: ledger.extend(TENANT, held.id, LEASE_MS, Amounts(6, 0, 0)),
+            "extend": lambda: ledger.extend(TENANT, held.id, LEASE_MS, Amounts(11, 0, 0)),
             "adjust": lambda: ledger.adjust(TENANT, of.key, 6, "act_1", "op", "why"),
         }
         with pytest.raises(Impossible, match="more than it can count"):

@@ -252,11 +252,11 @@ def test_settle_expires_no_lease_that_still_runs(run: Run, held: Account) -> Non
 
 def test_extend_holds_more_once_however_often_it_is_asked(server: Server, run: Run, held: Account) -> None:
     keys = [KEYS.call("t"), KEYS.leases, KEYS.run("r1"), KEYS.account(held.key)]
-    for name, holds in (("one", b"16"), ("one", b"16"), ("two", b"22"), ("one", b"22"), ("two", b"22"), ("", b"22")):
-        assert run("extend", keys, "t", 100, name, "6 0 0", 1)[0] == DONE
+    for target, holds in (("16 0 0", b"16"), ("16 0 0", b"16"), ("22 0 1", b"22"), ("16 0 0", b"22"), ("", b"22")):
+        assert run("extend", keys, "t", 100, target, 1)[0] == DONE
         assert server.command("HGET", KEYS.account(held.key), "r") == holds
-    assert run("extend", keys, "t", 100, "three", "79 0 0", 1)[0] == UNKNOWN
-    assert run("extend", keys[:2], "t", 100, "four", "1 0 0", 1)[0] == AGAIN
+    assert run("extend", keys, "t", 100, "101 0 0", 1)[0] == UNKNOWN
+    assert run("extend", keys[:2], "t", 100, "23 0 0", 1)[0] == AGAIN
     assert server.command("HMGET", KEYS.call("t"), "h", "l") == [b"22 5 1", str(START_MS + 100).encode()]
 
 

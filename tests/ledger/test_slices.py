@@ -59,42 +59,42 @@ async def test_the_worst_case_blocks_in_the_account_that_holds_it(ledger: Ledger
 
 async def test_an_extension_grows_only_the_slice(ledger: Ledger) -> None:
     held = await hold(ledger, of_both())
-    assert await ledger.extend(TENANT, held.id, LEASE_MS, Amounts(0, 0, 0), Amounts(25, 9, 0))
+    assert await ledger.extend(TENANT, held.id, LEASE_MS, Amounts(40, 20), Amounts(35, 14))
     assert await standing(ledger) == ((0, 35, 0), (0, 40, 0), (0, 40, 0))
 
 
 async def test_beyond_the_worst_case_it_grows_everywhere(ledger: Ledger) -> None:
     held = await hold(ledger, of_both())
-    assert await ledger.extend(TENANT, held.id, LEASE_MS, Amounts(5, 1, 0), Amounts(35, 16, 0))
+    assert await ledger.extend(TENANT, held.id, LEASE_MS, Amounts(45, 21), Amounts(45, 21))
     assert await standing(ledger) == ((0, 45, 0), (0, 45, 0), (0, 45, 0))
 
 
 async def test_an_extension_that_one_account_has_no_room_for_changes_nothing(ledger: Ledger) -> None:
     held = await hold(ledger, of_both(limit=30))
     before = await standing(ledger)
-    assert not await ledger.extend(TENANT, held.id, LEASE_MS, Amounts(0, 0, 0), Amounts(21, 0, 0))
-    assert not await ledger.extend(TENANT, held.id, LEASE_MS, Amounts(961, 0, 0), Amounts(20, 0, 0))
+    assert not await ledger.extend(TENANT, held.id, LEASE_MS, Amounts(40, 20), Amounts(31, 5))
+    assert not await ledger.extend(TENANT, held.id, LEASE_MS, Amounts(1_001, 20), Amounts(30, 5))
     assert await standing(ledger) == before
-    assert await ledger.extend(TENANT, held.id, LEASE_MS, Amounts(0, 0, 0), Amounts(20, 0, 0))
+    assert await ledger.extend(TENANT, held.id, LEASE_MS, Amounts(40, 20), Amounts(30, 5))
 
 
 async def test_a_slice_does_not_grow_for_a_call_that_has_ended(ledger: Ledger) -> None:
     held = await hold(ledger, of_both())
     await settle(ledger, held, 12)
-    assert not await ledger.extend(TENANT, held.id, LEASE_MS, Amounts(0, 0, 0), Amounts(1, 1, 0))
+    assert not await ledger.extend(TENANT, held.id, LEASE_MS, Amounts(40, 20), Amounts(11, 6))
     assert await standing(ledger) == ((12, 0, 0), (12, 0, 0), (12, 0, 0))
 
 
 async def test_a_release_gives_back_what_each_account_holds(ledger: Ledger) -> None:
     held = await hold(ledger, of_both())
-    await ledger.extend(TENANT, held.id, LEASE_MS, Amounts(0, 0, 0), Amounts(7, 0, 0))
+    await ledger.extend(TENANT, held.id, LEASE_MS, Amounts(40, 20), Amounts(17, 5))
     await ledger.release(TENANT, held.id, Ending.NOT_SENT)
     assert await standing(ledger) == ((0, 0, 0), (0, 0, 0), (0, 0, 0))
 
 
 async def test_an_expired_hold_charges_each_account_what_it_held_there(ledger: Ledger, clock: Clock) -> None:
     held = await hold(ledger, of_both())
-    await ledger.extend(TENANT, held.id, LEASE_MS, Amounts(0, 0, 0), Amounts(7, 0, 0))
+    await ledger.extend(TENANT, held.id, LEASE_MS, Amounts(40, 20), Amounts(17, 5))
     clock.now_ms += LEASE_MS
     (expired,) = await ledger.expire()
     assert expired.charged == Amounts(40, 20)
@@ -126,7 +126,7 @@ async def test_a_run_whose_every_budget_is_sliced_counts_slices(ledger: Ledger, 
     held = await hold(ledger, decision(everywhere, of=caller()))
     assert (await view(ledger)).reserved == 10
     assert (await balance(ledger, TOKENS)).reserved == 5
-    assert await ledger.extend(TENANT, held.id, LEASE_MS, Amounts(10, 5, 0))
+    assert await ledger.extend(TENANT, held.id, LEASE_MS, Amounts(20, 10))
     assert (await view(ledger)).reserved == (await balance(ledger, RUN)).reserved == 20
     clock.now_ms += LEASE_MS
     assert [each.charged for each in await ledger.expire()] == [Amounts(20, 10)]
@@ -135,7 +135,7 @@ async def test_a_run_whose_every_budget_is_sliced_counts_slices(ledger: Ledger, 
 async def test_asking_again_for_a_hold_tells_its_slices_as_they_have_grown(ledger: Ledger) -> None:
     asked = of_both()
     held = await hold(ledger, asked)
-    await ledger.extend(TENANT, held.id, LEASE_MS, Amounts(0, 0, 0), Amounts(7, 0, 0))
+    await ledger.extend(TENANT, held.id, LEASE_MS, Amounts(40, 20), Amounts(17, 5))
     again = await ledger.reserve(asked, LEASE_MS)
     assert isinstance(again, Hold)
     assert [each.reserved for each in again.balances] == [17, 40]

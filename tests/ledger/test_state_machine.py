@@ -384,7 +384,7 @@ class Machine(RuleBasedStateMachine):
     ) -> None:
         tenant, hold_id = decided.call.caller.tenant, decided.hold_id
         what = settlement(usd or 0, tokens)
-        more = None if usd is None else Amounts(usd, tokens, 0)
+        held = None if usd is None else Amounts(usd, tokens, 0)
         if kind == "reserve":
             asked = replace(decided, call=replace(decided.call, fingerprint="another")) if changed else decided
             self.reserve_one(asked, LEASE_MS, alone)
@@ -396,8 +396,8 @@ class Machine(RuleBasedStateMachine):
             self.release(decided, alone)
         elif kind == "extend":
             self.step(
-                lambda ledger: ledger.extend(tenant, hold_id, LEASE_MS, more, sliced),
-                lambda model: model.extend(tenant, hold_id, LEASE_MS, more, sliced),
+                lambda ledger: ledger.extend(tenant, hold_id, LEASE_MS, held, sliced),
+                lambda model: model.extend(tenant, hold_id, LEASE_MS, held, sliced),
                 alone,
             )
         elif kind == "settle":

@@ -137,7 +137,7 @@ class _Mixing:
     async def _extend(self) -> None:
         if self._held:
             held = self._chance.choice(self._held)
-            await self._ledger.extend(TENANT, held.id, LEASE_MS, Amounts(self._chance.randint(0, 5), 1, 0))
+            await self._ledger.extend(TENANT, held.id, LEASE_MS, Amounts(self._chance.randint(0, 25), 10, 0))
 
     async def _expire(self) -> None:
         await self._ledger.expire(2)

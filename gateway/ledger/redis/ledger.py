@@ -349,27 +349,24 @@ class RedisLedger:
         return _Known(lines, int(at_ms) // _DAY_MS, len(runs), around, tuple([keys.account(key) for key in lines.keys]))
 
     def extend(
-        self, tenant: str, hold_id: str, lease_ms: int, more: Amounts | None = None, more_sliced: Amounts | None = None
+        self, tenant: str, hold_id: str, lease_ms: int, held: Amounts | None = None, slices: Amounts | None = None
     ) -> Awaitable[bool]:
-        assert more is None or min(more.usd, more.tokens, more.calls) >= 0, more
-        text = None if more is None else held_text(more, more_sliced)
+        text = "" if held is None else held_text(held, slices)
         return self._under_way(self._extend(tenant, hold_id.removeprefix("rsv_"), lease_ms, text))
 
-    async def _extend(self, tenant_name: str, tail: str, lease_ms: int, more: str | None) -> bool:
+    async def _extend(self, tenant_name: str, tail: str, lease_ms: int, held: str) -> bool:
         tenant = await self._find(tenant_name)
         if tenant is None:
             return False
         keys = tenant.keys
         named: tuple[str, ...] = (keys.call(tail), keys.leases)
-        if more is None:
-            reply = await self._slots.run(tenant, self._slots.scripts.extend, named, tail, lease_ms, "", "", 0)
-            return bool(reply[0] == DONE)
-        known = await self._look_up(tenant, tail)
-        if known is None:
-            return False
-        with_accounts = (*named, *known.around[3:], *known.accounts)
-        args = (tail, lease_ms, secrets.token_hex(6), more, known.runs)
-        reply = await self._slots.run(tenant, self._slots.scripts.extend, with_accounts, *args)
+        runs = 0
+        if held:
+            known = await self._look_up(tenant, tail)
+            if known is None:
+                return False
+            named, runs = (*named, *known.around[3:], *known.accounts), known.runs
+        reply = await self._slots.run(tenant, self._slots.scripts.extend, named, tail, lease_ms, held, runs)
         return bool(reply[0] == DONE)
 
     def debit(self, decision: Decision, settlement: Settlement, how: Debiting) -> Awaitable[Settled | Refusal | Barred | Stale]:

@@ -450,9 +450,5 @@ def frozen_scopes(cursor: apsw.Cursor, tenant: str) -> tuple[Frozen, ...]:
     return tuple([Frozen(tuple((name, value) for name, value in orjson.loads(scope)), *rest) for scope, *rest in rows])
 
 
-def plus(one: Amounts, other: Amounts) -> Amounts:
-    return Amounts(one.usd + other.usd, one.tokens + other.tokens, one.calls + other.calls)
-
-
 def minus(one: Amounts, other: Amounts) -> Amounts:
     return Amounts(one.usd - other.usd, one.tokens - other.tokens, one.calls - other.calls)

@@ -310,11 +310,9 @@ class SqliteLedger:
         return self._ask(partial(steps.release, tenant=tenant, hold_id=hold_id, ending=ending))
 
     def extend(
-        self, tenant: str, hold_id: str, lease_ms: int, more: Amounts | None = None, more_sliced: Amounts | None = None
+        self, tenant: str, hold_id: str, lease_ms: int, held: Amounts | None = None, slices: Amounts | None = None
     ) -> Awaitable[bool]:
-        return self._ask(
-            partial(steps.extend, tenant=tenant, hold_id=hold_id, lease_ms=lease_ms, more=more, more_sliced=more_sliced)
-        )
+        return self._ask(partial(steps.extend, tenant=tenant, hold_id=hold_id, lease_ms=lease_ms, held=held, slices=slices))
 
     def debit(self, decision: Decision, settlement: Settlement, how: Debiting) -> Awaitable[Settled | Refusal | Barred | Stale]:
         return self._ask(partial(steps.debit, decision=decision, settlement=settlement, how=how))

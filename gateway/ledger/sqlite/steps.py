@@ -11,6 +11,7 @@ Always true after every step:
 """
 
 from collections.abc import Sequence
+from operator import sub
 from typing import Final, NamedTuple, TypeAlias
 
 from gateway.core.scopes import Amounts
@@ -38,7 +39,7 @@ from gateway.ledger.packed import (
     inputs_of,
     refusal_record,
 )
-from gateway.ledger.sqlite.books import Books, minus, plus
+from gateway.ledger.sqlite.books import Books, minus
 from gateway.ledger.sqlite.cards import AccountRow, CallRow, RunRow
 from gateway.ledger.sqlite.tree import barrier_above, is_paused, place_of, take_place, use_ancestors
 from gateway.ledger.states import ACTIVE, COMMITTED, EXPIRED, LIVE, PAUSED, RELEASED, STATES
@@ -552,36 +553,33 @@ def _fired(ceiling: Ceiling, row: AccountRow, limit: int) -> list[Alert]:
     return [Alert(ceiling.account, threshold, limit, row.committed) for threshold in fired]
 
 
-def extend(books: Books, tenant: str, hold_id: str, lease_ms: int, more: Amounts | None, more_sliced: Amounts | None) -> bool:
+def extend(books: Books, tenant: str, hold_id: str, lease_ms: int, held: Amounts | None, slices: Amounts | None) -> bool:
     call = books.call(tenant, hold_id.removeprefix("rsv_"))
     if call is None or call.state != LIVE:
         return False
     record = call.record
     assert record is not None
-    if more is not None:
-        assert min(more.usd, more.tokens, more.calls) >= 0, more
-        if not _hold_more(books, tenant, call, record, more, more_sliced):
-            return False
+    if held is not None and not _hold_up_to(books, tenant, call, record, held, slices):
+        return False
     call.due_ms = books.now_ms + lease_ms
     call.changed = True
     books.changes += 1
     return True
 
 
-def _hold_more(books: Books, tenant: str, call: CallRow, record: Record, more: Amounts, more_sliced: Amounts | None) -> bool:
+def _hold_up_to(books: Books, tenant: str, call: CallRow, record: Record, held: Amounts, slices: Amounts | None) -> bool:
     run = books.run(tenant, record.run)
     assert run is not None
     met = _meet(books, layout_of(record.charges), _own_of(record, run))
-    amounts = places(more, more_sliced)
-    if _first_blocking(met, amounts) is not None:
+    now = places(record.held, record.slices)
+    grown = tuple(map(max, now, places(held, None if record.slices is None else slices)))
+    more = tuple(map(sub, grown, now))
+    if _first_blocking(met, more) is not None:
         return False
     for spot, row, _ in met:
         if not spot.twin:
-            row.hold(amounts[spot.unit])
-    run.hold(more.usd)
-    slices = record.slices
-    if slices is not None:
-        slices = plus(slices, more if more_sliced is None else more_sliced)
-    call.record = record._replace(held=plus(record.held, more), slices=slices)
+            row.hold(more[spot.unit])
+    run.hold(more[0])
+    call.record = record._replace(held=Amounts(*grown[:3]), slices=None if record.slices is None else Amounts(*grown[3:]))
     call.packed = None
     return True
