@@ -91,7 +91,7 @@ class Rulebook:
             return standing
         hard = _is_hard(standing, call)
         call = _with_flat(call, self.catalog.flat)
-        if hard and (unknown := _without_reserve(call)) is not None:
+        if hard and call.unpriced and (unknown := _without_reserve(call)) is not None:
             return _not_priced(unknown)
         counts = _Counts(call, self.counter, self.learned)
         asking = _Asking(call, reach, counts, hard)
@@ -216,7 +216,7 @@ class Rulebook:
                 f"(models.{name}.price)",
                 "model",
             )
-        if hard and (piece := estimate.piece_without_price(call, model)) is not None:
+        if hard and call.pieces and (piece := estimate.piece_without_price(call, model)) is not None:
             return _not_priced(piece, f"at {name!r} ")
         read = estimate.input_of(call, model, counts, counts.known(model))
         input_tokens = read.tokens
@@ -244,9 +244,13 @@ class Rulebook:
 
     def _open_route(self, offer: Offer, name: str, asking: "_Asking", tried: Collection[Route]) -> Route | Unservable:
         """The first whose provider can be reached, and does not rest; else the first that can be reached."""
-        reachable = [route for route in offer.routes if route.provider in asking.reach.served and route not in tried]
+        routes, reach = offer.routes, asking.reach
+        only = routes[0] if len(routes) == 1 and not tried else None  # of nearly every model
+        if only is not None and only.provider in reach.served and self.catalog.speaks(only.provider, asking.call.dialect):
+            return only
+        reachable = [route for route in routes if route.provider in reach.served and route not in tried]
         if not reachable:
-            providers = ", ".join(dict.fromkeys(route.provider for route in offer.routes))
+            providers = ", ".join(dict.fromkeys(route.provider for route in routes))
             return Unservable(
                 "model_not_served",
                 f"the model {name!r} is served by {providers}, for which there is no credential here",
@@ -258,7 +262,7 @@ class Rulebook:
             return Unservable(
                 "model_not_served", f"{providers}, which serves the model {name!r}, cannot be asked on this route", "model"
             )
-        return next((route for route in speaking if route.provider not in asking.reach.resting), speaking[0])
+        return next((route for route in speaking if route.provider not in reach.resting), speaking[0])
 
     def _cheaper(self, asking: "_Asking", first: Rung) -> tuple[list[Rung], list[Passed]]:
         """The rungs below the first, each cheaper for this call than the one before, and the models that are none."""

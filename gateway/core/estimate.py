@@ -188,7 +188,7 @@ def work_priced(call: Call, model: Model) -> bool:
     model has none for an answer, one that is billed by the image none for a chat."""
     if model.free or model.request_fee:
         return True
-    if any(measure_of(piece) in WORK and model.fee(piece) is not None for piece, _ in call.pieces):
+    if call.pieces and any(measure_of(piece) in WORK and model.fee(piece) is not None for piece, _ in call.pieces):
         return True
     return model.tiers[0].input > 0 and (call.output is Output.NONE or output_billed(model))
 
