@@ -25,7 +25,8 @@ from gateway.ledger.contract import (
 )
 from gateway.ledger.redis.keys import TENANTS, TenantKeys
 from gateway.ledger.redis.ledger import RedisLedger, adopt
-from gateway.ledger.redis.servers import servers, slot_of
+from gateway.ledger.redis.scripts import text_of
+from gateway.ledger.redis.servers import Standalone, servers, slot_of
 from gateway.ledger.verify import verify_ledger
 from gateway.ledger.witness import Seen, Witness
 from gateway.store_url import parse
@@ -119,6 +120,73 @@ async def test_not_even_a_tenant_that_is_new_gets_into_an_emptied_store(host: Ho
         with pytest.raises(LedgerLost, match="acme"):
             await ledger.reserve(decision(of=caller(tenant="new")), LEASE_MS)
         assert server.command("EXISTS", TenantKeys("new").meta) == 0
+
+
+class LateLooks(Standalone):
+    """Where a tenant stands is told when the test lets it: steps that are asked for after it are answered before it."""
+
+    def __init__(self, url: str) -> None:
+        super().__init__(parse(url), PATIENT_MS)
+        self.of: str | None = None  # the tenant
+        self.waiting: asyncio.Queue[asyncio.Event] = asyncio.Queue()
+        self._look = self.script(text_of("meta"))
+
+    def call(self, key: str, *args: Any, **how: Any) -> "asyncio.Future[Any]":
+        answer = super().call(key, *args, **how)
+        if self.of is None or key != TenantKeys(self.of).meta or args[:2] != ("EVALSHA", self._look):
+            return answer
+        return asyncio.ensure_future(self._late(answer))
+
+    async def _late(self, answer: "asyncio.Future[Any]") -> Any:
+        told, go = await answer, asyncio.Event()
+        self.waiting.put_nowait(go)
+        await go.wait()
+        return told
+
+
+@asynccontextmanager
+async def late(host: Host) -> AsyncIterator[tuple[RedisLedger, LateLooks]]:
+    store = LateLooks(host.url)
+    ledger = RedisLedger(store, host.witness)
+    await ledger.start()
+    try:
+        yield ledger, store
+    finally:
+        await ledger.close()
+
+
+async def test_a_tenant_that_goes_on_while_another_is_made_has_lost_nothing(host: Host) -> None:
+    async with late(host) as (ledger, store):
+        await spend(ledger, decision(), 4)
+        store.of = TENANT
+        making = asyncio.ensure_future(ledger.reserve(decision(of=caller(tenant="new")), LEASE_MS))
+        look = await store.waiting.get()
+        store.of = None
+        await spend(ledger, decision(), 4)
+        look.set()
+        assert isinstance(await making, Hold)
+        assert ledger.health()["ok"] is True
+        await spend(ledger, decision(), 4)
+
+
+async def test_a_tenant_that_several_gateways_make_at_once_has_lost_nothing(host: Host, server: Server) -> None:
+    async with host.opened() as there, late(host) as (ledger, store):
+        store.of = TENANT
+        making = asyncio.ensure_future(ledger.reserve(decision(), LEASE_MS))
+        look = await store.waiting.get()  # there was no such tenant
+        await spend(there, decision(), 4)
+        store.of = None
+        await ledger.expire()  # now there is: it counts among the known ones, which are looked at before it is made, and after
+        store.of = TENANT
+        for _ in range(3):
+            look.set()
+            look = await store.waiting.get()
+        store.of = None
+        await spend(ledger, decision(), 4)
+        look.set()
+        assert isinstance(await making, Hold)
+        assert ledger.health()["ok"] is True
+        assert ledger.health()["sequence"] == int(server.command("HGET", TenantKeys(TENANT).meta, "sequence"))
 
 
 async def test_a_gateway_that_starts_on_an_emptied_store_refuses(host: Host, server: Server) -> None:

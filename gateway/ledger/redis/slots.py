@@ -68,9 +68,11 @@ class Slots:
     async def _verify(self, tenants: Iterable[Tenant]) -> None:
         listed = list(tenants)
         for start in range(0, len(listed), 1_000):
-            part = listed[start : start + 1_000]
-            for tenant, found in zip(part, await asyncio.gather(*[self.look(each.keys) for each in part]), strict=True):
-                if found is None or found.epoch != tenant.epoch or found.sequence < tenant.sequence:
+            # Steps go on while this waits, and move what was seen beyond what is told here: only what was seen before must be there.
+            part = [(each, each.seen) for each in listed[start : start + 1_000]]
+            told = await asyncio.gather(*[self.look(tenant.keys) for tenant, _ in part])
+            for (tenant, seen), found in zip(part, told, strict=True):
+                if found is None or found.epoch != seen.epoch or found.sequence < seen.sequence:
                     # Any script says so too; and where the slot is behind, it stops those who saw less of it.
                     with contextlib.suppress(LedgerUnavailable, LedgerLost):
                         await self.evaluate(tenant, self.scripts.balances, (), ())
@@ -150,12 +152,11 @@ class Slots:
             found = await self.look(keys, new_epoch())
             assert found is not None
             await self._verify(sample)
-        tenant = Tenant(name, found)
-        if witnessed is not None:
-            tenant.sequence = max(tenant.sequence, witnessed.sequence)
-            if witnessed.epoch != tenant.epoch or tenant.sequence != found.sequence:
-                raise self.lose(Tenant(name, witnessed), found)
-        self.known[name] = tenant
+        if witnessed is not None and (witnessed.epoch != found.epoch or found.sequence < witnessed.sequence):
+            raise self.lose(Tenant(name, witnessed), found)
+        # Another gateway may have made it first, and steps of this one have found it since: what they saw counts too.
+        tenant = self.known.setdefault(name, Tenant(name, found))
+        tenant.sequence = max(tenant.sequence, found.sequence)
         await self.witness()
         return tenant
 
