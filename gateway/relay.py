@@ -492,6 +492,9 @@ class Relay:
         if self._meter.answer_id is not None:
             self._shared.answered(self.caller, self._meter.answer_id)
             self._shared.origins.learn(self._meter.answer_id, self._name)
+        if self._meter.conversation_id is not None:
+            self._shared.answered(self.caller, self._meter.conversation_id)
+            self._shared.origins.learn(self._meter.conversation_id, self._name)
         self._settle(ending)
         await self._settling.written()
 

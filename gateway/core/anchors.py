@@ -14,7 +14,7 @@ from typing import Final
 
 from gateway.core.recent import Recent
 from gateway.core.record import record
-from gateway.core.values import SETTINGS, Call, Part
+from gateway.core.values import ADDRESS, SETTINGS, Call, Part
 
 _CONVERSATIONS: Final = 32_768  # settled calls that are remembered; one takes some 200 bytes
 
@@ -32,16 +32,18 @@ class Chain:
         link = hash((caller.tenant, caller.key, call.dialect, call.parameters, call.continues, tuple(map(_hashed, settings))))
         links = [link]
         for part in self.messages:
+            if part.attachments and ADDRESS in part.attachments:
+                break  # there may be something else by the next time
             link = hash((link, _hashed(part)))
             links.append(link)
-        self.links: Sequence[int] = links  # of none, one, two … messages
+        self.links: Sequence[int] = links  # of none, one, two … messages, as far as they can be known again
 
 
 def _hashed(part: Part) -> int:
     if part.images or part.attachments:
         # As text: the hash of a number is the number, and these are the client's to choose.
-        return hash((part.texts, part.overhead_tokens, f"{part.images}{part.attachments}"))
-    return hash((part.texts, part.overhead_tokens))
+        return hash((part.texts, part.overhead_tokens, f"{part.images}{part.attachments}", part.mark))
+    return hash((part.texts, part.overhead_tokens, part.mark))
 
 
 @record
@@ -55,7 +57,7 @@ class Anchor:
 
 @record
 class Answered:
-    """What stands behind the id of an answer, or of a conversation."""
+    """What stands behind the id of an answer. Not of a conversation: it grows under one id, by whose calls nobody here knows."""
 
     tokens: int  # read and written
     settings: int  # hash of what applied to the whole request
@@ -78,7 +80,7 @@ class Anchors:
 
     def settled(self, chain: Chain, model: str, tokens: int, text_tokens: int) -> None:
         messages = len(chain.messages)
-        if messages:
+        if 0 < messages < len(chain.links):
             self._prefixes.put((model, chain.links[messages]), Anchor(messages, tokens, text_tokens))
 
     # -- by id ----------------------------------------------------------------------------------------------------------------

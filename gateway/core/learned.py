@@ -9,11 +9,11 @@ from typing import Final
 
 from gateway.core.anchors import Anchors, Chain, settings_of
 from gateway.core.catalog import Model
-from gateway.core.estimate import Known, input_of
+from gateway.core.estimate import Known
 from gateway.core.factors import Factors
 from gateway.core.recent import Recent
 from gateway.core.tokens import CHAT_MESSAGE_TOKENS, REFERENCE, PartsCounter
-from gateway.core.values import SETTINGS, Call, InputBasis, Output, Plan, Usage, UsageSource
+from gateway.core.values import Call, InputBasis, Output, Plan, Usage, UsageSource
 
 DOUBTED_CALLS: Final = 1_000
 # A provider that counts a smaller part of the text than this counts something else.
@@ -83,12 +83,5 @@ class Learned:
 
     def _answered(self, call: Call, model: Model, usage: Usage, answer_id: str) -> None:
         """What a later call finds before its own input: all that was read, and the answer, with reasoning that may be kept."""
-        read, written = usage.total_input_tokens, usage.total_output_tokens
-        if answer_id == call.continues:  # a conversation, which grows under one id
-            before = self.anchors.answer(call, model.name, answer_id)
-            if before is not None and before.tokens > read:
-                # Another call has added to it meanwhile, or the provider has dropped reasoning: both are counted.
-                added = tuple([part for part in call.parts if part.role not in SETTINGS])
-                known = Known(added, before.tokens, factor=self.factors.of(call.caller.tenant, model.name))
-                read = input_of(call, model, self._counter, known).tokens
-        self.anchors.answered(call, model.name, answer_id, read + written + _AS_INPUT)
+        tokens = usage.total_input_tokens + usage.total_output_tokens + _AS_INPUT
+        self.anchors.answered(call, model.name, answer_id, tokens)

@@ -30,6 +30,7 @@ class Meter:
         "_tail",
         "_tail_chars",
         "answer_id",
+        "conversation_id",
         "pending",
         "pieces",
         "service_tier",
@@ -49,6 +50,7 @@ class Meter:
         self._checked_bytes = 0  # at the last exact count …
         self._checked_tokens = 0  # … and what it gave
         self.answer_id: str | None = None  # by which a later request may continue this one
+        self.conversation_id: str | None = None  # the same of all that has been said in it, also elsewhere
         self.service_tier: str | None = None  # the one that the provider says it served the call at
         # What was told or seen of what is billed by the piece. 0 tells that there was none; what is not here was not told.
         self.pieces: dict[str, int] = {}

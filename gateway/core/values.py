@@ -17,19 +17,23 @@ class Image:
     detail: str
     width: int = 0
     height: int = 0
+    mark: int = field(default=0, compare=False)  # keyed hash of where it is, where the body shows no more: it tells anchors apart
 
 
 @record
 class Attachment:
     """Sound or a file of a request: what bounds the tokens that it takes, as far as the body shows it."""
 
-    kind: str  # "audio" | "pdf" | "file" | "elsewhere": not in the body, so nothing but the context bounds it
+    # "audio" | "pdf" | "file" | "elsewhere": not in the body, so nothing but the context bounds it | "address": nor is it the same each time
+    kind: str
     size: int  # bytes
     pages: int = 0  # of a PDF, at most; 0: not known
     duration_ms: int = 0  # of sound, at most; 0: not known
+    mark: int = field(default=0, compare=False)  # keyed hash of the data, or of where it is: it tells anchors apart
 
 
 ELSEWHERE: Final = Attachment("elsewhere", 0)
+ADDRESS: Final = Attachment("address", 0)  # what the provider fetches: who knows what stands there by then
 
 
 @record
@@ -44,6 +48,7 @@ class Part:
     overhead_tokens: int = 0
     images: tuple[Image, ...] = ()
     attachments: tuple[Attachment, ...] = ()
+    mark: int = field(default=0, compare=False)  # keyed hash of what is in none of these, and makes a provider count otherwise
 
 
 TOOL_RESULTS: Final = (

@@ -23,7 +23,7 @@ from gateway.core.measures import (
 from gateway.core.meter import Meter
 from gateway.core.profiles import Profile
 from gateway.core.tokens import CHAT_MESSAGE_TOKENS, CHAT_NAME_TOKENS, CHAT_PRIMING_TOKENS, utf8_length
-from gateway.core.values import Attachment, Caching, Image, Part, Pieces, Plan, Usage, UsageSource
+from gateway.core.values import ADDRESS, Attachment, Caching, Image, Part, Pieces, Plan, Usage, UsageSource
 from gateway.wire import media
 from gateway.wire.body import parse_object
 from gateway.wire.dialect import Dialect
@@ -325,8 +325,9 @@ def _content_parts(
         elif kind == "file":
             facts.needs.add("files")
             file = typed(part, "file", dict, "an object", "messages.content.") or {}
-            attachments.append(media.file(typed(file, "file_data", str, "a string", "messages.content.") or ""))
-            if file.get("file_data") is None:  # a file that the provider keeps, or fetches
+            data = typed(file, "file_data", str, "a string", "messages.content.")
+            attachments.append(ADDRESS if data is None else media.file(data))
+            if data is None:  # a file that the provider keeps, or fetches
                 facts.unpriced.append("messages.content.file")
         else:
             texts.append(text_of(part))

@@ -27,7 +27,7 @@ def image(url: str, detail: str) -> Image:
     width, height = _size(data)
     if data[:2] == b"\xff\xd8" and not width:
         width, height = _jpeg(_data_of(url, _JPEG_CHARS))
-    return Image(detail, width, height) if width > 0 and height > 0 else Image(detail)
+    return Image(detail, width, height) if width > 0 and height > 0 else Image(detail, mark=hash(url))
 
 
 def picture(data: bytes, detail: str) -> Image:
@@ -41,7 +41,7 @@ def picture(data: bytes, detail: str) -> Image:
 def sound(data: str) -> Attachment:
     """`data`: base64."""
     decoded = _decoded(data)
-    return Attachment("audio", decoded_size(data), duration_ms=duration_ms(decoded) if decoded else 0)
+    return Attachment("audio", decoded_size(data), duration_ms=duration_ms(decoded) if decoded else 0, mark=hash(data))
 
 
 def file(data: str) -> Attachment:
@@ -50,8 +50,8 @@ def file(data: str) -> Attachment:
     head, comma, _ = data[:256].partition(",")
     decoded = _decoded(data[len(head) + 1 :] if comma and head.startswith("data:") else data)
     if b"%PDF" not in decoded[:_PDF_STARTS_WITHIN]:
-        return Attachment("file", size)
-    return Attachment("pdf", size, pages=_pages(decoded))
+        return Attachment("file", size, mark=hash(data))
+    return Attachment("pdf", size, pages=_pages(decoded), mark=hash(data))
 
 
 def decoded_size(data: str) -> int:

@@ -17,7 +17,7 @@ import orjson
 from gateway.core.measures import CACHE_WRITE_LONG, WEB_SEARCHES
 from gateway.core.meter import Meter
 from gateway.core.tokens import CHAT_MESSAGE_TOKENS, CHAT_PRIMING_TOKENS
-from gateway.core.values import TOOL_RESULTS, Attachment, Caching, Image, Output, Part, Pieces, Usage, UsageSource
+from gateway.core.values import ADDRESS, TOOL_RESULTS, Attachment, Caching, Image, Output, Part, Pieces, Usage, UsageSource
 from gateway.wire import media
 from gateway.wire.body import parse_object
 from gateway.wire.dialect import Dialect
@@ -187,6 +187,7 @@ def read(raw: bytes, headers: RequestHeaders) -> Request:
     parts += _tool_results(facts, client_cap)
     parts += _output_format(body, facts)
     parts += _other_input(body, fragments)
+    parts += _left_out(body, fragments)
     parts.append(_REPLY)
     thinking, least_cap = _thinking(body, headers, client_cap)
     present = {name for name, value in body.items() if value is not None}
@@ -299,11 +300,16 @@ class _Content:
     images: list[Image] = field(default_factory=list)
     attachments: list[Attachment] = field(default_factory=list)
     overhead: int = CHAT_MESSAGE_TOKENS
-    sealed: int = 0  # bytes of text that only Anthropic can read
+    sealed: int = 0  # bytes of text that only Anthropic can read …
+    mark: int = 0  # … and its keyed hash
 
     def part(self, role: str) -> Part:
         overhead = self.overhead - (-self.sealed // SEALED_BYTES_PER_TOKEN)
-        return Part(role, (role, *self.texts), overhead, tuple(self.images), tuple(self.attachments))
+        return Part(role, (role, *self.texts), overhead, tuple(self.images), tuple(self.attachments), self.mark)
+
+    def seal(self, text: str) -> None:
+        self.sealed += len(text)
+        self.mark = hash((self.mark, text))
 
 
 def _system(body: Mapping[str, Any], facts: _Found) -> list[Part]:
@@ -362,7 +368,7 @@ def _read_block(block: Mapping[str, Any], where: str, into: _Content) -> None:
         into.texts.append(text_of(block.get("tool_use_id")))
         _read_content(block.get("content"), f"{where}.content", into)
     elif kind == "redacted_thinking":
-        into.sealed += len(text_of(block.get("data")))
+        into.seal(text_of(block.get("data")))
     elif kind == "web_fetch_tool_result" and _fetched(block) is not None:
         _read_block(_fetched(block) or {}, where, into)
     else:
@@ -393,7 +399,7 @@ def _is_read(name: str, value: Any, into: _Content) -> bool:
     """False: only Anthropic can read it. What a signature or a sealed text stands for is as long as that, at most."""
     if type(value) is not str or (name != "signature" and not name.startswith("encrypted_")):
         return True
-    into.sealed += len(value)
+    into.seal(value)
     return False
 
 
@@ -415,7 +421,7 @@ def _image(source: Mapping[str, Any], where: str) -> Image:
     """One that is kept or fetched by the provider is bounded like any other: by the largest."""
     data = typed(source, "data", str, "a string", f"{where}.source.")
     if data is None:
-        return media.image("", "auto")
+        return media.image(text_of(source), "auto")
     return media.image(f"data:{text_of(source.get('media_type'))};base64,{data}", "auto")
 
 
@@ -429,7 +435,7 @@ def _read_document(block: Mapping[str, Any], where: str, into: _Content) -> None
         _read_content(source.get("content"), f"{where}.source.content", into)
     else:
         data = typed(source, "data", str, "a string", f"{where}.source.")
-        into.attachments.append(media.file(data or ""))
+        into.attachments.append(ADDRESS if data is None else media.file(data))
         if data is None:  # one that the provider keeps, or fetches
             into.facts.unpriced.append("messages.content.source")
 
@@ -505,6 +511,13 @@ def _other_input(body: Mapping[str, Any], fragments: Mapping[str, bytes]) -> lis
         if name not in _NOT_INPUT and (name in fragments or type(value) is str)
     ]
     return [Part("other", tuple(texts))] if texts else []
+
+
+def _left_out(body: Mapping[str, Any], fragments: Mapping[str, bytes]) -> list[Part]:
+    """What has Anthropic leave out some of the messages: a count that was made with it is none of the same messages without it."""
+    edits = fragments.get("context_management")
+    disabled = (body.get("thinking") or {}).get("type") == "disabled"  # then earlier thinking is not read either
+    return [Part("other", (), mark=hash((edits, disabled)))] if edits or disabled else []
 
 
 # -- the answer ---------------------------------------------------------------------------------------------------------------

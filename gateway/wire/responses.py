@@ -6,6 +6,7 @@ reading of a whole context for each of `max_tool_calls`. A hosted tool without t
 """
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any, Final
 
 import orjson
@@ -14,7 +15,7 @@ from gateway.core import measures
 from gateway.core.meter import Meter
 from gateway.core.profiles import Profile
 from gateway.core.tokens import CHAT_MESSAGE_TOKENS, CHAT_PRIMING_TOKENS
-from gateway.core.values import ELSEWHERE, SAME_MODEL, Attachment, Caching, Image, Part, Pieces, Plan, Usage, UsageSource
+from gateway.core.values import ADDRESS, ELSEWHERE, SAME_MODEL, Attachment, Caching, Image, Part, Pieces, Plan, Usage, UsageSource
 from gateway.wire import media
 from gateway.wire.body import parse_object
 from gateway.wire.dialect import Dialect
@@ -402,13 +403,13 @@ def _item(item: Mapping[str, Any], facts: Facts, allowed: "_Tools") -> Part:
     for name, value in item.items():
         reading.field(kind, name, value)
     overhead = (CHAT_MESSAGE_TOKENS if kind == "message" else ITEM_OVERHEAD) + reading.overhead
-    return Part(role or kind, tuple(reading.texts), overhead, tuple(reading.images), tuple(reading.attachments))
+    return Part(role or kind, tuple(reading.texts), overhead, tuple(reading.images), tuple(reading.attachments), reading.mark)
 
 
 class _Reading:
     """What the model is shown of one item."""
 
-    __slots__ = ("_facts", "attachments", "images", "overhead", "texts")
+    __slots__ = ("_facts", "attachments", "images", "mark", "overhead", "texts")
 
     def __init__(self, facts: Facts) -> None:
         self._facts = facts
@@ -416,6 +417,7 @@ class _Reading:
         self.images: list[Image] = []
         self.attachments: list[Attachment] = []
         self.overhead = 0
+        self.mark = 0
 
     def field(self, kind: str, name: str, value: Any) -> None:
         if value is None or name in _NOT_SHOWN:
@@ -423,9 +425,10 @@ class _Reading:
         if name == "encrypted_content":
             size = media.decoded_size(typed({name: value}, name, str, "a string", "input.") or "")
             self.overhead += -(-size // _ENCRYPTED_BYTES_PER_TOKEN)
+            self.mark = hash((self.mark, value))
         elif kind == "image_generation_call" and name == "result":
             self._facts.needs.add("vision")
-            self.images.append(media.image("", "auto"))
+            self.images.append(media.image(text_of(value), "auto"))
         elif name == "content" and type(value) is not str and type(value) is not list:
             raise bad_request("ambiguous_request", "input.content: expected a string or a list of parts.", "input.content")
         elif name in ("content", "output", "summary", "results") and type(value) is list:
@@ -448,7 +451,7 @@ class _Reading:
                     )
         elif kind in _IMAGE_KINDS:
             self._facts.needs.add("vision")
-            url = typed(part, "image_url", str, "a string", "input.content.") or ""
+            url = typed(part, "image_url", str, "a string", "input.content.") or text_of(part.get("file_id"))
             detail = typed(part, "detail", str, "a string", "input.content.") or "auto"
             self.images.append(media.image(url, detail))
         elif kind == "input_audio":
@@ -459,12 +462,18 @@ class _Reading:
             self._facts.needs.add("files")
             data = typed(part, "file_data", str, "a string", "input.content.")
             self.texts.append(text_of(part.get("filename")))
-            self.attachments.append(ELSEWHERE if data is None else media.file(data))
+            self.attachments.append(_file_elsewhere(part) if data is None else media.file(data))
         else:
             self.texts.append(text_of(part))
             # What a tool gave (a search's results, a shell's output) has parts without a type, or with one of its own.
             if kind is not None and kind not in ("logs", "program_output"):
                 self._facts.unpriced.append("input.content.type")
+
+
+def _file_elsewhere(part: Mapping[str, Any]) -> Attachment:
+    """What the provider keeps under an id does not change; what it fetches may."""
+    file_id = part.get("file_id")
+    return replace(ELSEWHERE, mark=hash(file_id)) if type(file_id) is str and part.get("file_url") is None else ADDRESS
 
 
 # -- tools --------------------------------------------------------------------------------------------------------------------
@@ -652,8 +661,9 @@ def _meter_response(response: Mapping[str, Any], meter: Meter) -> None:
     """Everything of a response object but its text."""
     meter.served_at(response.get("service_tier"))
     if type(answer_id := response.get("id")) is str:
+        meter.answer_id = answer_id
         conversation = fields_of(response.get("conversation")).get("id")
-        meter.answer_id = conversation if type(conversation) is str else answer_id
+        meter.conversation_id = conversation if type(conversation) is str else None
     reported = fields_of(response.get("usage"))
     usage = read_usage(reported)
     if usage is not None:

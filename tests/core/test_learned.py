@@ -16,7 +16,7 @@ from gateway.core.learned import DOUBTED_CALLS, Learned
 from gateway.core.measures import AUDIO_INPUT
 from gateway.core.scopes import Amounts, Caller
 from gateway.core.tokens import TokenCounter
-from gateway.core.values import Attachment, Call, Image, InputBasis, Output, Part, Plan, Usage, UsageSource
+from gateway.core.values import ADDRESS, ELSEWHERE, Attachment, Call, Image, InputBasis, Output, Part, Plan, Usage, UsageSource
 
 PUBLIC = Model("gpt-4o", "openai", (Rates(1, 1, 1, 1),), 128_000, 16_384, encoding="o200k_base")
 OTHER = replace(PUBLIC, name="gpt-4o-2024-08-06")
@@ -275,15 +275,23 @@ def test_what_continues_an_answer_that_nobody_here_saw_takes_all_that_the_model_
     assert estimated.least < 100
 
 
-def test_a_conversations_id_stands_for_its_latest_call() -> None:
+@pytest.mark.parametrize(
+    ("seen", "asked"),
+    [
+        ({"attachments": (replace(ELSEWHERE, mark=1),)}, {"attachments": (replace(ELSEWHERE, mark=2),)}),
+        ({"attachments": (ADDRESS,)}, {"attachments": (ADDRESS,)}),
+        ({"images": (Image("auto", mark=1),)}, {"images": (Image("auto", mark=2),)}),
+        ({"mark": 1}, {"mark": 2}),
+    ],
+)
+def test_what_is_not_surely_the_same_is_no_anchor_however_alike_it_looks(seen: dict[str, Any], asked: dict[str, Any]) -> None:
     world = World()
-    world.settle(call(HELLO, continues="conv_1"), 71, written=9, answer="conv_1")
-    world.settle(call(MORE, continues="conv_1"), 99, written=9, answer="conv_1")
-    new = COUNTER.count_parts((MORE,), "o200k_base")
-    assert world.estimated(call(MORE, continues="conv_1")).tokens == 112 + new
-    # Two calls at once: the second to settle has not read what the first one added.
-    world.settle(call(MORE, continues="conv_1"), 100, written=9, answer="conv_1")
-    assert world.estimated(call(MORE, continues="conv_1")).tokens == 112 + new + 9 + 4 + new
+    world.settle(call(HELLO), 71)
+    world.settle(call(HELLO, message("look", **seen)), 90)
+    other = call(HELLO, message("look", **asked), MORE)
+    assert Chain(other).messages[1] == Chain(call(HELLO, message("look", **seen))).messages[1]
+    known = world.learned.known(other, Chain(other), PUBLIC)
+    assert (known.before, len(known.new)) == (71, 2)
 
 
 def test_the_parts_of_a_call_that_continues_another_are_nobodys_prefix() -> None:

@@ -608,3 +608,19 @@ def test_any_json_is_refused_in_our_shape_or_forwarded_as_it_is(body: dict[str, 
     assert forwarded == body | {"model": "claude-haiku-4-5", "max_tokens": 0 if request.output is Output.NONE else 64}
     assert all(part.overhead_tokens >= 0 and all(type(text) is str for text in part.texts) for part in request.parts)
     assert request.call(Caller("default", "key", "r1", "r1"), Directives()).readings >= 1
+
+
+def test_what_has_earlier_messages_left_out_is_told_apart() -> None:
+    """An anchor that was made with it would be too low without it."""
+    plain, cleared, silent = (
+        asked(**fields).parts
+        for fields in (
+            {},
+            {"context_management": {"edits": [{"type": "clear_tool_uses_20250919"}]}},
+            {"thinking": {"type": "disabled"}},
+        )
+    )
+    assert len({repr(parts) for parts in (plain, cleared, silent)}) == 3
+    assert sum(len(part.texts) + part.overhead_tokens for part in cleared) == sum(
+        len(part.texts) + part.overhead_tokens for part in plain
+    )

@@ -28,6 +28,7 @@ class Recorded:
     unfinished: bool = False  # it ends inside an event, which is not relayed
     service_tier: str | None = "default"
     answer_id: str | None = "resp_A1"
+    conversation_id: str | None = None
     pieces: tuple[tuple[str, int], ...] | None = None  # None: those of an answer without hosted tools, once it is whole
     last: bytes = b"event: response.completed"  # how what is kept back begins
 
@@ -61,7 +62,7 @@ CORPUS = {
         provider(20_180, 310, written=200, others=(("cache_write_long", 100),)),
         pieces=(("code_sessions/4g", 1), ("file_searches", 1), ("web_searches", 1)),
     ),
-    "flex": Recorded("Hi", provider(10, 2), service_tier="flex", answer_id="conv_1"),
+    "flex": Recorded("Hi", provider(10, 2), service_tier="flex", conversation_id="conv_1"),
 }
 
 
@@ -87,6 +88,7 @@ def test_a_stream_passes_as_it_came_and_is_metered_alike_wherever_it_is_cut(name
         assert (answer.done, answer.finished, answer.cut) == (expected.done, expected.done, not expected.done)
         assert answer.error_seen == expected.error_seen
         assert (meter.service_tier, meter.answer_id) == (expected.service_tier, expected.answer_id)
+        assert meter.conversation_id == expected.conversation_id
         assert meter.pieces == pieces
         assert not expected.done or kept_back.startswith(expected.last)
 

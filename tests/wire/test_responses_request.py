@@ -7,7 +7,7 @@ import pytest
 
 from gateway.core.profiles import Profile
 from gateway.core.scopes import Amounts, Caller
-from gateway.core.values import ELSEWHERE, SAME_MODEL, Attachment, Caching, Directives, Image, Plan
+from gateway.core.values import ADDRESS, ELSEWHERE, SAME_MODEL, Attachment, Caching, Directives, Image, Plan
 from gateway.wire.headers import NO_HEADERS
 from gateway.wire.problem import Refused
 from gateway.wire.responses import BUILT_IN_OVERHEAD, ITEM_OVERHEAD, TOOL_OVERHEAD, TOOLS_OVERHEAD, ResponsesRequest, read
@@ -248,10 +248,29 @@ def test_pictures_sound_and_files_in_the_body_are_seen_as_what_they_are() -> Non
     assert (len(shown.parts[0].images), "AAAA" in shown.parts[0].texts) == (1, False)
 
 
+@pytest.mark.parametrize(
+    "parts",
+    [
+        [{"type": "input_file", "file_id": "file_1"}, {"type": "input_file", "file_id": "file_2"}],
+        [{"type": "input_image", "image_url": "https://x/1"}, {"type": "input_image", "image_url": "https://x/2"}],
+        [{"type": "input_image", "file_id": "file_1"}, {"type": "input_image", "file_id": "file_2"}],
+    ],
+)
+def test_what_is_known_only_by_where_it_is_is_told_apart(parts: list[dict[str, str]]) -> None:
+    one, same, other = (with_content(part).parts[0] for part in (parts[0], parts[0], parts[1]))
+    assert repr(one) == repr(same) != repr(other)
+
+
+def test_encrypted_reasoning_of_one_length_is_told_apart() -> None:
+    one, other = (with_item(type="reasoning", summary=[], encrypted_content=text).parts[0] for text in ("AAAA", "BBBB"))
+    assert one == other
+    assert one.mark != other.mark
+
+
 @pytest.mark.parametrize("where", [{"file_id": "file_1"}, {"file_url": "https://x/y.pdf"}, {}])
 def test_a_file_that_is_elsewhere_is_bounded_by_the_context(where: dict[str, Any]) -> None:
     request = with_content({"type": "input_file", "filename": "a.pdf", **where})
-    assert request.parts[0].attachments == (ELSEWHERE,)
+    assert request.parts[0].attachments == (ELSEWHERE if "file_id" in where else ADDRESS,)
     assert "a.pdf" in request.parts[0].texts
     assert request.unpriced == ()
 
