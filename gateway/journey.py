@@ -68,6 +68,7 @@ class Journey:
         upstream_request = _to(provider, inbound, headers, self._identity.credential_for(self._asked.principal, provider), body)
         covers = provider.profile.usage_covers_all_choices or request.choices == 1
         meter = Meter(self._rulebook.counter, model.encoding, covers)
+        meter.pending = request.background  # until the answer says otherwise: without a word it may be under way
         return Errand(model, provider, self._asked.dialect, request, upstream_request, meter)
 
     def goes_on(self, settling: Settling) -> bool:

@@ -441,6 +441,24 @@ async def test_a_background_stream_that_is_seen_to_its_end_is_settled_by_its_usa
         await nothing_left(here)
 
 
+@pytest.mark.parametrize(
+    ("stream", "behaviour"),
+    [
+        (True, Behaviour(cut_after_events=0)),
+        (True, Behaviour(body=b"", content_type="text/event-stream")),
+        (False, Behaviour(body=b"{half a")),
+    ],
+)
+async def test_a_background_call_whose_answer_says_nothing_stays_held(
+    stream: bool, behaviour: Behaviour, tmp_path: Path, provider: FaultProvider
+) -> None:
+    provider.next(behaviour)
+    async with world(tmp_path, provider.base_url, **ALLOW) as here:
+        await asked(here, responses(background=True, stream=stream))
+        assert len(await here.live_holds("r1")) == 1
+        assert (await here.run()).committed == 0
+
+
 @pytest.mark.parametrize("how", ["cut", "left", "left before the answer"])
 async def test_a_background_stream_that_nobody_sees_to_its_end_stays_held(
     how: str, tmp_path: Path, provider: FaultProvider

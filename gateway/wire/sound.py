@@ -4,6 +4,7 @@ WAV of plain samples and MP3 frame by frame are what they are; FLAC, Ogg and MP4
 same unless they were made to lie.
 """
 
+import struct
 from typing import Final
 
 SLOWEST: Final = 750  # bytes a second: 6 kbit/s, the least that Opus and AMR take for speech
@@ -47,11 +48,9 @@ def _wav(data: bytes) -> int | None:
             kind = int.from_bytes(data[at + 8 : at + 10], "little")
             if kind == _EXTENSIBLE:
                 kind = int.from_bytes(data[at + 32 : at + 34], "little")
-            sample_rate, block = (
-                int.from_bytes(data[at + 12 : at + 16], "little"),
-                int.from_bytes(data[at + 20 : at + 22], "little"),
-            )
-            bytes_per_s = sample_rate * block if kind in _PLAIN else 0
+            channels, sample_rate, _, block, bits = struct.unpack_from("<HIIHH", data, at + 10)
+            # Who decodes plain samples goes by channels and bits, whatever the block's size is said to be.
+            bytes_per_s = sample_rate * min(block, channels * -(-bits // 8)) if kind in _PLAIN else 0
         elif name == b"data":
             # Streams state no size, or a wrong one: all that follows may be sound.
             return -(-(len(data) - at - 8) * 1_000 // bytes_per_s) if bytes_per_s else None
@@ -69,9 +68,16 @@ def _flac(data: bytes) -> int | None:
 
 
 def _ogg(data: bytes) -> int | None:
-    """By the last page's position. Opus counts at 48 kHz always; Vorbis at the rate in its head."""
-    last = data.rfind(b"OggS")
-    position = int.from_bytes(data[last + 6 : last + 14], "little", signed=True)
+    """By the furthest page's position. Opus counts at 48 kHz always; Vorbis at the rate in its head. None of several sounds in a row, of
+    which each counts from 0."""
+    position = begun = 0
+    at = data.find(b"OggS")
+    while 0 <= at <= len(data) - 14:
+        begun += data[at + 5] >> 1 & 1
+        position = max(position, int.from_bytes(data[at + 6 : at + 14], "little", signed=True))
+        at = data.find(b"OggS", at + 27)  # no page is shorter
+    if begun > 1:
+        return None
     if (head := data.find(b"OpusHead", 0, 512)) >= 0:
         sample_rate = 48_000
     elif (head := data.find(b"\x01vorbis", 0, 512)) >= 0:

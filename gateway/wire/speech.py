@@ -37,6 +37,8 @@ NAME: Final = "speech"
 TOKENS_PER_LETTER: Final = 2.5
 TOKENS_PER_SIGN: Final = 8
 LEAST_TOKENS: Final = 64
+SLOWEST: Final = 0.25  # of `speed`, by the API
+FASTEST: Final = 4
 
 _KINDS: Final = {"input": A_TEXT, "instructions": A_TEXT, "response_format": A_TEXT, "stream_format": A_TEXT}
 _READ: Final = ROUTED | _KINDS.keys() | {"model", "voice", "speed", "user"}
@@ -56,12 +58,13 @@ def read(raw: bytes, headers: RequestHeaders) -> Request:
     text = body.get("input")
     if text is None:
         raise not_a("input", "a string")
+    speed = _speed(body)
     present = {name for name, value in body.items() if value is not None}
     return Request(
         dialect=NAME,
         model=model_name(body),
         stream=body.get("stream_format") == "sse",
-        client_cap=sound_tokens(text),
+        client_cap=sound_tokens(text) * 100 // min(100, speed),
         parts=(Part("input", (text, *other_texts(body, fragments, _NOT_INPUT))),),
         needs=frozenset({"audio_output"}),
         unpriced=tuple(sorted(present & ROUTED)),
@@ -74,6 +77,16 @@ def read(raw: bytes, headers: RequestHeaders) -> Request:
         known=_READ,
         not_meant=_NOT_MEANT,
     )
+
+
+def _speed(body: Mapping[str, Any]) -> int:
+    """In hundredths, rounded down: what is spoken slowly is longer."""
+    speed = body.get("speed")
+    if speed is None:
+        return 100
+    if type(speed) not in (int, float) or not SLOWEST <= speed <= FASTEST:
+        raise not_a("speed", f"a number from {SLOWEST} to {FASTEST}")
+    return int(speed * 100)
 
 
 def sound_tokens(text: str) -> int:

@@ -71,6 +71,27 @@ def test_flac_ogg_and_mp4_say_how_long_they_are() -> None:
     assert duration_ms(film) == 12_345
 
 
+def test_several_ogg_sounds_in_a_row_are_bounded_by_their_size() -> None:
+    def sound(seconds: int) -> bytes:
+        page = b"OggS\x00\x02" + bytes(8) + b"\x00" * 14 + b"OpusHead" + b"\x00" * 40
+        return page + b"OggS\x00\x04" + struct.pack("<q", 48_000 * seconds) + b"\x00" * 60
+
+    both = sound(3_600) + sound(1)
+    assert duration_ms(both) == -(-len(both) * 1_000 // SLOWEST)
+
+
+def test_an_ogg_page_at_the_end_that_counts_less_than_one_before_shortens_nothing() -> None:
+    page = b"OggS\x00\x02" + bytes(8) + b"\x00" * 14 + b"OpusHead" + b"\x00" * 40
+    pages = [b"OggS\x00\x04" + struct.pack("<q", 48_000 * seconds) + b"\x00" * 60 for seconds in (7, 1)]
+    assert duration_ms(page + b"".join(pages)) == 7_000
+
+
+def test_a_wav_that_claims_large_blocks_is_as_long_as_its_samples() -> None:
+    made = bytearray(wav(3))
+    made[32:34] = b"\xff\xff"
+    assert duration_ms(bytes(made)) == 3_000
+
+
 @pytest.mark.parametrize(
     "start",
     [

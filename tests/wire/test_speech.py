@@ -34,6 +34,11 @@ def test_characters_are_counted_and_the_rest_goes_on_as_it_came() -> None:
     assert orjson.loads(sent) == SMALL | {"instructions": "Speak softly.", "speed": 1.5, "voice": {"id": "voice_1"}}
 
 
+@pytest.mark.parametrize(("speed", "times"), [(None, 1), (4, 1), (1, 1), (0.5, 2), (0.25, 4)])
+def test_what_is_spoken_slowly_is_longer(speed: float | None, times: int) -> None:
+    assert asked(speed=speed).client_cap == sound_tokens("Grüße, 1 2") * times
+
+
 @pytest.mark.parametrize(("text", "more"), [("", 0), ("abcd", 10), ("a 12", 5 + 16), ("你好", 16), ("é", 8)])
 def test_the_sound_is_bounded_by_the_text(text: str, more: int) -> None:
     assert sound_tokens(text) == LEAST_TOKENS + more
@@ -42,7 +47,7 @@ def test_the_sound_is_bounded_by_the_text(text: str, more: int) -> None:
 @pytest.mark.parametrize(
     ("fields", "param"),
     [({"input": None}, "input"), ({"input": ["a"]}, "input"), ({"Input": "b"}, "input"), ({"instructions": 1}, "instructions"), ({"model": 1}, "model"),
-     ({"stream_format": True}, "stream_format")],
+     ({"stream_format": True}, "stream_format"), ({"speed": "0.25"}, "speed"), ({"speed": 0.01}, "speed"), ({"speed": True}, "speed")],
 )  # fmt: skip
 def test_what_could_be_read_in_two_ways_is_refused(fields: dict[str, Any], param: str) -> None:
     with pytest.raises(Refused) as refused:
