@@ -7,6 +7,7 @@ import orjson
 
 from gateway.core.meter import Meter
 from gateway.core.profiles import Profile
+from gateway.core.tokens import utf8_length
 from gateway.core.values import Part, Plan
 from gateway.wire.body import parse_object
 from gateway.wire.chat import MAX_CHOICES, ChatStream, take_usage
@@ -83,7 +84,9 @@ def read(raw: bytes, headers: RequestHeaders) -> CompletionRequest:
     prompts = len(given.lengths)
     parts = [given.part]
     if suffix := body.get("suffix"):
-        parts += [Part("suffix", (suffix,) * prompts, SUFFIX_OVERHEAD * prompts)]
+        # Read with each prompt, but tokenized once: a small request could else have gigabytes counted. The others by their bytes, a bound.
+        again = (prompts - 1) * utf8_length(suffix)
+        parts += [Part("suffix", (suffix,), SUFFIX_OVERHEAD * prompts + again)]
     if others := other_texts(body, fragments, _NOT_INPUT):
         parts.append(Part("other", others))
     wanted, best_of = _choices(body, "n"), _choices(body, "best_of")

@@ -62,7 +62,13 @@ def test_prompts_and_suffix_are_counted_a_token_as_one() -> None:
     assert asked().parts == (Part("prompt", ("Say hi: ",), PROMPT_OVERHEAD),)
     assert asked(prompt=[5, 6, 7]).parts == (Part("prompt", (), 3 + PROMPT_OVERHEAD),)
     filled = asked(prompt=["a", "b"], suffix="end")
-    assert filled.parts[1] == Part("suffix", ("end", "end"), 2 * SUFFIX_OVERHEAD)
+    assert filled.parts[1] == Part("suffix", ("end",), 2 * SUFFIX_OVERHEAD + len("end"))
+
+
+def test_no_more_text_is_counted_than_a_request_has() -> None:
+    raw = orjson.dumps({"model": "m", "prompt": ["a"] * 1_000, "suffix": "the end " * 100})
+    request = read(raw, NO_HEADERS)
+    assert sum(len(text) for part in request.parts for text in part.texts) < len(raw)
     assert asked(guided_regex="x+").parts[1] == Part("other", ("x+",))
     assert asked(stop=["\n"], logit_bias={"5": 1}, user="u").parts == asked().parts
 
