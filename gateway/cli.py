@@ -144,7 +144,8 @@ def explain(
     try:
         explained = gateway_app.explain(loaded, policy, dialect, body, lines)
     except Refused as refusal:
-        _fail(f"refused {refusal.problem.status} {refusal.problem.code}: {refusal.problem.detail}")
+        as_what = f" (read as a request to {route}; --route names another)"
+        _fail(f"refused {refusal.problem.status} {refusal.problem.code}: {refusal.problem.detail}{as_what}")
     except (LedgerLost, LedgerUnavailable, OSError) as failure:
         _fail(f"the ledger: {failure}")
     for line in explained.lines():

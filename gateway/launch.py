@@ -81,7 +81,8 @@ class Launch:
                 if failure.status is None:
                     return [f"run {self.run}: what it spent is not known: {failure}"]
         why = "Either it does not look at OPENAI_BASE_URL and ANTHROPIC_BASE_URL, or it used a key that is not in the environment"
-        return [f"run {self.run}: no call of the command is known here. {why}"]
+        look = f"with that key as PENSTOCK_KEY, or with PENSTOCK_ADMIN_TOKEN, `penstock runs show {self.run}` tells"
+        return [f"run {self.run}: no call of the command is known here. {why}: {look}"]
 
 
 def new_run() -> str:

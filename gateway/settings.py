@@ -884,9 +884,9 @@ def _check_routes(reader: Reader, place: Place, entry: ModelFile, providers: Seq
     for i, route in enumerate(entry.routes):
         if route.provider not in providers:
             expected = f"one of `providers`: {', '.join(providers)}{did_you_mean(route.provider, providers)}"
-            reader.refuse((*place, "routes", i), expected)
+            reader.refuse((*place, "routes", i), expected, f'"{route.provider}"')
         elif route.provider in taken:
-            reader.refuse((*place, "routes", i), "each provider once")
+            reader.refuse((*place, "routes", i), "each provider once", f'"{route.provider}"')
         taken.add(route.provider)
 
 
@@ -903,7 +903,7 @@ def _first_provider(entry: ModelFile) -> str | None:
 def _model(reader: Reader, place: Place, name: str, entry: ModelFile, bundled: Model | None) -> Model:
     """The entry over the bundled model, where there is one."""
     if bundled is None:
-        if _first_provider(entry) is None:
+        if _first_provider(entry) is None and reader.sound(*place, "routes"):  # routes that can't be read are told of already
             reader.refuse((*place, "provider"), "the provider that serves it: the bundled catalog does not know this model")
         context, max_output = _limits_by_price(entry.price)
         for key, value in (("context", entry.context or context), ("max_output", entry.max_output or max_output)):

@@ -199,7 +199,9 @@ def test_explain_reads_standard_input_and_other_headers(penstock: Callable[..., 
 def test_explain_says_what_a_request_would_be_refused_for(
     penstock: Callable[..., Done], config: Path, body: str, words: str
 ) -> None:
-    assert words in penstock("explain", "-", "-c", config, stdin=body).complaint
+    complaint = penstock("explain", "-", "-c", config, stdin=body).complaint
+    assert words in complaint
+    assert "(read as a request to /v1/chat/completions; --route names another)" in complaint
 
 
 def test_explain_reads_a_request_as_its_route_would(penstock: Callable[..., Done], config: Path) -> None:

@@ -78,6 +78,7 @@ def test_standard_input_and_the_exit_code_pass_through(gateway: GatewayProcess) 
     mine, ours = done.stderr.splitlines()
     assert mine == "mine"
     assert "no call of the command is known here" in ours
+    assert "`penstock runs show run_" in ours
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1])

@@ -82,6 +82,11 @@ class Model:
     def priced(self) -> bool:
         return self.free or bool(self.tiers)
 
+    @property
+    def base_only(self) -> bool:
+        """`ft:gpt-4o-mini-2024-07-18`: what the fine-tuned models of this base cost, and nothing that could be asked for itself."""
+        return self.name.startswith("ft:") and self.name.count(":") == 1
+
     def fee(self, piece: str) -> int | None:
         """Of one kind (`images/hd/1024x1024`), else of its measure (`images`). None: nobody told us."""
         known = self._fees

@@ -319,12 +319,13 @@ class Rulebook:
         return Offer(model, routes, instead, beside, models)
 
     def _cheaper_beside(self, model: Model, provider: str) -> tuple[str, ...]:
-        """The provider's cheaper models, dearest first, by the list price of output. None that the provider has retired."""
+        """The provider's cheaper models, dearest first, by the list price of output. None that it has retired, and none that only has a price."""
         ceiling = _list_price(model)
         cheaper = [
             other
             for other in self.catalog.of_provider(provider)
-            if other.priced and not other.retired and _list_price(other) < ceiling and self.policy.models.allows(other.name)
+            if other.priced and not (other.retired or other.base_only)
+            if _list_price(other) < ceiling and self.policy.models.allows(other.name)
         ]
         cheaper.sort(key=lambda other: (-_list_price(other), other.name))
         # Of one model's names (`gpt-5-mini`, `gpt-5-mini-2025-08-07`) the shortest stands for all.

@@ -65,7 +65,7 @@ class ModelList:
         return [
             (model, provider)
             for model in catalog.models.values()
-            if model.priced and rulebook.policy.models.allows(model.name)
+            if model.priced and not model.base_only and rulebook.policy.models.allows(model.name)
             for provider in [route.provider for route in catalog.routes_of(model.name) if route.provider in reachable][:1]
         ]
 

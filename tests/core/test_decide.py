@@ -161,6 +161,16 @@ def test_auto_takes_the_providers_cheaper_models_dearest_first():
     assert names(decision) == ["big", "medium", "small", "house"]
 
 
+def test_auto_and_alternatives_name_no_base_of_fine_tuned_models_which_nobody_could_call():
+    own = "ft:medium:acme::id"
+    base, tuned = replace(MEDIUM, name="ft:medium"), replace(MEDIUM, name=own, max_output=4_096)
+    rules = rulebook(policy(models=AUTO), [BIG, base, tuned, SMALL])
+    decision = decide(rules)
+    assert [plan.model for plan in decision.ladder] == ["big", own, "small"]
+    found = rules.alternatives(decision, Reach(frozenset({"openai"})))
+    assert [each.name for each, _ in found] == [own, "small"]
+
+
 def test_auto_chooses_no_model_that_its_provider_has_retired_but_serves_it_to_who_asks():
     rules = rulebook(policy(models=AUTO), [BIG, replace(MEDIUM, retired=True), SMALL])
     assert names(decide(rules)) == ["big", "small"]

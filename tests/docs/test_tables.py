@@ -1,6 +1,7 @@
 """The tables in docs/ list what there is, all of it, and nothing else."""
 
 import re
+import tomllib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
@@ -113,3 +114,12 @@ def _anchors(page: Path) -> set[str]:
     """As GitHub makes them: lower case, without punctuation, dashes for spaces."""
     headings = re.findall(r"^#+ (.+)$", page.read_text(), re.MULTILINE)
     return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+def test_the_layers_are_those_that_are_enforced() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    enforced = project["tool"]["importlinter"]["contracts"][0]["layers"]
+    told = re.search(r"## Layers\n\n((?:    .*\n)+)", (ROOT / "docs/architecture.md").read_text())
+    assert told is not None
+    layers = [re.findall(r"\w+", layer) for layer in told[1].split(">")]
+    assert layers == [names for layer in enforced if (names := re.findall(r"\w+", layer)) != ["__main__"]]
