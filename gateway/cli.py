@@ -38,7 +38,16 @@ ConfigOption = Annotated[
     Path | None,
     typer.Option("--config", "-c", help="The config file; default: config.yaml, else config.example.yaml.", show_default=False),
 ]
-GatewayOption = Annotated[str, typer.Option("--gateway", help="A running gateway's address.", envvar="PENSTOCK_GATEWAY")]
+
+
+def _address(gateway: str) -> str:
+    """What is at hand is often OPENAI_BASE_URL, which ends with the API's version."""
+    return gateway.rstrip("/").removesuffix("/v1")
+
+
+GatewayOption = Annotated[
+    str, typer.Option("--gateway", help="A running gateway's address.", envvar="PENSTOCK_GATEWAY", callback=_address)
+]
 TenantOption = Annotated[
     str | None, typer.Option(help="The tenant acted on, with the admin token; default: default.", show_default=False)
 ]
@@ -103,7 +112,8 @@ def check(
         return
     loaded, policy = _load(_config_path(config))
     print(
-        f"ok: {len(policy.budgets)} budgets, policy {policy.version}, {len(loaded.providers)} providers, prices {loaded.catalog.version}"
+        f"ok: {_counted(len(policy.budgets), 'budget')}, policy {policy.version}, {_counted(len(loaded.providers), 'provider')}, "
+        f"prices {loaded.catalog.version}"
     )
     for warning in (*loaded.warnings, *policy.warnings):
         print(f"warning: {warning}")
@@ -443,6 +453,10 @@ def version() -> None:
 
 
 # -- helpers --------------------------------------------------------------------------------------------------------------------
+
+
+def _counted(number: int, what: str) -> str:
+    return f"{number} {what}{'' if number == 1 else 's'}"
 
 
 def _fail(message: str, code: int = 1) -> NoReturn:

@@ -251,7 +251,9 @@ def _fits_a_header(text: str) -> bool:
 
 
 def _said(failure: BaseException) -> str:
-    return f"{type(failure).__name__}: {failure}" if str(failure) else type(failure).__name__
+    # aiohttp repeats what caused it, with a status (`<TransferEncodingError: 400, …>`) that nobody answered.
+    text = str(failure).partition(": <")[0]
+    return f"{type(failure).__name__}: {text}" if text else type(failure).__name__
 
 
 # -- sending again --------------------------------------------------------------------------------------------------------------

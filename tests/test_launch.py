@@ -63,12 +63,14 @@ def test_each_has_a_run_of_its_own_and_finds_it_in_its_environment(gateway: Gate
     names = ("OPENAI_BASE_URL", "OPENAI_API_BASE", "ANTHROPIC_BASE_URL", "PENSTOCK_RUN_ID", "PENSTOCK_ADMIN_TOKEN")
     show = python(f"import os; print(*[os.environ.get(name) for name in {names}])")
     first, second = [
-        penstock_run(gateway=gateway.url, command=show, PENSTOCK_ADMIN_TOKEN=ADMIN_TOKEN).stdout.split() for _ in range(2)
+        penstock_run(gateway=address, command=show, PENSTOCK_ADMIN_TOKEN=ADMIN_TOKEN).stdout.split()
+        for address in (gateway.url, f"{gateway.url}/v1/")  # which is what OPENAI_BASE_URL says
     ]
     run = first[3]
     base = f"{gateway.url}/run/{run}"
     assert first == [f"{base}/v1", f"{base}/v1", base, run, "None"]
     assert second[3] != run
+    assert second[0] == first[0].replace(run, second[3])
 
 
 def test_standard_input_and_the_exit_code_pass_through(gateway: GatewayProcess) -> None:

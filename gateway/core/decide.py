@@ -324,13 +324,19 @@ class Rulebook:
         cheaper = [
             other
             for other in self.catalog.of_provider(provider)
-            if other.priced and not (other.retired or other.base_only)
+            if other.priced and not (other.retired or other.base_only or _is_for_other_work(other, model))
             if _list_price(other) < ceiling and self.policy.models.allows(other.name)
         ]
         cheaper.sort(key=lambda other: (-_list_price(other), other.name))
         # Of one model's names (`gpt-5-mini`, `gpt-5-mini-2025-08-07`) the shortest stands for all.
         distinct = {replace(other, name=""): other.name for other in reversed(cheaper)}
         return tuple(other.name for other in cheaper if distinct[replace(other, name="")] == other.name)
+
+
+def _is_for_other_work(other: Model, than: Model) -> bool:
+    """Made to speak, or to search before each answer: no stand-in for a model that does neither."""
+    speaks = "audio_output" in other.capabilities and "audio_output" not in than.capabilities
+    return speaks or (other.request_fee > 0 and not than.request_fee)
 
 
 @dataclass(slots=True, eq=False)

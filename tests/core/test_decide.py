@@ -171,6 +171,16 @@ def test_auto_and_alternatives_name_no_base_of_fine_tuned_models_which_nobody_co
     assert [each.name for each, _ in found] == [own, "small"]
 
 
+@pytest.mark.parametrize(
+    "made_for", [{"capabilities": BIG.capabilities | {"audio_output"}}, {"fees": (("requests", 25_000_000),)}]
+)
+def test_auto_chooses_no_model_that_is_made_for_other_work(made_for):
+    other = replace(MEDIUM, **made_for)
+    assert [plan.model for plan in decide(rulebook(policy(models=AUTO), [BIG, other, SMALL])).ladder] == ["big", "small"]
+    alike = replace(BIG, **made_for)
+    assert [plan.model for plan in decide(rulebook(policy(models=AUTO), [alike, other])).ladder] == ["big", "medium"]
+
+
 def test_auto_chooses_no_model_that_its_provider_has_retired_but_serves_it_to_who_asks():
     rules = rulebook(policy(models=AUTO), [BIG, replace(MEDIUM, retired=True), SMALL])
     assert names(decide(rules)) == ["big", "small"]
