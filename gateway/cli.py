@@ -105,10 +105,10 @@ def check(
     ] = None,
 ) -> None:
     """Checks the config and its policy, and prints every mistake at once."""
-    from gateway import policy_file, settings
+    from gateway import config_file, policy_file
 
     if schema:
-        print(json.dumps({"config": settings.config_schema(), "policy": policy_file.policy_schema()}, indent=2))
+        print(json.dumps({"config": config_file.config_schema(), "policy": policy_file.policy_schema()}, indent=2))
         return
     loaded, policy = _load(_config_path(config))
     print(

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from gateway.config_file import config_schema
 from gateway.policy_file import policy_schema
-from gateway.settings import config_schema
 
 ROOT = Path(__file__).resolve().parent.parent
 Schema = Mapping[str, Any]

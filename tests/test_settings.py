@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
-from gateway import bundled, policy_file, settings
+from gateway import bundled, config_file, policy_file, settings
 from gateway.core.catalog import Catalog, Model, Rates, Route
 from gateway.core.profiles import OnDisconnect, Profile
 from gateway.settings import RedisSettings, Settings, SqliteSettings, StaticKey
@@ -660,7 +660,7 @@ def test_the_example_config_works_as_it_is_with_no_key_set():
 
 
 def test_the_schema_accepts_the_example_and_refuses_what_is_wrong(json_schema):
-    schema = settings.config_schema()
+    schema = config_file.config_schema()
     json_schema.check_schema(schema)
     validator = json_schema(schema)
     example = yaml.safe_load(Path("config.example.yaml").read_text())
@@ -719,7 +719,7 @@ LEAVES = st.one_of(WORDS, st.none(), st.booleans(), st.integers(), st.floats(), 
 TREES = st.recursive(
     LEAVES, lambda inner: st.one_of(st.lists(inner, max_size=4), st.dictionaries(WORDS, inner, max_size=5)), max_leaves=20
 )
-FILES = st.dictionaries(st.sampled_from(list(settings.ConfigFile.model_fields)), TREES, max_size=6)
+FILES = st.dictionaries(st.sampled_from(list(config_file.ConfigFile.model_fields)), TREES, max_size=6)
 
 
 @hypothesis_settings(max_examples=100, deadline=None)
