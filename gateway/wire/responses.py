@@ -442,7 +442,7 @@ class _Reading:
     def _part(self, part: Any) -> None:
         if type(part) is not dict:
             raise bad_request("ambiguous_request", "input.content: expected a list of objects.", "input.content")
-        kind = part.get("type")
+        kind = typed(part, "type", str, "a string", "input.content.")
         if kind in _TEXT_KINDS:
             for name, value in part.items():
                 if name not in _NOT_SHOWN:

@@ -123,6 +123,7 @@ def test_a_background_request_leaves_one_key_of_metadata_to_the_gateway() -> Non
         ({"max_tool_calls": "5"}, "max_tool_calls"),
         ({"max_tool_calls": True}, "max_tool_calls"),
         ({"previous_response_id": 5}, "previous_response_id"),
+        ({"input": [{"role": "user", "content": [{"type": {}}]}]}, "input.content.type"),
         ({"conversation": 5}, "conversation"),
         ({"conversation": ""}, "conversation"),
         ({"conversation": {"ID": "conv_1"}}, "conversation.id"),
