@@ -77,9 +77,9 @@ class Slicing:
 
     def _heard(self, asking: "asyncio.Task[bool]") -> bool:
         self._asking = None
-        self._asks = asking.result()
+        granted = self._asks = asking.result()
         self._look_again()
-        return self._asks
+        return granted
 
     def _look_again(self) -> None:
         """After the slice has grown, or has not."""

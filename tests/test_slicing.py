@@ -167,6 +167,23 @@ async def test_the_stream_goes_on_while_more_is_asked_for_and_waits_only_where_i
         assert (await settled(here)).charged.usd == cost(3_000)
 
 
+async def test_a_stream_that_waited_for_all_that_it_may_have_goes_on_when_it_is_granted(
+    tmp_path: Path, provider: FaultProvider
+) -> None:
+    gate = Gate()
+    async with slicing(tmp_path, provider, ledger=gate.before) as here:
+        provider.next(long(1_500))
+        asking, client = here.asking(
+            chat(stream=True, max_tokens=1_600)
+        )  # less than a second slice: the first extension is the last
+        await until(lambda: client.body.count(b"\n\n") >= (FIRST - ON_THE_WAY) // 10)
+        await asyncio.sleep(0.1)  # it waits by now; if not, this test sees less, and is none the worse
+        gate.open.set()
+        await asking
+        assert (client.whole, client.errors, len(client.text.split())) == (True, [], 1_500)
+        assert (await settled(here)).ending == "completed"
+
+
 async def test_a_tokenizer_that_is_not_public_is_held_for_by_what_would_be_charged(
     tmp_path: Path, provider: FaultProvider
 ) -> None:

@@ -371,6 +371,9 @@ def _response_format(body: Mapping[str, Any], encoded: Mapping[str, bytes], fact
     return [Part("response_format", (encoded["response_format"].decode(),), SCHEMA_OVERHEAD)]
 
 
+_CUTS_INPUT: Final = ("truncate_prompt_tokens",)
+
+
 def _other_input(body: Mapping[str, Any], encoded: Mapping[str, bytes]) -> list[Part]:
     """Fields such as `documents` or `chat_template_kwargs`: this over-counts those that no model reads."""
     texts = [
@@ -378,6 +381,8 @@ def _other_input(body: Mapping[str, Any], encoded: Mapping[str, bytes]) -> list[
         for name, value in body.items()
         if name not in _NOT_INPUT and (name in encoded or type(value) is str)
     ]
+    # How much of the input is read makes another call of it (vLLM's): a count made with it is none for one without.
+    texts += [f"{name} {body[name]}" for name in _CUTS_INPUT if body.get(name) is not None]
     return [Part("other", tuple(texts))] if texts else []
 
 

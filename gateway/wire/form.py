@@ -39,13 +39,13 @@ class FormRequest(Request):
 
 
 def texts_of(fields: Sequence[Field], known: frozenset[str]) -> dict[str, Any]:
-    """The fields that are no files, by name; those of a name that ends in `[]` as a list, under the name without it. Refused where a
+    """The fields that are no files, by name; those of a name that ends in `[]` or `[0]` as a list, under the name without it. Refused where a
     field differs from a known one in case only, or comes in both forms."""
     texts: dict[str, Any] = {}
     for each in fields:
         if each.filename is not None:
             continue
-        name, many = each.name.removesuffix("[]"), each.name.endswith("[]")
+        name, many = bare(each.name), each.name.endswith("]")
         if many:
             listed = texts.setdefault(name, [])
             if type(listed) is not list:
@@ -59,9 +59,14 @@ def texts_of(fields: Sequence[Field], known: frozenset[str]) -> dict[str, Any]:
     return texts
 
 
+def bare(name: str) -> str:
+    """Without `[]`, or an index in its place, as some clients write lists."""
+    return name.partition("[")[0] if name.endswith("]") else name
+
+
 def files_of(fields: Sequence[Field], name: str) -> list[Field]:
     """Those of a name, with or without `[]`. Refused where the field is there, and no file."""
-    found = [each for each in fields if each.name.removesuffix("[]") == name]
+    found = [each for each in fields if bare(each.name) == name]
     if any(each.filename is None for each in found):
         raise not_a(name, "a file")
     return found

@@ -51,6 +51,7 @@ _NOT_UPSTREAM: Final = _HOP_BY_HOP | {
     "authorization",
     "x-api-key",
     "api-key",
+    "x-goog-api-key",
     "cookie",
     "cookie2",
     # A browser's, for the gateway to judge.

@@ -10,6 +10,7 @@ from typing import Any, Final
 
 import orjson
 
+from gateway.core import slices
 from gateway.core.catalog import Model
 from gateway.core.money import format_usd
 from gateway.core.record import record
@@ -345,8 +346,10 @@ def _way_out(facts: BudgetFacts, charge: Charge, alternatives: Sequence[Alternat
         ways = [f"raise the limit of the budget {facts.name} in the policy"]
     has_cap = facts.capped and facts.effective_max_output_tokens > 0  # what is spent beside the proxy has none
     by_cap = facts.unit is not Unit.CALLS and charge.ceiling.basis is Basis.RESERVED_AND_COMMITTED
-    if has_cap and by_cap and not charge.sliced:  # a slice does not depend on the cap
-        ways.append(f"lower {facts.cap_field} (now {facts.effective_max_output_tokens:,})")
+    if has_cap and by_cap:
+        # Of a stream that is held by slices, only a cap below the first of them holds less.
+        to = f" below {slices.FIRST:,}" if charge.sliced and facts.effective_max_output_tokens > slices.FIRST else ""
+        ways.append(f"lower {facts.cap_field}{to} (now {facts.effective_max_output_tokens:,})")
     fitting = min((each for each in alternatives if each.fits_budget), key=lambda each: each.estimate, default=None)
     if fitting is not None:
         cost = "" if charge.sliced else f" (up to ${format_usd(fitting.estimate)})"

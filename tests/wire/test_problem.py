@@ -212,7 +212,7 @@ def test_outside_of_budgets_the_error_code_is_the_code_and_there_are_no_budget_m
         problem("no_such_code", "x")
 
 
-def test_a_stream_that_asks_for_a_slice_is_told_of_the_slice_and_not_to_lower_its_cap() -> None:
+def test_a_stream_that_asks_for_a_slice_is_told_of_the_slice_and_that_only_a_cap_below_the_first_holds_less() -> None:
     account = Account("default", "the-budget", (("run", "r42"),), LIFETIME, Unit.USD)
     charge = Charge(Ceiling(account, 5 * USD, Mode.HARD_GATE, Basis.RESERVED_AND_COMMITTED, own=True), sliced=True)
     plan = Plan("gpt-5", "openai", 4096, 900, Amounts(9 * USD, 9_000), (charge,), Slice(1024, Amounts(USD // 10, 1924)))
@@ -220,7 +220,8 @@ def test_a_stream_that_asks_for_a_slice_is_told_of_the_slice_and_not_to_lower_it
     answer = budget_refusal(decision, plan, Balance(account, 5 * USD, 491 * USD // 100, 0), (alternative(USD // 25, True),))
     assert answer.detail == (
         "Run r42 has reached its ceiling: limit $5.00 (budget the-budget; spent $4.91, reserved $0.00); this stream asks for $0.10. "
-        "To go on: raise the limit (PUT /budget/runs/r42 with the admin token), or use the model gpt-5-nano, which fits."
+        "To go on: raise the limit (PUT /budget/runs/r42 with the admin token), or lower max_tokens below 1,024 (now 4,096), or "
+        "use the model gpt-5-nano, which fits."
     )
     assert answer.budget is not None
     assert answer.budget.estimate == USD // 10
