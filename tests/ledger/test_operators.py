@@ -37,8 +37,8 @@ async def test_a_stored_limit_replaces_the_policys_in_both_directions(ledger: Le
 async def test_a_stored_limit_binds_a_hold_that_wants_to_grow(ledger: Ledger) -> None:
     held = await hold(ledger, decision())
     await ledger.set_account_limit(TENANT, ALL.key, 15, "op", "")
-    assert not await ledger.extend(TENANT, held.id, LEASE_MS, Amounts(6, 0, 0))
-    assert await ledger.extend(TENANT, held.id, LEASE_MS, Amounts(5, 0, 0))
+    assert not await ledger.extend(TENANT, held.id, LEASE_MS, Amounts(16, 0))
+    assert await ledger.extend(TENANT, held.id, LEASE_MS, Amounts(15, 0))
 
 
 async def test_a_runs_own_limit_tightens_the_stored_one_and_the_admins_passes_it(ledger: Ledger) -> None:

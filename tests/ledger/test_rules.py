@@ -303,7 +303,7 @@ async def test_alerts_measure_the_runs_own_limit(ledger: Ledger) -> None:
 async def test_a_hold_grows_in_all_its_accounts_or_in_none(ledger: Ledger) -> None:
     tokens = account("tokens", Unit.TOKENS)
     held = await hold(ledger, decision(plan(charge(), charge(tokens, 8), usd=10, tokens=5)))
-    assert not await ledger.extend(TENANT, held.id, LEASE_MS, Amounts(10, 4, 0))
+    assert not await ledger.extend(TENANT, held.id, LEASE_MS, Amounts(20, 9))
     assert [balance.reserved for balance in await ledger.balances(TENANT, [account(), tokens])] == [10, 5]
-    assert await ledger.extend(TENANT, held.id, LEASE_MS, Amounts(10, 3, 0))
+    assert await ledger.extend(TENANT, held.id, LEASE_MS, Amounts(20, 8))
     assert [balance.reserved for balance in await ledger.balances(TENANT, [account(), tokens])] == [20, 8]
