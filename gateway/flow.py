@@ -122,23 +122,16 @@ class Flow:
         call = request.call(caller, directives(inbound.headers), fingerprint)
         if len(inbound.body) > _COUNT_INLINE_CHARS:
             await self._count_beforehand(rulebook, call)
+        journey = Journey(
+            self._shared,
+            self._identity,
+            rulebook,
+            Asked(dialect, request, inbound, principal),
+            partial(self._hold_again, story),
+            partial(self._reach, principal),
+        )
         settling = await self._reserve(rulebook, call, principal, at_ms, outlet, story)
-        try:
-            journey = Journey(
-                self._shared,
-                self._identity,
-                rulebook,
-                Asked(dialect, request, inbound, principal),
-                partial(self._hold_again, story),
-                partial(self._reach, principal),
-            )
-            relay = Relay(self._shared, journey.errand(settling.hold), settling, journey)
-            story.sent()
-        except BaseException:
-            # A bug between the hold and the one who answers for it must not leak it.
-            settling.release(Ending.NOT_SENT)
-            raise
-        return relay
+        return self._answering(settling, journey, story)
 
     async def _admit_unmetered(
         self, route: UnmeteredRoute, dialect: Dialect, inbound: Inbound, outlet: Outlet, story: Story
@@ -158,12 +151,17 @@ class Flow:
         def decide(call: Call, at_ms: int) -> Decision | Unservable:
             return rulebook.at_flat_cost(call, provider.name, cost, at_ms, self._new_id())
 
+        passage = Passage(self._shared, self._identity, rulebook, Asked(dialect, request, inbound, principal))
         settling = await self._reserve(rulebook, call, principal, at_ms, outlet, story, decide)
+        return self._answering(settling, passage, story)
+
+    def _answering(self, settling: Settling, way: Journey | Passage, story: Story) -> Relay:
+        """The one who answers for the hold from here on."""
         try:
-            passage = Passage(self._shared, self._identity, rulebook, Asked(dialect, request, inbound, principal))
-            relay = Relay(self._shared, passage.errand(settling.hold), settling, passage)
+            relay = Relay(self._shared, way.errand(settling.hold), settling, way)
             story.sent()
         except BaseException:
+            # A bug between the hold and the one who answers for it must not leak it.
             settling.release(Ending.NOT_SENT)
             raise
         return relay

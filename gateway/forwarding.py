@@ -9,6 +9,7 @@ import orjson
 from gateway.core.catalog import Route
 from gateway.core.decide import Rulebook
 from gateway.identity import Identity, Principal
+from gateway.journey import addressed
 from gateway.relay import Shared
 from gateway.upstream import NotSent, TooLarge, Unknown, UpstreamRequest
 from gateway.wire.body import parse_object
@@ -56,11 +57,7 @@ class Forwarding:
         """As it goes to the provider."""
         provider = self._shared.settings.providers[name]
         headers = forwardable(inbound.headers, drop=self._rulebook().identity_headers)
-        credential = self._identity.credential_for(principal, provider)
-        if credential is not None:
-            headers.append(credential)
-        url = provider.url(inbound.path)
-        return UpstreamRequest(f"{url}?{inbound.query}" if inbound.query else url, inbound.method, headers, body)
+        return addressed(provider, inbound, headers, self._identity.credential_for(principal, provider), body)
 
     async def _ask(self, name: str, principal: Principal, inbound: Inbound, body: bytes) -> tuple[int, Headers, bytes]:
         request = self.request(name, principal, inbound, body)

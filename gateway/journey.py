@@ -65,7 +65,9 @@ class Journey:
         headers = forwardable(inbound.headers, request.content_type, self._rulebook.identity_headers)
         named = plan if model.name == plan.model else replace(plan, model=model.name)
         body = request.encode(named, provider.profile, model.parameters)
-        upstream_request = _to(provider, inbound, headers, self._identity.credential_for(self._asked.principal, provider), body)
+        upstream_request = addressed(
+            provider, inbound, headers, self._identity.credential_for(self._asked.principal, provider), body
+        )
         covers = provider.profile.usage_covers_all_choices or request.choices == 1
         meter = Meter(self._rulebook.counter, model.encoding, covers)
         meter.pending = request.background  # until the answer says otherwise: without a word it may be under way
@@ -131,7 +133,7 @@ class Passage:
             headers = [header for header in headers if header[0] != "content-type"]
         credential = self._identity.credential_for(self._asked.principal, provider)
         body = request.encode(plan, provider.profile)
-        upstream_request = _to(provider, inbound, headers, credential, body)
+        upstream_request = addressed(provider, inbound, headers, credential, body)
         model = Model(plan.model, provider.name, tiers=(), context=0, max_output=0, free=True)
         meter = Meter(self._rulebook.counter, None)
         return Errand(model, provider, self._asked.dialect, request, upstream_request, meter, FlatCharging)
@@ -153,9 +155,10 @@ def _fits(plan: Plan, held: Plan) -> bool:
     return all(asked.usd <= has.usd and asked.tokens <= has.tokens for asked, has in pairs)
 
 
-def _to(
+def addressed(
     provider: Provider, inbound: Inbound, headers: list[tuple[str, str]], credential: tuple[str, str] | None, body: bytes
 ) -> UpstreamRequest:
+    """As it goes to the provider: to the same route there, with the credential that opens it."""
     if credential is not None:
         headers.append(credential)
     url = provider.url(inbound.path)

@@ -159,9 +159,15 @@ class ChatRequest(Request):
             body.pop(cap_field, None)
             cap_field = profile.output_cap_field
         body[cap_field] = plan.output_cap
-        if self.stream and profile.stream_options:
-            body["stream_options"] = {**(self.body.get("stream_options") or {}), "include_usage": True}
+        body |= usage_asked(self, profile)
         return orjson.dumps(body)
+
+
+def usage_asked(request: Request, profile: Profile) -> dict[str, Any]:
+    """The field that asks for usage in a stream; none where there is no stream, or a provider that refuses the field."""
+    if not (request.stream and profile.stream_options):
+        return {}
+    return {"stream_options": {**(request.body.get("stream_options") or {}), "include_usage": True}}
 
 
 def read(raw: bytes, headers: RequestHeaders) -> ChatRequest:
@@ -189,7 +195,7 @@ def read(raw: bytes, headers: RequestHeaders) -> ChatRequest:
         choices=_choices(body),
         client_cap=client_cap,
         cap_field=cap_field,
-        wants_usage=_wants_usage(body),
+        wants_usage=wants_usage(body),
         service_tier=body.get("service_tier"),
         parts=tuple(parts),
         needs=frozenset(facts.needs),
@@ -255,7 +261,7 @@ def _output_cap(body: Mapping[str, Any]) -> tuple[str | None, int | None]:
     return caps[0], body[caps[0]]
 
 
-def _wants_usage(body: Mapping[str, Any]) -> bool:
+def wants_usage(body: Mapping[str, Any]) -> bool:
     options = body.get("stream_options")
     if options is None:
         return False

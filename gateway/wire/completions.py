@@ -10,7 +10,7 @@ from gateway.core.profiles import Profile
 from gateway.core.tokens import utf8_length
 from gateway.core.values import Part, Plan
 from gateway.wire.body import parse_object
-from gateway.wire.chat import MAX_CHOICES, ChatStream, take_usage
+from gateway.wire.chat import MAX_CHOICES, ChatStream, take_usage, usage_asked, wants_usage
 from gateway.wire.dialect import Dialect
 from gateway.wire.headers import RequestHeaders
 from gateway.wire.inputs import Inputs, inputs
@@ -27,7 +27,6 @@ from gateway.wire.reading import (
     other_texts,
     refuse_other_kinds,
     refuse_variants,
-    typed,
 )
 from gateway.wire.request import Request
 
@@ -68,8 +67,7 @@ class CompletionRequest(Request):
         """The cap is always written: the provider's own default would be 16 tokens at one, and the whole context at another."""
         del takes
         body = {**self.body, **self.fragments, "model": plan.model, "max_tokens": plan.output_cap}
-        if self.stream and profile.stream_options:
-            body["stream_options"] = {**(self.body.get("stream_options") or {}), "include_usage": True}
+        body |= usage_asked(self, profile)
         return orjson.dumps(body)
 
 
@@ -101,7 +99,7 @@ def read(raw: bytes, headers: RequestHeaders) -> CompletionRequest:
         choices=prompts * max(wanted, best_of),
         client_cap=body.get("max_tokens"),
         cap_field="max_tokens",
-        wants_usage=_wants_usage(body),
+        wants_usage=wants_usage(body),
         service_tier=body.get("service_tier"),
         parts=tuple(parts),
         parameters=frozenset(present - _UNIVERSAL),
@@ -126,14 +124,6 @@ def _choices(body: Mapping[str, Any], name: str) -> int:
     if wanted > MAX_CHOICES:
         raise not_a(name, _CHOICES[1])
     return wanted
-
-
-def _wants_usage(body: Mapping[str, Any]) -> bool:
-    options = body.get("stream_options")
-    if options is None:
-        return False
-    refuse_variants(options, frozenset({"include_usage"}), "stream_options.")
-    return bool(typed(options, "include_usage", bool, "true or false", "stream_options."))
 
 
 # -- the answer ---------------------------------------------------------------------------------------------------------------

@@ -1,5 +1,6 @@
 """What the streams of all dialects share: events are metered as they pass, and the last is kept back until its call is settled."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from typing import Any
 
@@ -10,7 +11,7 @@ from gateway.wire.problem import Problem
 from gateway.wire.sse import MAX_EVENT, Event, Events
 
 
-class EventStream:
+class EventStream(ABC):
     """A streamed answer on its way to the client. What `feed` and `finish` return is, in all, the bytes that came, without the events
     that `_take_event` hides.
 
@@ -32,13 +33,13 @@ class EventStream:
         """All output was seen; the usage, and the last event, may still come."""
         return self.done
 
+    @abstractmethod
     def _take_event(self, event: Mapping[str, Any]) -> bool:
         """Meters one event; whether it is to be hidden."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _failure(self, problem: Problem) -> bytes:
         """The events that tell the client of it."""
-        raise NotImplementedError
 
     def _take_unread(self, text: bytes) -> None:
         """What is no JSON object, or a piece of an event too large to be read: the client may make sense of it."""
