@@ -225,6 +225,57 @@ async def test_a_wait_that_was_cancelled_can_be_repeated_and_loses_nothing() -> 
         assert [piece async for piece in chunks] == [b"late"]
 
 
+async def test_what_is_poured_is_the_whole_body_and_no_piece_is_empty() -> None:
+    async with provider(says(CHUNKED + b"3\r\none\r\n3\r\ntwo\r\n0\r\n\r\n")) as serving, client() as upstream:
+        answer = await upstream.open(post(serving.port))
+        pieces: list[bytes] = []
+
+        def take(piece: bytes) -> bool:
+            pieces.append(piece)
+            return True
+
+        assert await answer.pour(take)
+        assert b"".join(pieces) == b"onetwo"
+        assert b"" not in pieces
+
+
+async def test_pouring_stops_when_it_is_told_to_and_what_follows_is_kept() -> None:
+    async def script(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(CHUNKED)
+        for piece in (b"one", b"two", b"three"):
+            writer.write(b"%x\r\n%b\r\n" % (len(piece), piece))
+            await asyncio.sleep(0.02)
+        writer.write(b"0\r\n\r\n")
+
+    async with provider(script) as serving, client() as upstream:
+        answer = await upstream.open(post(serving.port))
+        first: list[bytes] = []
+        assert not await answer.pour(lambda piece: bool(first.append(piece)))
+        rest: list[bytes] = []
+        assert await answer.pour(lambda piece: rest.append(piece) is None)
+        assert len(first) == 1
+        assert b"".join(first + rest) == b"onetwothree"
+
+
+async def test_what_the_taker_raises_comes_out_of_pour() -> None:
+    def fails(piece: bytes) -> bool:
+        raise ArithmeticError(piece)
+
+    async with provider(says(CHUNKED + b"3\r\none\r\n0\r\n\r\n")) as serving, client() as upstream:
+        answer = await upstream.open(post(serving.port))
+        with pytest.raises(ArithmeticError, match="one"):
+            await answer.pour(fails)
+
+
+async def test_a_body_that_breaks_off_is_poured_as_far_as_it_came() -> None:
+    async with provider(says_then_closes(CHUNKED + b"3\r\none\r\n3\r\ntw")) as serving, client() as upstream:
+        answer = await upstream.open(post(serving.port))
+        pieces: list[bytes] = []
+        with pytest.raises(Unknown):
+            await answer.pour(lambda piece: pieces.append(piece) is None)
+        assert b"".join(pieces).startswith(b"one")
+
+
 async def test_a_redirect_is_an_answer_and_is_not_followed() -> None:
     raw = b"HTTP/1.1 307 Temporary Redirect\r\nLocation: http://127.0.0.1:1/\r\nContent-Length: 0\r\n\r\n"
     async with provider(says(raw)) as serving, client() as upstream:

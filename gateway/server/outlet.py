@@ -84,7 +84,7 @@ class HttpOutlet:
     async def answer(self, status: int, headers: Headers, body: bytes) -> None:
         self.put_answer(status, headers, body)
         if self._line.writing_paused:
-            await self._room()
+            await self.room()
 
     def put_answer(self, status: int, headers: Headers, body: bytes) -> None:
         """`answer` without the wait for the client to take it."""
@@ -113,13 +113,15 @@ class HttpOutlet:
         self._put(head)
 
     async def write(self, data: bytes) -> None:
+        if not self.put(data):
+            await self.room()
+
+    def put(self, data: bytes) -> bool:
         assert self._stage is not _Stage.NEW, "start() comes first"
         assert self._stage is not _Stage.ENDED, "nothing follows the end"
-        if not data or self._no_body:
-            return  # an empty chunk would end the stream
-        self._put(b"%x\r\n%b\r\n" % (len(data), data) if self._chunked else data)
-        if self._line.writing_paused:
-            await self._room()
+        if data and not self._no_body:  # an empty chunk would end the stream
+            self._put(b"%x\r\n%b\r\n" % (len(data), data) if self._chunked else data)
+        return not self._line.writing_paused
 
     async def finish(self) -> None:
         assert self._stage is not _Stage.NEW, "start() comes first"
@@ -171,7 +173,7 @@ class HttpOutlet:
         if data:
             transport.write(data)
 
-    async def _room(self) -> None:
+    async def room(self) -> None:
         try:
             await self._line.room()
         except ClientGone:

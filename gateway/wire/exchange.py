@@ -50,6 +50,12 @@ class Outlet(Protocol):
     async def write(self, data: bytes) -> None:
         """Returns when the client's side has room again (back-pressure)."""
 
+    def put(self, data: bytes) -> bool:
+        """`write` without the wait. False: the client has yet to take what was written, and `room` is due before more."""
+
+    async def room(self) -> None:
+        """Returns when the client's side has room again."""
+
     async def finish(self) -> None:
         """Ends the stream cleanly."""
 

@@ -85,6 +85,7 @@ class Client:
     takes_nothing: bool = False  # stays connected, but its buffers are full
     on_write: Callable[[bytes], Awaitable[None]] | None = None
     _told: list[Callable[[], None]] = field(default_factory=list)
+    _put: bytes = b""  # the latest
 
     def leave(self) -> None:
         self.gone = True
@@ -108,11 +109,22 @@ class Client:
 
     async def write(self, data: bytes) -> None:
         await self._turn()
+        self.put(data)
+        await self.room()
+
+    def put(self, data: bytes) -> bool:
+        if self.gone:
+            raise ClientGone
         assert self.started
         assert not self.whole, "nothing follows the end"
         self.body += data
+        self._put = data
+        return self.on_write is None and not self.takes_nothing
+
+    async def room(self) -> None:
+        await self._turn()
         if self.on_write is not None:
-            await self.on_write(data)
+            await self.on_write(self._put)
         if self.takes_nothing:
             await asyncio.Event().wait()
 

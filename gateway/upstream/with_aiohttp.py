@@ -1,100 +1,18 @@
-"""The provider's side of one call: opens it, hands over what arrives, and says honestly what is known when it fails.
-
-Two failures matter to money. `NotSent`: the connection was never made, so nothing can be billed. `Unknown`: the request was (or may have
-been) written, then nothing more is certain. Whoever calls releases the hold for the first and leaves it to its lease for the second;
-everything that aiohttp can raise is one of the two.
-
-`Upstream` and `Answer` are the port; the aiohttp client behind it is the part of this gateway that costs most CPU, and replaceable.
-"""
+"""The client on aiohttp: every feature, most of the CPU."""
 
 import asyncio
 import itertools
 import re
 import socket
-from collections.abc import AsyncIterator, Mapping
-from datetime import UTC
-from email.utils import parsedate_to_datetime
+from collections.abc import AsyncIterator, Callable
 from functools import lru_cache
-from typing import Final, Protocol
+from typing import Final
 
 import aiohttp
 from multidict import CIMultiDict, CIMultiDictProxy
 from yarl import URL
 
-from gateway.core.record import record
-from gateway.wire.status import may_be_sent_again
-
-
-class NotSent(Exception):
-    """The connection was never made: provably not billed. Release the hold, or try again under it."""
-
-
-class Unknown(Exception):
-    """The request was written, or may have been, and the answer is missing or incomplete: nobody can say what was billed."""
-
-
-class TooLarge(Exception):
-    """The answer is longer than the caller was ready to hold. Its connection is closed."""
-
-
-@record
-class Endpoint:
-    """How one provider is reached.
-
-    `keepalive_s` is short on purpose. A POST written to a connection that the server is just closing is ambiguous (`Unknown`: its hold is
-    charged), while a fresh connection costs a round trip or two. Common servers close idle connections after 5 s (uvicorn, Node, llama.cpp),
-    so an idle connection is kept for less than that.
-    """
-
-    connect_timeout_s: float = 10.0  # name look-up, TCP and TLS together
-    idle_timeout_s: float = 600.0  # silence between two reads: a model may think for minutes before its first byte
-    keepalive_s: float = 4.0
-    max_connections: int = 0  # 0: as many as there are calls
-    proxy: str | None = None  # an HTTP proxy's URL; the environment's is never used
-
-
-@record
-class UpstreamRequest:
-    """A request as it should be sent. The client adds Host, Content-Length and Accept-Encoding, and ignores these among `headers`."""
-
-    url: str  # percent-encoded already; sent as it is
-    method: str
-    headers: list[tuple[str, str]]
-    body: bytes
-
-
-class Answer(Protocol):
-    """A provider's answer whose head has arrived. Exactly one of `read` and `chunks` is used; then `release` or `close`, each idempotent."""
-
-    @property
-    def status(self) -> int: ...
-
-    @property
-    def headers(self) -> CIMultiDictProxy[str]:
-        """Without Content-Encoding and Content-Length where the body was decoded."""
-
-    async def read(self, limit: int) -> bytes:
-        """The whole body. TooLarge past `limit` bytes (decoded); Unknown when it breaks off."""
-
-    def chunks(self) -> AsyncIterator[bytes]:
-        """The body as it arrives, never empty pieces. Unknown when it breaks off, after all that had arrived. A cancelled wait loses nothing:
-        the iterator can be asked again."""
-
-    def close(self) -> None:
-        """Closes the connection: the provider sees that nobody reads on."""
-
-    def release(self) -> None:
-        """Done with it: the connection is kept if the body was read to its end, else closed."""
-
-
-class Upstream(Protocol):
-    async def open(self, request: UpstreamRequest) -> Answer:
-        """Sends the request and waits for the answer's head, of any status; a redirect is an answer too. NotSent, Unknown. Cancelled, it
-        closes the connection."""
-
-    async def close(self) -> None:
-        """Closes every connection."""
-
+from gateway.upstream.port import Answer, Endpoint, NotSent, TooLarge, Unknown, UpstreamRequest
 
 # Framing and negotiation are this client's; what a caller says about them would contradict what is sent.
 _OURS: Final = frozenset(
@@ -195,6 +113,12 @@ class _AiohttpAnswer:
     def chunks(self) -> AsyncIterator[bytes]:
         return _Chunks(self._response.content)
 
+    async def pour(self, take: Callable[[bytes], bool]) -> bool:
+        async for piece in self.chunks():
+            if not take(piece):
+                return False
+        return True
+
     def close(self) -> None:
         self._response.close()
 
@@ -254,59 +178,3 @@ def _said(failure: BaseException) -> str:
     # aiohttp repeats what caused it, with a status (`<TransferEncodingError: 400, …>`) that nobody answered.
     text = str(failure).partition(": <")[0]
     return f"{type(failure).__name__}: {text}" if text else type(failure).__name__
-
-
-# -- sending again --------------------------------------------------------------------------------------------------------------
-
-
-@record
-class Failure:
-    """Why a call did not succeed, as far as sending it again is concerned. `status` None: it was not sent."""
-
-    status: int | None
-    retry_after_s: float | None = None
-    final: bool = False  # the provider itself said not to try again
-
-    @classmethod
-    def of(cls, status: int, headers: Mapping[str, str], now_s: float) -> "Failure":
-        """Reads `retry-after-ms`, `Retry-After` (seconds or a date) and `x-should-retry`. `now_s`: seconds since the epoch."""
-        final = headers.get("x-should-retry", "").strip().lower() == "false"
-        return cls(status, _retry_after_s(headers, now_s), final)
-
-
-NOT_SENT: Final = Failure(None)
-
-
-@record
-class RetryPolicy:
-    """When to send a call again under the same hold: only what was provably not billed, and never for long. Pure."""
-
-    retries: int = 2
-    total_wait_s: float = 8.0
-    first_wait_s: float = 0.5
-
-    def wait_s(self, failure: Failure, attempt: int, waited_s: float, jitter: float) -> float | None:
-        """How long to wait before sending again; None: pass the failure on.
-
-        `attempt` counts from 1; `waited_s` is the sum of earlier waits; `jitter` in [0, 1) spreads callers apart. A Retry-After that does
-        not fit into what is left of `total_wait_s` is the client's to wait for, not ours.
-        """
-        if attempt > self.retries or failure.final:
-            return None
-        if failure.status is not None and not may_be_sent_again(failure.status):
-            return None
-        backoff_s = self.first_wait_s * 2 ** (attempt - 1) * (0.5 + jitter / 2)
-        wait_s = backoff_s if failure.retry_after_s is None else failure.retry_after_s + backoff_s * jitter / 2
-        return wait_s if waited_s + wait_s <= self.total_wait_s else None
-
-
-def _retry_after_s(headers: Mapping[str, str], now_s: float) -> float | None:
-    for name, per_second in (("retry-after-ms", 1000.0), ("retry-after", 1.0)):
-        text = headers.get(name, "").strip()
-        if text.isascii() and text.replace(".", "", 1).isdigit():
-            return float(text) / per_second
-    try:
-        at = parsedate_to_datetime(headers.get("retry-after", ""))
-    except ValueError:
-        return None
-    return max(0.0, (at if at.tzinfo else at.replace(tzinfo=UTC)).timestamp() - now_s)
