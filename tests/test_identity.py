@@ -490,6 +490,8 @@ def test_a_holds_mark_is_known_by_every_process_of_the_install_for_its_own_tenan
     assert beside.marked("acme", mark) == ("rsv_1", 250)
     assert elsewhere.marked("acme", mark) is None
     assert here.marked("default", mark) is None
+    assert here.marked("acme", mark.replace("rsv_1.", "rsv_2.")) is None
+    assert here.marked("acme", mark.replace(".250.", ".0.")) is None
     assert len(mark) <= 512  # what a value of metadata may have
 
 

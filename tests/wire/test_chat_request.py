@@ -200,6 +200,11 @@ def test_other_fields_are_counted_if_a_model_could_read_them() -> None:
     assert request.parts[1] == Part("other", ('[{"text":"long"}]', "be brief"))
 
 
+def test_a_request_that_is_read_only_in_part_has_other_parts_than_one_that_is_read_whole() -> None:
+    whole, cut, shorter = asked().parts, asked(truncate_prompt_tokens=4000).parts, asked(truncate_prompt_tokens=100).parts
+    assert len({whole, cut, shorter}) == 3
+
+
 @pytest.mark.parametrize(
     ("fields", "unpriced"),
     [

@@ -94,6 +94,11 @@ def test_a_file_elsewhere_has_no_price() -> None:
     assert request.unpriced == ("url",)
 
 
+@pytest.mark.parametrize("name", ["known_speaker_references", "known_speaker_references[]", "known_speaker_references[0]"])
+def test_sound_of_speakers_is_told_as_unpriced_however_its_list_is_written(name: str) -> None:
+    assert asked(**{name: "data:audio/wav;base64,AAAA"}).unpriced == ("known_speaker_references",)
+
+
 # -- the answer -------------------------------------------------------------------------------------------------------------------
 
 
