@@ -23,6 +23,7 @@ from multidict import CIMultiDict, CIMultiDictProxy
 from gateway import __version__, bundled, policy_file, settings, workers
 from gateway import explain as explaining
 from gateway.breaker import Breakers
+from gateway.buffers import Buffers
 from gateway.core.decide import Reach, Rulebook, Unservable
 from gateway.core.learned import Learned
 from gateway.core.policy import Policy
@@ -110,6 +111,7 @@ class Gateway:
             origins=Origins(),
             learned=self._learned,
             readers=bundled.load_clients(),
+            buffers=Buffers(config.max_buffered),
         )
         rulebook = Rulebook(policy, config.catalog, self._counter, self._learned)
         self.flow = Flow(shared, self._identity, rulebook, self.observer, Ids())

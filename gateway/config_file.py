@@ -384,6 +384,11 @@ class LimitsFile(Section):
         "20 MB", description="The largest request body, inflated; beyond it 413."
     )
     max_response: Annotated[int, size("1 KB", "1 GB")] = preset("32 MB", description="The largest answer that is not streamed.")
+    max_buffered: Annotated[int, size("1 MB", "1024 GB")] = preset(
+        "256 MB",
+        description="How much of all answers together is kept, in each worker, for clients that read more slowly than their provider writes. "
+        "A stream that would need more is ended as if its client had left.",
+    )
 
 
 class DrainFile(Section):

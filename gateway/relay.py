@@ -11,6 +11,7 @@ from typing import Any, Final, Protocol
 
 from gateway.admitting import first_blocking
 from gateway.breaker import Breakers
+from gateway.buffers import Buffers
 from gateway.charging import Charging, Phase
 from gateway.core import estimate
 from gateway.core.catalog import Model
@@ -74,6 +75,7 @@ class Shared:
     origins: Origins
     learned: Learned
     readers: Readers
+    buffers: Buffers
 
 
 @record

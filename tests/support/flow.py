@@ -20,6 +20,7 @@ from multidict import CIMultiDict, CIMultiDictProxy
 
 from gateway import bundled, relay
 from gateway.breaker import Breakers
+from gateway.buffers import Buffers
 from gateway.core.catalog import Catalog, Model, Rates, Route
 from gateway.core.decide import Rulebook
 from gateway.core.learned import Learned
@@ -331,6 +332,7 @@ async def world(
         Origins(),
         learned,
         bundled.load_clients(),
+        Buffers(config.max_buffered),
     )
     rulebook = Rulebook(policy or policy_of(), catalog, counter, learned)
     flow = Flow(shared, identity, rulebook, observer, lambda: f"bdg_{next(_numbers):08d}")
