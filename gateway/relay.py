@@ -5,40 +5,35 @@ no await (see `settling`). So `finally` alone keeps the promise that every hold 
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any, Final, Protocol
 
-from gateway.admitting import first_blocking
 from gateway.breaker import Breakers
 from gateway.buffers import Buffers
 from gateway.charging import Charging, Phase
-from gateway.core import estimate
 from gateway.core.catalog import Model
 from gateway.core.learned import Learned
 from gateway.core.meter import Meter
 from gateway.core.profiles import OnDisconnect
 from gateway.core.record import record
 from gateway.core.scopes import Caller
-from gateway.core.values import Ending, Hold, Plan, Slice, UsageSource
+from gateway.core.values import Ending, Hold, UsageSource
 from gateway.ledger.contract import Alert, Ledger
 from gateway.origins import Origins
 from gateway.settings import Provider, Settings
-from gateway.settling import Settling, beyond
-from gateway.slicing import Slicing
+from gateway.settling import Settling
+from gateway.streaming import Streaming
 from gateway.upstream import NOT_SENT, Answer, Failure, NotSent, RetryPolicy, TooLarge, Unknown, Upstream, UpstreamRequest
 from gateway.wire.budget import decision_headers, stream_summary
-from gateway.wire.dialect import Dialect, Stream
+from gateway.wire.dialect import Dialect
 from gateway.wire.exchange import ClientGone, Headers, Outlet
 from gateway.wire.headers import returnable
-from gateway.wire.problem import Problem, budget_refusal, problem
+from gateway.wire.problem import Problem, problem
 from gateway.wire.refusing import Readers
 from gateway.wire.request import Request
 from gateway.wire.status import released_by, worth_another_provider
 
-# How much more to hold at once for a provider that ignores the output cap.
-_MORE_OUTPUT_TOKENS: Final = 512
-_FRAMING_END_S: Final = 0.05
 _GOODBYE_S: Final = 1.0  # a stopped call's last words: with the 0.5 s until it is noticed, well under the 2 s promised
 _READ_INLINE_BYTES: Final = 65_536  # of a JSON answer: counting 64 KB may take 8 ms, longer ones are read in a thread
 
@@ -118,8 +113,7 @@ class Relay:
         self._changing = False  # between two routes: the hold of the one may have ended, and that of the other is not made yet
         self._story = settling.story
         self._answer: Answer | None = None
-        self._stream: Stream | None = None
-        self._slicing: Slicing | None = None
+        self._streaming: Streaming | None = None
         self._task: asyncio.Task[Any] | None = None
         self._interruption: Ending | None = None
         self._reading_on: asyncio.TimerHandle | None = None  # the client has left; when this fires, enough was read for it
@@ -155,8 +149,9 @@ class Relay:
                     await self._serve(outlet)
             except ClientGone:
                 ending = Ending.CLIENT_LEFT
-                if self._reads_on():
-                    await self._drain()
+                if self._reads_on() and self._streaming is not None:
+                    # For no longer than `_reads_on` says.
+                    await self._streaming.read_on(self._shared.settings.drain.bytes)
         except asyncio.CancelledError:
             ending = self._interruption or Ending.GATEWAY_STOPPED
             if self._interruption is None:
@@ -328,47 +323,32 @@ class Relay:
 
     async def _relay_stream(self, answer: Answer, outlet: Outlet) -> None:
         self._charging.phase = Phase.RELAYING
-        self._stream = stream = self._errand.dialect.stream(self._meter, self._errand.asked)
+        stream = self._errand.dialect.stream(self._meter, self._errand.asked)
+        self._streaming = streaming = Streaming(answer, stream, self._charging, self._settling, self._name)
         await outlet.start(answer.status, self._headers(answer))
         self.status = answer.status
-        if self.hold.plan.slice is not None:
-            self._slicing = Slicing(self._settling, self._meter, self._errand.model)
-        cut: str | None = None
-        chunks = answer.chunks()
-        try:
-            async for chunk in chunks:
-                relayed = stream.feed(chunk)
-                covered = self._slicing is None or await self._slicing.covers()
-                if relayed:
-                    await outlet.write(relayed)
-                if stream.done:
-                    break
-                if not stream.finished and not (covered and await self._has_room()):
-                    await self._cut_off(outlet, stream)
-                    return
-        except Unknown as failure:
-            cut = str(failure)
-        rest = stream.finish()
-        if cut is None and stream.cut:
-            cut = "the stream ended early"
-        if cut is not None or stream.error_seen:
+        if not await streaming.relay(outlet):
+            await self._settled(Ending.OUTPUT_EXCEEDED)
+            await streaming.end_badly(outlet, stream.length_ending(streaming.no_more()))
+            return
+        if streaming.cut is not None or stream.error_seen:
             self._failed("cut")
             await self._settled(Ending.PROVIDER_CUT)
         else:
             await self._settled(Ending.COMPLETED)
+        rest = streaming.rest
         if stream.done and not stream.error_seen:
             rest = self._summary(answer) + rest
         if rest:
             await outlet.write(rest)
-        if cut is not None:
+        if streaming.cut is not None:
             # Never a clean end: a client would take half an answer for a whole one.
-            said = problem("provider_cut", f"{self._name} broke off: {cut}")
-            told = await _end_badly(outlet, stream, stream.error_ending(said))
-            if not told:
-                return
+            said = problem("provider_cut", f"{self._name} broke off: {streaming.cut}")
+            await streaming.end_badly(outlet, stream.error_ending(said))
+            return
         await outlet.finish()
         if stream.done:
-            await _read_out(chunks)
+            await streaming.read_out()
 
     def _summary(self, answer: Answer) -> bytes:
         """What stands before the last event, where the config wants that and the ledger has answered in time."""
@@ -378,43 +358,6 @@ class Relay:
         if not answer.headers.get("Content-Type", "").lower().startswith("text/event-stream"):
             return b""  # sound
         return stream_summary(self.caller.run, settling.charged.usd, settling.balances)
-
-    # -- more output than is held ---------------------------------------------------------------------------------------------
-
-    async def _has_room(self) -> bool:
-        """Whether the worst case covers the output so far. Where a provider ignores the cap, what it may write next is held first, or no
-        room is left."""
-        return not self._charging.exceeds(self.hold) or await self._settling.widen(self._wider())
-
-    def _wider(self) -> Plan:
-        plan, call = self.hold.plan, self.hold.decision.call
-        seen = -(-self._meter.tokens_seen // call.choices)
-        cap = max(plan.output_cap, seen) + _MORE_OUTPUT_TOKENS
-        cost = estimate.worst_case(call, self._errand.model, plan.input_tokens, cap)
-        return replace(plan, output_cap=cap, cost_max=cost, slice=None if plan.slice is None else Slice(cap, cost))
-
-    async def _cut_off(self, outlet: Outlet, stream: Stream) -> None:
-        """The output passed what was held, and there is no room for more."""
-        await self._settled(Ending.OUTPUT_EXCEEDED)
-        if await _end_badly(outlet, stream, stream.length_ending(self._no_more())):
-            await outlet.finish()
-
-    def _no_more(self) -> Problem:
-        plan, slicing = self.hold.plan, self._slicing
-        if slicing is not None and not slicing.whole:
-            needed = slicing.missing()
-            what = f"The answer was ended after {self._meter.charged_tokens} tokens, as no budget is left to hold more of it"
-        else:
-            more = beyond(self._wider().cost_max, plan.cost_max)
-            needed = replace(plan, cost_max=more, slice=None if plan.slice is None else replace(plan.slice, cost=more))
-            what = (
-                f"{self._name} wrote more than the {plan.output_cap} tokens it was asked for, and no budget is left to hold more"
-            )
-        blocking = first_blocking(needed, self._settling.balances)
-        if blocking is None:  # there was none when it was asked; settling has made some
-            return problem("run_ceiling_reached", f"{what}.")
-        refusal = budget_refusal(self.hold.decision, needed, blocking)
-        return replace(refusal, detail=f"{what}. {refusal.detail}")
 
     # -- calls that nobody waits for any more ---------------------------------------------------------------------------------
 
@@ -435,26 +378,6 @@ class Relay:
             self._reading_on = asyncio.get_running_loop().call_later(seconds, self.interrupt, Ending.CLIENT_LEFT)
         return True
 
-    async def _drain(self) -> None:
-        """Reads a stream on without its client. The time is `_reads_on`'s to bound, the bytes are bounded here."""
-        if self._stream is None:
-            return
-        assert self._answer is not None
-        read, most = 0, self._shared.settings.drain.bytes
-        try:
-            async for chunk in self._answer.chunks():
-                self._stream.feed(chunk)
-                read += len(chunk)
-                if self._stream.done or read > most or not await self._may_read_on():
-                    return
-        except Unknown:
-            pass  # what was counted until here is charged
-        self._stream.finish()
-
-    async def _may_read_on(self) -> bool:
-        """More of a slice is held for a client that left as for any; more than was asked for is not."""
-        return not self._charging.exceeds(self.hold) and (self._slicing is None or await self._slicing.covers())
-
     async def _break_off(self, outlet: Outlet, ending: Ending) -> None:
         """Interrupted: settle first, then tell the client if it is there."""
         self._end(ending)
@@ -472,9 +395,8 @@ class Relay:
                 if not outlet.started:
                     await self._tell(outlet, said)
                     return
-                assert self._stream is not None
-                if await _end_badly(outlet, self._stream, self._stream.error_ending(said)):
-                    await outlet.finish()
+                assert self._streaming is not None
+                await self._streaming.end_badly(outlet, self._streaming.stream.error_ending(said))
         except (TimeoutError, ClientGone):
             outlet.abort()
 
@@ -485,8 +407,8 @@ class Relay:
         try:
             self._settle(ending)
         finally:
-            if self._slicing is not None:
-                self._slicing.end()
+            if self._streaming is not None:
+                self._streaming.end()
             if self._answer is not None:
                 self._answer.release()  # keeps the connection only if the answer was read to its end
 
@@ -555,23 +477,3 @@ class Relay:
 def _is_providers(opened: Answer | NotSent | Unknown) -> bool:
     """A failure that another provider may not have."""
     return isinstance(opened, NotSent | Unknown) or worth_another_provider(opened.status)
-
-
-async def _end_badly(outlet: Outlet, stream: Stream, ending: bytes) -> bool:
-    """Whether the client can tell from the ending that this is not the whole. Where the answer's format has none, as sound, it is
-    cut."""
-    if ending or stream.error_seen:
-        await outlet.write(ending)
-        return True
-    outlet.abort()
-    return False
-
-
-async def _read_out(chunks: AsyncIterator[bytes]) -> None:
-    """After `[DONE]` only the framing's end is due. It is waited for a moment, so that the connection can serve another call."""
-    try:
-        async with asyncio.timeout(_FRAMING_END_S):
-            async for _ in chunks:
-                pass
-    except (TimeoutError, Unknown):
-        pass  # then the connection is closed instead of kept

@@ -33,12 +33,13 @@ class Slicing:
         return plan.slice is None or plan.slice.output_cap >= plan.output_cap
 
     async def covers(self) -> bool:
-        """Whether what is held covers the output so far. Called for every chunk, before that is relayed. Waits for more only where the
-        output has come to what is held; False: there is no room."""
-        return self._is_ahead() or await self._catch_up()
+        """Whether what is held covers the output so far. Waits for more only where the output has come to what is held; False: there is no
+        room."""
+        return self.is_ahead() or await self._catch_up()
 
-    def _is_ahead(self) -> bool:
-        """Asks for more, where it is time to, and waits for nothing."""
+    def is_ahead(self) -> bool:
+        """The same without a wait: False where there would be one. Called for every piece, before that is relayed. Asks for more where it is
+        time to."""
         if self._asking is not None and self._asking.done():
             self._heard(self._asking)
         if self._asks and self._asking is None and not self._within(self._ask_from):

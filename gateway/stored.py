@@ -122,13 +122,14 @@ class StoredAnswers:
         """A background answer as it is made."""
         stream = responses.ResponsesStream(Meter(self._rulebook().counter, None))
         await outlet.start(answer.status, returnable(answer.headers))
+
+        def relay(piece: bytes) -> bool:
+            relayed = stream.feed(piece)
+            return (not relayed or outlet.put(relayed)) and not stream.done
+
         with contextlib.suppress(Unknown):
-            async for chunk in answer.chunks():
-                relayed = stream.feed(chunk)
-                if relayed:
-                    await outlet.write(relayed)
-                if stream.done:
-                    break
+            while not await answer.pour(relay) and not stream.done:
+                await outlet.room()
         rest = stream.finish()
         await self._look_at(name, principal, stream.response)
         if rest:

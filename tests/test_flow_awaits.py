@@ -15,7 +15,7 @@ from typing import Any, Final
 
 import pytest
 
-from gateway import relay
+from gateway import relay, streaming
 from gateway.core.catalog import Rates, Route
 from gateway.core.money import price_of
 from gateway.demo.replies import Script
@@ -197,10 +197,11 @@ class Bug(Exception):
 
 # A bug in these is one in the ending of the hold itself: then it is left to its lease.
 _ENDING_ITSELF: Final = frozenset({"run", "_end", "_settle"})
+_RELAYING: Final = frozenset({relay.__file__, streaming.__file__})
 
 
 class BugAt:
-    """Raises at the k-th line that the relay runs, counted over its whole call."""
+    """Raises at the k-th line that the relay runs, its stream's included, counted over its whole call."""
 
     def __init__(self, at: int) -> None:
         self._at = at
@@ -208,8 +209,8 @@ class BugAt:
         self.function = ""
 
     def trace(self, frame: FrameType, event: str, _: object) -> "Callable[..., Any] | None":
-        # Raised between the body of `async with` and its end, which no code can do, it would leave a timer behind: not in `_read_out`.
-        if frame.f_code.co_filename != relay.__file__ or frame.f_code.co_name == "_read_out":
+        # Raised between the body of `async with` and its end, which no code can do, it would leave a timer behind: not in `read_out`.
+        if frame.f_code.co_filename not in _RELAYING or frame.f_code.co_name == "read_out":
             return None
         if event == "line":
             self.lines += 1

@@ -106,7 +106,11 @@ class Meter:
         sure = 2 * cap_tokens if self._encoding is None else cap_tokens + cap_tokens // 128 + 1
         # There are never more tokens than bytes; after an exact count the same holds for the bytes since.
         since = self._bytes - self._checked_bytes
-        if self._checked_tokens + since <= sure or since < min(_CHECK_EVERY_BYTES, cap_tokens):
+        if self._checked_tokens + since <= sure:
+            return False
+        if self._checked_tokens > sure:
+            return True
+        if since < min(_CHECK_EVERY_BYTES, cap_tokens):
             return False
         self._checked_tokens = self._reference_tokens()
         self._checked_bytes = self._bytes

@@ -187,6 +187,7 @@ def test_with_an_unknown_tokenizer_only_twice_the_cap_is_sure() -> None:
 def test_a_cap_that_was_raised_is_exceeded_later() -> None:
     relayed = meter("word " * 400)
     assert relayed.exceeds(300)
+    assert relayed.exceeds(300), "asked again, it says the same"
     assert not relayed.exceeds(812)
     relayed.text("word " * 500)
     assert relayed.exceeds(812)
