@@ -1,5 +1,6 @@
 """The provider's side of a call: the port, the clients behind it, and when a call may be sent again."""
 
+from gateway.upstream.lean import LeanUpstream
 from gateway.upstream.port import Answer, Endpoint, NotSent, TooLarge, Unknown, Upstream, UpstreamRequest
 from gateway.upstream.retrying import NOT_SENT, Failure, RetryPolicy
 from gateway.upstream.with_aiohttp import AiohttpUpstream
@@ -10,6 +11,7 @@ __all__ = [
     "Answer",
     "Endpoint",
     "Failure",
+    "LeanUpstream",
     "NotSent",
     "RetryPolicy",
     "TooLarge",

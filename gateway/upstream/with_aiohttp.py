@@ -2,35 +2,19 @@
 
 import asyncio
 import itertools
-import re
 import socket
 from collections.abc import AsyncIterator, Callable
-from functools import lru_cache
 from typing import Final
 
 import aiohttp
 from multidict import CIMultiDict, CIMultiDictProxy
 from yarl import URL
 
+from gateway.upstream.dialing import keep_alive
+from gateway.upstream.heads import fits_a_header, is_ours
 from gateway.upstream.port import Answer, Endpoint, NotSent, TooLarge, Unknown, UpstreamRequest
 
-# Framing and negotiation are this client's; what a caller says about them would contradict what is sent.
-_OURS: Final = frozenset(
-    {
-        "host",
-        "content-length",
-        "transfer-encoding",
-        "connection",
-        "keep-alive",
-        "expect",
-        "te",
-        "trailer",
-        "upgrade",
-        "accept-encoding",
-    }
-)
 _NOT_ADDED: Final = ("Accept", "Content-Type", "User-Agent")  # aiohttp would make these up
-_UNFIT: Final = re.compile(r"[\x00-\x08\x0a-\x1f\x7f\ud800-\udfff]")  # control characters but tab; bytes that were not UTF-8
 _DECODED: Final = frozenset({"gzip", "deflate", "br", "zstd"})  # what aiohttp decodes, if sent in spite of `identity`
 
 # What aiohttp raises before a connection stands; whatever else it raises, the request may be under way.
@@ -64,8 +48,8 @@ class AiohttpUpstream:
         )
 
     async def open(self, request: UpstreamRequest) -> Answer:
-        headers = CIMultiDict([header for header in request.headers if not _is_ours(header[0])])
-        if not _fits_a_header("".join(itertools.chain.from_iterable(headers.items()))):
+        headers = CIMultiDict([header for header in request.headers if not is_ours(header[0])])
+        if not fits_a_header("".join(itertools.chain.from_iterable(headers.items()))):
             raise NotSent("a header holds a character that HTTP can't carry")
         headers["Accept-Encoding"] = "identity"
         try:
@@ -155,23 +139,10 @@ class _Chunks:
 
 
 def _kept_alive_socket(address: aiohttp.AddrInfoType) -> socket.socket:
-    """A provider may be silent for minutes while it thinks; NATs on the way forget connections that are."""
     family, kind, protocol, _, _ = address
     made = socket.socket(family=family, type=kind, proto=protocol)
-    made.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-    for option, seconds in (("TCP_KEEPIDLE", 60), ("TCP_KEEPALIVE", 60), ("TCP_KEEPINTVL", 30)):  # Linux, macOS, both
-        if hasattr(socket, option):
-            made.setsockopt(socket.IPPROTO_TCP, getattr(socket, option), seconds)
+    keep_alive(made)
     return made
-
-
-@lru_cache(maxsize=1024)  # every call has the same few names
-def _is_ours(name: str) -> bool:
-    return name.lower() in _OURS
-
-
-def _fits_a_header(text: str) -> bool:
-    return text.isprintable() or _UNFIT.search(text) is None
 
 
 def _said(failure: BaseException) -> str:
