@@ -24,6 +24,7 @@ from gateway import __version__, bundled, policy_file, settings, workers
 from gateway import explain as explaining
 from gateway.breaker import Breakers
 from gateway.buffers import Buffers
+from gateway.config_file import HttpClient
 from gateway.core.decide import Reach, Rulebook, Unservable
 from gateway.core.learned import Learned
 from gateway.core.policy import Policy
@@ -58,7 +59,7 @@ from gateway.server.reservations_api import ReservationsApi
 from gateway.server.routes import Routes
 from gateway.settings import Settings
 from gateway.stored import StoredAnswers
-from gateway.upstream import AiohttpUpstream, Endpoint
+from gateway.upstream import AiohttpUpstream, Endpoint, LeanUpstream, Upstream
 from gateway.wire import messages, responses
 from gateway.wire.dialect import Dialect
 from gateway.wire.dialects import DIALECTS
@@ -76,6 +77,10 @@ _LOOK_EVERY_S: Final = 1.0
 _JOURNAL: Final = "journal"
 _ARCHIVE: Final = "records.db"
 _KEY_FILE: Final = "secret"  # its name in the state folder
+_CLIENTS: Final[dict[HttpClient, Callable[[Endpoint], Upstream]]] = {
+    HttpClient.LEAN: LeanUpstream,
+    HttpClient.AIOHTTP: AiohttpUpstream,
+}
 
 
 class Gateway:
@@ -97,7 +102,7 @@ class Gateway:
         self._told_ms: dict[str, int] = {}  # of troubles that last: when each was last told
         self._tasks: set[asyncio.Task[None]] = set()
         self._identity = Identity(config, install_secret(config.state_dir), lambda: "run_" + secrets.token_hex(12))
-        self._upstreams = {name: AiohttpUpstream(_endpoint(provider)) for name, provider in config.providers.items()}
+        self._upstreams = {name: _CLIENTS[provider.client](_endpoint(provider)) for name, provider in config.providers.items()}
         shared = Shared(
             ledger=self.ledger,
             upstreams=self._upstreams,

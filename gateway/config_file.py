@@ -57,6 +57,13 @@ class Scheme(StrEnum):
     X_API_KEY = "x-api-key"
 
 
+class HttpClient(StrEnum):
+    """What speaks HTTP to a provider."""
+
+    LEAN = "lean"
+    AIOHTTP = "aiohttp"
+
+
 class Synchronous(StrEnum):
     NORMAL = "NORMAL"
     FULL = "FULL"
@@ -209,6 +216,11 @@ class UpstreamFile(Section):
     retries: Retries = preset(
         2, description="How often a call is sent again, under the same hold, after what was provably not billed."
     )
+    client: Annotated[HttpClient, one_of(HttpClient)] = preset(
+        HttpClient.LEAN,
+        description="What speaks HTTP/1.1 to providers: `lean`, which is the gateway's own and costs the least CPU, or `aiohttp`, "
+        "for an endpoint whose HTTP the first can't read.",
+    )
 
 
 class ProviderFile(Section):
@@ -246,6 +258,7 @@ class ProviderFile(Section):
     )
     timeouts: ProviderTimeoutsFile = preset({}, description="Other time-outs for this provider.")
     retries: Retries | None = preset(None, description="Instead of `upstream.retries`.")
+    client: Annotated[HttpClient, one_of(HttpClient)] | None = preset(None, description="Instead of `upstream.client`.")
     stand_in: ClassVar = {"base_url": "http://127.0.0.1"}
 
 

@@ -14,6 +14,7 @@ from gateway.config_file import (
     Auth,
     Background,
     ConfigFile,
+    HttpClient,
     KeyFile,
     LedgerFile,
     ModelFile,
@@ -57,6 +58,7 @@ class Provider:
     connect_timeout_ms: int = 10_000
     idle_timeout_ms: int = 600_000
     retries: int = 2
+    client: HttpClient = HttpClient.LEAN
 
     def url(self, path: str) -> str:
         """Of a route that starts with `/v1`, which most providers' base URL ends with."""
@@ -381,6 +383,7 @@ def _provider(
         connect_timeout_ms=upstream.timeouts.connect if timeouts.connect is None else timeouts.connect,
         idle_timeout_ms=upstream.timeouts.idle if timeouts.idle is None else timeouts.idle,
         retries=upstream.retries if entry.retries is None else entry.retries,
+        client=upstream.client if entry.client is None else entry.client,
     )
 
 

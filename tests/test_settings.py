@@ -96,7 +96,7 @@ def test_a_provider_is_enough_and_the_rest_is_right_by_default(load):
         "authorization",
         "openai",
     )
-    assert (openai.connect_timeout_ms, openai.idle_timeout_ms, openai.retries) == (10_000, 600_000, 2)
+    assert (openai.connect_timeout_ms, openai.idle_timeout_ms, openai.retries, openai.client) == (10_000, 600_000, 2, "lean")
 
 
 def test_every_other_key_reaches_the_settings(load):
@@ -112,7 +112,7 @@ background: allow
 reservation: {lease: 1.5m, commit_wait: 10ms, background_lease: 8h}
 providers:
   own: {base_url: "http://127.0.0.1:9801/v1/", models: "gemma-*", profile: llama.cpp, on_disconnect: full_hold,
-        scheme: x-api-key, api_key_env: OWN_KEY, timeouts: {connect: 1s}, retries: 0}
+        scheme: x-api-key, api_key_env: OWN_KEY, timeouts: {connect: 1s}, retries: 0, client: lean}
 keys:
   - {name: ci, sha256: """
         + SHA
@@ -122,7 +122,7 @@ allowed_origins: ["https://app.example.com"]
 log: log/calls.jsonl
 stream_summary: comment
 limits: {max_request: 1 KB, max_response: 2MB, max_buffered: 3 GB}
-upstream: {timeouts: {connect: 5s, idle: 1m}, retries: 5}
+upstream: {timeouts: {connect: 5s, idle: 1m}, retries: 5, client: aiohttp}
 drain: {time: 1s, bytes: 0 B, number: 1}
 shutdown: {grace: 0s}
 """,
@@ -149,8 +149,9 @@ shutdown: {grace: 0s}
         ("gemma-*",),
     )
     assert (own.profile.name, own.profile.on_disconnect) == ("llama.cpp", OnDisconnect.FULL_HOLD)
-    assert (own.connect_timeout_ms, own.idle_timeout_ms, own.retries) == (1_000, 60_000, 0)
+    assert (own.connect_timeout_ms, own.idle_timeout_ms, own.retries, own.client) == (1_000, 60_000, 0, "lean")
     assert config.catalog.provider_of("gemma-3") == "own"
+    assert load(CONFIG + "upstream: {client: aiohttp}\n").providers["openai"].client == "aiohttp"
 
 
 def test_a_redis_url_is_a_ledger_with_defaults_of_its_own(load):
@@ -475,6 +476,7 @@ MISTAKES = [
     ("reservation: 10m", 'c.yaml:3: reservation: found "10m", expected a mapping of keys to values'),
     ("limits: {max_request: 20}", 'c.yaml:3: limits.max_request: found 20, expected a size from 1 KB to 1 GB, such as "20 MB"…'),
     ("limits: {max_request: 2 GB}", 'c.yaml:3: limits.max_request: found "2 GB", expected a size from 1 KB to 1 GB…'),
+    ("upstream: {client: curl}", 'c.yaml:3: upstream.client: found "curl", expected one of lean, aiohttp'),
     ("upstream: {retries: 11}", "c.yaml:3: upstream.retries: found 11, expected a whole number from 0 to 10"),
     ("upstream: {timeouts: {connect: soon}}", 'c.yaml:3: upstream.timeouts.connect: found "soon", expected a duration from 100ms to 1h…'),
     ("allowed_hosts: [a:80]", 'c.yaml:3: allowed_hosts[0]: found "a:80", expected a host name without a port'),

@@ -41,7 +41,7 @@ from gateway.origins import Origins
 from gateway.relay import Places, Shared
 from gateway.settings import Provider, Settings, SqliteSettings
 from gateway.stored import StoredAnswers
-from gateway.upstream import AiohttpUpstream, Endpoint, RetryPolicy, Upstream
+from gateway.upstream import Endpoint, LeanUpstream, RetryPolicy, Upstream
 from gateway.wire.chat import DIALECT as CHAT
 from gateway.wire.dialect import Dialect
 from gateway.wire.exchange import ClientGone, Headers, Inbound
@@ -312,7 +312,7 @@ async def world(
         str(folder / "ledger.db"), Witness(folder / "witness.json"), clock, timeout_ms=config.ledger.timeout_ms
     )
     await running.start()
-    client = AiohttpUpstream(Endpoint(connect_timeout_s=2, idle_timeout_s=one.idle_timeout_ms / 1000))
+    client = LeanUpstream(Endpoint(connect_timeout_s=2, idle_timeout_s=one.idle_timeout_ms / 1000))
     metrics = Metrics(catalog.models)
     observer = Observer(told, metrics, loop.time)  # type: ignore[arg-type]
     runs = count()
