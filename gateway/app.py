@@ -36,6 +36,7 @@ from gateway.flow import Flow
 from gateway.forwarding import Forwarding
 from gateway.identity import ANONYMOUS, DEFAULT_TENANT, Identity, Principal
 from gateway.keeper import Keeper
+from gateway.large import LargeWork
 from gateway.ledger import opening
 from gateway.ledger.archive import KEEP_MS as ARCHIVE_KEEP_MS
 from gateway.ledger.archive import Archive
@@ -103,6 +104,7 @@ class Gateway:
         self._tasks: set[asyncio.Task[None]] = set()
         self._identity = Identity(config, install_secret(config.state_dir), lambda: "run_" + secrets.token_hex(12))
         self._upstreams = {name: _CLIENTS[provider.client](_endpoint(provider)) for name, provider in config.providers.items()}
+        self._large = LargeWork()
         shared = Shared(
             ledger=self.ledger,
             upstreams=self._upstreams,
@@ -117,6 +119,7 @@ class Gateway:
             learned=self._learned,
             readers=bundled.load_clients(),
             buffers=Buffers(config.max_buffered),
+            large=self._large,
         )
         rulebook = Rulebook(policy, config.catalog, self._counter, self._learned)
         self.flow = Flow(shared, self._identity, rulebook, self.observer, Ids())
@@ -159,6 +162,7 @@ class Gateway:
         for upstream in self._upstreams.values():
             await upstream.close()
         self.metrics.flush()
+        self._large.close()
 
     def background(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         """A task that lives as long as the gateway, unless it ends before."""

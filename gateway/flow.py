@@ -12,12 +12,13 @@ from functools import partial
 from typing import Final, TypeAlias
 
 from gateway.admitting import admit, barred, first_blocking, over_budget
-from gateway.core.decide import Reach, Rulebook, Unservable
+from gateway.core.decide import Counts, Reach, Rulebook, Unservable
 from gateway.core.record import record
 from gateway.core.scopes import Amounts, Caller
 from gateway.core.values import Call, Decision, Ending, Hold, Plan
 from gateway.identity import Identity, Principal
 from gateway.journey import Asked, Journey, Passage
+from gateway.large import HUGE_BYTES
 from gateway.ledger.contract import Barred, Barrier, Ended, LedgerLost, LedgerUnavailable, Refusal, RunState, Stale
 from gateway.ledger.journal import JournalFull
 from gateway.observer import Observer, Story
@@ -32,8 +33,9 @@ from gateway.wire.problem import Alternative, Refused, bad_request, problem
 from gateway.wire.request import Request
 from gateway.wire.unmetered import UnmeteredRoute
 
-_READ_INLINE_BYTES: Final = 262_144  # some 1 to 5 ms of reading, for usual messages
+_READ_INLINE_BYTES: Final = 65_536  # some 0.5 ms of reading, for usual messages; a hundred messages in most conversations
 _COUNT_INLINE_CHARS: Final = 16_384  # some 2 ms of tokenizing; a body of fewer bytes has hardly more text than that
+_COUNT_INLINE_PARTS: Final = 1_000  # some 2 ms of hashing and looking up, all of them counted before
 _WATCH_S: Final = 0.5  # how often a process asks which of its live calls were stopped or frozen
 _TELL_AGAIN_S: Final = 60.0
 _LOOK_S: Final = 0.3  # how often a call that waits for a raise looks
@@ -111,17 +113,17 @@ class Flow:
         """Everything before the provider: the relay it returns has a hold."""
         rulebook = self.rulebook
         principal = self._identity.principal(inbound.headers, model_route=True)
-        request = await _read(dialect, inbound)
+        fingerprinted = rulebook.policy.runs.terms.same_request > 0
+        request, fingerprint = await self._read(dialect, inbound, fingerprinted)
         story.asked(request.model, request.stream)
         if request.background and not self._shared.settings.background:
             raise bad_request("not_estimable", _NO_BACKGROUND, "background")
         at_ms = self._shared.clock_ms()
         caller = self._kin.placed(self._identity.caller(principal, inbound, request, rulebook.policy, at_ms))
         story.called_by(caller)
-        fingerprint = request.fingerprint() if rulebook.policy.runs.terms.same_request else ""
         call = request.call(caller, directives(inbound.headers), fingerprint)
-        if len(inbound.body) > _COUNT_INLINE_CHARS:
-            await self._count_beforehand(rulebook, call)
+        counts = rulebook.counts(call, len(inbound.body))
+        await self._count_beforehand(rulebook, call, counts)
         journey = Journey(
             self._shared,
             self._identity,
@@ -129,8 +131,9 @@ class Flow:
             Asked(dialect, request, inbound, principal),
             partial(self._hold_again, story),
             partial(self._reach, principal),
+            counts,
         )
-        settling = await self._reserve(rulebook, call, principal, at_ms, outlet, story)
+        settling = await self._reserve(rulebook, call, counts, principal, at_ms, outlet, story)
         return self._answering(settling, journey, story)
 
     async def _admit_unmetered(
@@ -152,8 +155,23 @@ class Flow:
             return rulebook.at_flat_cost(call, provider.name, cost, at_ms, self._new_id())
 
         passage = Passage(self._shared, self._identity, rulebook, Asked(dialect, request, inbound, principal))
-        settling = await self._reserve(rulebook, call, principal, at_ms, outlet, story, decide)
+        counts = rulebook.counts(call)
+        settling = await self._reserve(rulebook, call, counts, principal, at_ms, outlet, story, decide)
         return self._answering(settling, passage, story)
+
+    async def _read(self, dialect: Dialect, inbound: Inbound, fingerprinted: bool) -> tuple[Request, str]:
+        """The request and, where that is asked for, its fingerprint."""
+
+        def read() -> tuple[Request, str]:
+            request = dialect.read(inbound.body, inbound.headers)
+            return request, request.fingerprint() if fingerprinted else ""
+
+        size, large = len(inbound.body), self._shared.large
+        if size <= _READ_INLINE_BYTES:
+            return read()
+        if size > HUGE_BYTES and large.crowded:
+            raise Refused(problem("overloaded", "Too many requests of this size wait to be read: send it again a little later."))
+        return await large.done(size, read)
 
     def _answering(self, settling: Settling, way: Journey | Passage, story: Story) -> Relay:
         """The one who answers for the hold from here on."""
@@ -166,16 +184,20 @@ class Flow:
             raise
         return relay
 
-    async def _count_beforehand(self, rulebook: Rulebook, call: Call) -> None:
-        """Large new text is counted in a thread, so that it stalls nobody else's call; the decision then finds it counted."""
-        for tally in rulebook.uncounted(call):
-            if tally.pending_chars > _COUNT_INLINE_CHARS:
-                await asyncio.to_thread(rulebook.counter.finish, tally)
+    async def _count_beforehand(self, rulebook: Rulebook, call: Call, counts: Counts, *, beside: bool = False) -> None:
+        """Large new text is counted in a thread, so that it stalls nobody else's call; the decision, or with `beside` the list of its
+        alternatives, then finds it counted."""
+        if counts.size <= _COUNT_INLINE_CHARS:
+            return
+        many = counts.size > HUGE_BYTES or len(call.parts) > _COUNT_INLINE_PARTS
+        if many or rulebook.uncounted_chars(call, counts, beside=beside) > _COUNT_INLINE_CHARS:
+            await self._shared.large.done(counts.size, partial(rulebook.count, call, counts, beside=beside))
 
     async def _reserve(
         self,
         rulebook: Rulebook,
         call: Call,
+        counts: Counts,
         principal: Principal,
         at_ms: int,
         outlet: Outlet,
@@ -186,7 +208,7 @@ class Flow:
         reach = self._reach(principal, self._shared.origins.find(call.continues))
 
         def by_the_book(call: Call, at_ms: int) -> Decision | Unservable:
-            return rulebook.decide(call, reach, at_ms, self._new_id())
+            return rulebook.decide(call, reach, at_ms, self._new_id(), counts)
 
         async def ask(decision: Decision) -> Settling | Refusal | Barred | Stale:
             return await self._ask(decision, story)
@@ -205,7 +227,10 @@ class Flow:
         if isinstance(answer, Settling):
             self._kin.learn(answer.hold.decision.call.caller)
             return answer
-        raise barred(answer) if isinstance(answer, Barred) else _over_budget(rulebook, answer, reach)
+        if isinstance(answer, Barred):
+            raise barred(answer)
+        await self._count_beforehand(rulebook, call, counts, beside=True)
+        raise _over_budget(rulebook, answer, reach, counts)
 
     def _reach(self, principal: Principal, made_by: str | None = None) -> Reach:
         """`made_by`: the provider that alone can go on with what the call continues."""
@@ -428,15 +453,9 @@ def _patience(answer: _Answer) -> _Patience | None:
     return _Patience(caller, run, wait_ms) if paused and wait_ms else None
 
 
-async def _read(dialect: Dialect, inbound: Inbound) -> Request:
-    if len(inbound.body) <= _READ_INLINE_BYTES:
-        return dialect.read(inbound.body, inbound.headers)
-    return await asyncio.to_thread(dialect.read, inbound.body, inbound.headers)
-
-
-def _over_budget(rulebook: Rulebook, refusal: Refusal, reach: Reach) -> Refused:
+def _over_budget(rulebook: Rulebook, refusal: Refusal, reach: Reach, counts: Counts) -> Refused:
     def has_room(plan: Plan) -> bool:
         return first_blocking(plan, refusal.balances) is None
 
-    others = rulebook.alternatives(refusal.decision, reach, has_room)
+    others = rulebook.alternatives(refusal.decision, reach, has_room, counts)
     return over_budget(refusal, [Alternative.of(model, plan, has_room(plan)) for model, plan in others])

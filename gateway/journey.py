@@ -6,7 +6,7 @@ from dataclasses import replace
 from gateway.charging import FlatCharging
 from gateway.core import estimate
 from gateway.core.catalog import Model, Route
-from gateway.core.decide import Reach, Rulebook
+from gateway.core.decide import Counts, Reach, Rulebook
 from gateway.core.meter import Meter
 from gateway.core.profiles import OnDisconnect
 from gateway.core.record import record
@@ -43,6 +43,7 @@ class Journey:
         asked: Asked,
         hold_again: Callable[[Decision, Plan], Awaitable[Settling | None]],
         reach: Callable[[], Reach],
+        counts: Counts,
     ) -> None:
         self._shared = shared
         self._identity = identity
@@ -50,6 +51,7 @@ class Journey:
         self._asked = asked
         self._hold_again = hold_again
         self._reach = reach
+        self._counts = counts
         self._tried: list[Route] = []
 
     def errand(self, hold: Hold) -> Errand:
@@ -71,7 +73,7 @@ class Journey:
         covers = provider.profile.usage_covers_all_choices or request.choices == 1
         meter = Meter(self._rulebook.counter, model.encoding, covers)
         meter.pending = request.background  # until the answer says otherwise: without a word it may be under way
-        return Errand(model, provider, self._asked.dialect, request, upstream_request, meter)
+        return Errand(model, provider, self._asked.dialect, request, upstream_request, meter, counts=self._counts)
 
     def goes_on(self, settling: Settling) -> bool:
         """Whether there is another route, and its provider does not rest."""
@@ -110,7 +112,7 @@ class Journey:
             return None
         if len(self._rulebook.catalog.routes.get(hold.plan.model, ())) <= len(self._tried):
             return None
-        return self._rulebook.onward(hold.decision, hold.plan, self._tried, self._reach())
+        return self._rulebook.onward(hold.decision, hold.plan, self._tried, self._reach(), self._counts)
 
 
 class Passage:

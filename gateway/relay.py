@@ -7,18 +7,21 @@ no await (see `settling`). So `finally` alone keeps the promise that every hold 
 import asyncio
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Final, Protocol
 
 from gateway.breaker import Breakers
 from gateway.buffers import Buffers
 from gateway.charging import Charging, Phase
 from gateway.core.catalog import Model
+from gateway.core.decide import Counts
 from gateway.core.learned import Learned
 from gateway.core.meter import Meter
 from gateway.core.profiles import OnDisconnect
 from gateway.core.record import record
 from gateway.core.scopes import Caller
 from gateway.core.values import Ending, Hold, UsageSource
+from gateway.large import LargeWork
 from gateway.ledger.contract import Alert, Ledger
 from gateway.origins import Origins
 from gateway.settings import Provider, Settings
@@ -71,6 +74,7 @@ class Shared:
     learned: Learned
     readers: Readers
     buffers: Buffers
+    large: LargeWork
 
 
 @record
@@ -84,6 +88,7 @@ class Errand:
     request: UpstreamRequest
     meter: Meter
     charging: type[Charging] = Charging
+    counts: Counts | None = None  # of its request, where it was read
 
 
 @record
@@ -316,7 +321,7 @@ class Relay:
         if len(body) <= _READ_INLINE_BYTES:
             read_answer(body, self._meter)
         else:
-            await asyncio.to_thread(read_answer, body, self._meter)
+            await self._shared.large.done(len(body), partial(read_answer, body, self._meter))
         self._charging.phase = Phase.RELAYING
         await self._settled(Ending.COMPLETED)
         await self._answer_with(outlet, answer.status, self._headers(answer), body)
@@ -447,7 +452,9 @@ class Relay:
             return
         settling.commit(usage, cost, ending)
         hold = self.hold
-        self._shared.learned.settled(hold.decision.call, self._errand.model, hold.plan, usage, self._meter.answer_id)
+        counts, call = self._errand.counts, hold.decision.call
+        chain = None if counts is None else counts.chain
+        self._shared.learned.settled(call, self._errand.model, hold.plan, usage, self._meter.answer_id, chain)
 
     # -- words ----------------------------------------------------------------------------------------------------------------
 

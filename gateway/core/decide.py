@@ -17,7 +17,7 @@ from gateway.core.money import Microcents
 from gateway.core.policy import Policy
 from gateway.core.record import record
 from gateway.core.scopes import NO_VALUE, Amounts, Caller
-from gateway.core.tokens import Tally, TokenCounter
+from gateway.core.tokens import TokenCounter
 from gateway.core.values import SAME_MODEL, Call, Decision, InputBasis, Output, Part, Passed, Plan, Slice
 
 # What some models bill above their text: the catalog withholds the capability where the price of that is not known.
@@ -85,7 +85,13 @@ class Rulebook:
 
     # -- the decision ---------------------------------------------------------------------------------------------------------
 
-    def decide(self, call: Call, reach: Reach, at_ms: int, decision_id: str) -> Decision | Unservable:
+    def counts(self, call: Call, size: int = 0) -> "Counts":
+        """What its texts are found to be. Costs nothing yet; whoever goes on with the call hands it on."""
+        return Counts(call, self.counter, self.learned, size)
+
+    def decide(
+        self, call: Call, reach: Reach, at_ms: int, decision_id: str, counts: "Counts | None" = None
+    ) -> Decision | Unservable:
         standing = self._standing(call, at_ms)
         if isinstance(standing, Unservable):
             return standing
@@ -93,8 +99,7 @@ class Rulebook:
         call = _with_flat(call, self.catalog.flat)
         if hard and call.unpriced and (unknown := _without_reserve(call)) is not None:
             return _not_priced(unknown)
-        counts = _Counts(call, self.counter, self.learned)
-        asking = _Asking(call, reach, counts, hard)
+        asking = _Asking(call, reach, counts or self.counts(call), hard)
         first = self._rung(asking, call.model)
         if isinstance(first, Unservable):
             return first
@@ -128,7 +133,12 @@ class Rulebook:
         return Decision(decision_id, call, (plan,), at_ms, self.catalog.version, terms=self._terms)
 
     def alternatives(
-        self, decision: Decision, reach: Reach, fits: Callable[[Plan], bool] | None = None, at_most: int = 5
+        self,
+        decision: Decision,
+        reach: Reach,
+        fits: Callable[[Plan], bool] | None = None,
+        counts: "Counts | None" = None,
+        at_most: int = 5,
     ) -> Sequence[tuple[Model, Plan]]:
         """What a refused call could ask for instead: the models of its ladder, then cheaper ones of the same provider, dearest
         first. Those that fit, by the caller's word, go before those that don't."""
@@ -136,7 +146,7 @@ class Rulebook:
         standing, offer = self._standing(call, decision.at_ms), self._offer(call.model)
         if isinstance(standing, Unservable) or isinstance(offer, Unservable):
             return ()
-        asking = _Asking(call, reach, _Counts(call, self.counter, self.learned), _is_hard(standing, call))
+        asking = _Asking(call, reach, counts or self.counts(call), _is_hard(standing, call))
         first = self._rung(asking, call.model)
         if isinstance(first, Unservable):
             return ()
@@ -149,13 +159,15 @@ class Rulebook:
             found.sort(key=lambda pair: not fits(pair[1]))
         return found[:at_most]
 
-    def onward(self, decision: Decision, plan: Plan, tried: Collection[Route], reach: Reach) -> Plan | None:
+    def onward(
+        self, decision: Decision, plan: Plan, tried: Collection[Route], reach: Reach, counts: "Counts | None" = None
+    ) -> Plan | None:
         """Another route for a plan whose provider failed, for as much output at most; None: there is none left."""
         call = decision.call
         standing, offer = self._standing(call, decision.at_ms), self._offer(plan.model)
         if isinstance(standing, Unservable) or isinstance(offer, Unservable):
             return None
-        asking = _Asking(call, reach, _Counts(call, self.counter, self.learned), _is_hard(standing, call))
+        asking = _Asking(call, reach, counts or self.counts(call), _is_hard(standing, call))
         rung = self._rung(asking, plan.model, tried)
         if isinstance(rung, Unservable):
             return None
@@ -167,14 +179,23 @@ class Rulebook:
         """The one that a plan goes by."""
         return next(route for route in self.catalog.routes_of(plan.model) if route.provider == plan.provider)
 
-    def uncounted(self, call: Call) -> Iterator[Tally]:
-        """What deciding this call will have to count, so that large new text can be counted beforehand elsewhere. One for each model of
-        its ladder: what was counted for one is not pending in the next."""
+    def uncounted_chars(self, call: Call, counts: "Counts", *, beside: bool = False) -> int:
+        """How much text deciding this call would tokenize, at the model that needs it most, or with `beside` listing its alternatives.
+        Where that is much, `count` goes first, elsewhere."""
+        return max(map(counts.uncounted_chars, self._counted_at(call, beside)), default=0)
+
+    def count(self, call: Call, counts: "Counts", *, beside: bool = False) -> None:
+        """All of that. On any thread, as long as it may take."""
+        for model in self._counted_at(call, beside):
+            counts.input_of(model)
+
+    def _counted_at(self, call: Call, beside: bool) -> Iterator[Model]:
         offer = self._offer(call.model)
         if isinstance(offer, Offer):
-            chain = Chain(call)
-            for model in offer.models:
-                yield self.counter.look_up(self.learned.known(call, chain, model).new, model.encoding)
+            yield from offer.models
+            for other in map(self._offer, offer.beside if beside else ()):
+                if isinstance(other, Offer):
+                    yield from other.models[:1]
 
     def run_ceiling(self, caller: Caller) -> int | None:
         """The policy's own limit for the caller's run, in microcents; None where it sets none."""
@@ -218,7 +239,7 @@ class Rulebook:
             )
         if hard and call.pieces and (piece := estimate.piece_without_price(call, model)) is not None:
             return _not_priced(piece, f"at {name!r} ")
-        read = estimate.input_of(call, model, counts, counts.known(model))
+        read = counts.input_of(model)
         input_tokens = read.tokens
         cap = estimate.output_cap(call, model, read.least, self.policy.output)
         if call.output is Output.FIXED and self.policy.output.max_tokens < cap and estimate.output_billed(model):
@@ -345,24 +366,48 @@ class _Asking:
 
     call: Call
     reach: Reach
-    counts: "_Counts"
+    counts: "Counts"
     hard: bool
 
 
-class _Counts:
-    """The texts of one call, counted once for each encoding: the models of a ladder often share one."""
+class Counts:
+    """The texts of one call: hashed once, counted once for each encoding (the models of a ladder often share one), and what that makes of
+    its input at each model. May be filled on one thread and used on another, one after the other. `size`: bytes of its request."""
 
-    __slots__ = ("_call", "_chain", "_counter", "_learned", "_tokens")
+    __slots__ = ("_call", "_chain", "_counter", "_inputs", "_known", "_learned", "_tokens", "size")
 
-    def __init__(self, call: Call, counter: TokenCounter, learned: Learned) -> None:
+    def __init__(self, call: Call, counter: TokenCounter, learned: Learned, size: int) -> None:
+        self.size = size
         self._call = call
-        self._chain = Chain(call)
+        self._chain: Chain | None = None
         self._counter = counter
         self._learned = learned
         self._tokens: dict[tuple[str | None, int], tuple[Sequence[Part], int]] = {}
+        # By the identity of the model, as a route has it, which stands beside what is kept so that it stays one.
+        self._known: dict[int, tuple[Model, estimate.Known]] = {}
+        self._inputs: dict[int, tuple[Model, estimate.Input]] = {}
 
-    def known(self, model: Model) -> estimate.Known:
-        return self._learned.known(self._call, self._chain, model)
+    @property
+    def chain(self) -> Chain:
+        if self._chain is None:
+            self._chain = Chain(self._call)
+        return self._chain
+
+    def input_of(self, model: Model) -> estimate.Input:
+        found = self._inputs.get(id(model))
+        if found is None:
+            read = estimate.input_of(self._call, model, self, self._known_at(model))
+            found = self._inputs[id(model)] = (model, read)
+        return found[1]
+
+    def uncounted_chars(self, model: Model) -> int:
+        return self._counter.look_up(self._known_at(model).new, model.encoding).pending_chars
+
+    def _known_at(self, model: Model) -> estimate.Known:
+        found = self._known.get(id(model))
+        if found is None:
+            found = self._known[id(model)] = (model, self._learned.known(self._call, self.chain, model))
+        return found[1]
 
     def count_parts(self, parts: Sequence[Part], encoding: str | None) -> int:
         counted = self._tokens.get((encoding, len(parts)))

@@ -131,7 +131,8 @@ class Factor:
         own = self._by_kind.get(kind)
         if own is not None and own.known:
             return own.value
-        others = [each.value for other, each in self._by_kind.items() if other.script == kind.script and each.known]
+        seen = self._by_kind.copy()  # something may be learned meanwhile, on another thread
+        others = [each.value for other, each in seen.items() if other.script == kind.script and each.known]
         least = own.largest if own is not None else 0  # what was seen once already is no guess
         return max(least, max(others) * _ELSEWHERE // 1000 if others else _START)
 

@@ -2,7 +2,9 @@
 
 Two things: the provider's own count of a conversation's start (`anchors`), and what a tokenizer that is not public makes of text
 (`factors`). Where an anchored estimate proves too low although no tokenizer can be at fault, the anchors of that model and tenant are
-doubted for the next 1,000 calls: they may then lift an estimate, not lower it. Belongs to the event loop's thread.
+doubted for the next 1,000 calls: they may then lift an estimate, not lower it.
+
+It is told on the event loop's thread, and may be asked on any: what another thread is just being told shows or does not.
 """
 
 from typing import Final
@@ -12,7 +14,7 @@ from gateway.core.catalog import Model
 from gateway.core.estimate import Known
 from gateway.core.factors import Factors
 from gateway.core.recent import Recent
-from gateway.core.tokens import CHAT_MESSAGE_TOKENS, REFERENCE, PartsCounter
+from gateway.core.tokens import CHAT_MESSAGE_TOKENS, REFERENCE, TokenCounter
 from gateway.core.values import Call, InputBasis, Output, Plan, Usage, UsageSource
 
 DOUBTED_CALLS: Final = 1_000
@@ -20,12 +22,15 @@ DOUBTED_CALLS: Final = 1_000
 _PLAUSIBLE: Final = 3
 # What stands around an answer once it is input: its role, and what the format adds to a message.
 _AS_INPUT: Final = CHAT_MESSAGE_TOKENS + 1
+# What is learned is not worth more time than this, on the event loop: messages to look up, and text whose count was forgotten since.
+_MESSAGES_AT_MOST: Final = 4_096
+_CHARS_AT_MOST: Final = 16_384
 
 
 class Learned:
     """Asked at each decision, told at each settlement."""
 
-    def __init__(self, counter: PartsCounter) -> None:
+    def __init__(self, counter: TokenCounter) -> None:
         self._counter = counter
         self.anchors = Anchors()
         self.factors = Factors()
@@ -47,8 +52,10 @@ class Learned:
             return Known(call.parts, factor=factor)
         return Known(chain.messages[anchor.messages :], anchor.tokens, doubted, factor)
 
-    def settled(self, call: Call, model: Model, plan: Plan, usage: Usage, answer_id: str | None) -> None:
-        """Only the provider's own word teaches."""
+    def settled(
+        self, call: Call, model: Model, plan: Plan, usage: Usage, answer_id: str | None, chain: Chain | None = None
+    ) -> None:
+        """Only the provider's own word teaches. `chain`: the call's, if there is one already."""
         read = usage.total_input_tokens
         if usage.source is not UsageSource.PROVIDER or read == 0:
             return
@@ -60,10 +67,15 @@ class Learned:
             self._answered(call, model, usage, answer_id)
         if call.continues is not None or call.readings > 1:  # its parts are not all that was read
             return
-        chain = Chain(call)
+        if len(call.parts) > _MESSAGES_AT_MOST:
+            return
+        chain = chain or Chain(call)
         anchor = self.anchors.longest(chain, model.name)
         new = chain.messages if anchor is None else chain.messages[anchor.messages :]
-        text_tokens = self._counter.count_parts(new, model.encoding or REFERENCE)
+        tally = self._counter.look_up(new, model.encoding or REFERENCE)
+        if tally.pending_chars > _CHARS_AT_MOST:
+            return
+        text_tokens = self._counter.finish(tally)
         whole = text_tokens + (0 if anchor is None else anchor.text_tokens)
         if read * _PLAUSIBLE < whole:
             return

@@ -373,14 +373,33 @@ def test_alternatives_can_do_what_the_call_needs():
 
 
 @pytest.mark.parametrize("models", [LADDER, AUTO], ids=["ladder", "auto"])
-def test_what_the_models_of_a_ladder_will_count_is_told_beforehand_once_for_each_encoding(models):
+def test_what_was_counted_beforehand_for_the_models_of_a_ladder_is_not_counted_by_the_decision(models):
     rules = rulebook(policy(models=models), [BIG, replace(MEDIUM, encoding=None), SMALL])
-    told = []
-    for tally in rules.uncounted(call()):
-        told.append((tally.encoding, len(tally.pending)))
-        rules.counter.finish(tally)
-    assert told == [("o200k_base", 1), (None, 1), ("o200k_base", 0)]
-    assert list(rules.uncounted(call("unheard-of"))) == []
+    asked = call()
+    counts = rules.counts(asked)
+    assert rules.uncounted_chars(asked, counts) == len("".join(asked.parts[0].texts)) > 0
+    rules.count(asked, counts)
+    assert rules.uncounted_chars(asked, rules.counts(asked)) == 0
+    rules.counter.finish = None  # type: ignore[assignment]
+    decided = rules.decide(asked, Reach(frozenset({"openai"})), NOW_MS, "bdg_1", counts)
+    assert isinstance(decided, Decision)
+    assert len(decided.ladder) == 3
+    unknown = call("unheard-of")
+    rules.count(unknown, rules.counts(unknown))
+    assert rules.uncounted_chars(unknown, rules.counts(unknown)) == 0
+
+
+def test_what_naming_the_alternatives_counts_can_be_counted_beforehand_too():
+    rules = rulebook(policy(), [BIG, replace(MEDIUM, encoding="cl100k_base"), SMALL])
+    asked = call()
+    counts = rules.counts(asked)
+    decided = decide(rules, asked)
+    assert rules.uncounted_chars(asked, counts) == 0
+    assert rules.uncounted_chars(asked, counts, beside=True) > 0
+    rules.count(asked, counts, beside=True)
+    rules.counter.finish = None  # type: ignore[assignment]
+    found = rules.alternatives(decided, Reach(frozenset({"openai"})), counts=counts)
+    assert [of.name for of, _ in found] == ["medium", "small"]
 
 
 def test_given_an_anchor_only_what_is_new_is_counted_beforehand():
@@ -389,8 +408,7 @@ def test_given_an_anchor_only_what_is_new_is_counted_beforehand():
     plan = decide(rules, first).ladder[0]
     rules.learned.settled(first, BIG, plan, Usage(UsageSource.PROVIDER, 40, output_tokens=2), None)
     longer = replace(first, parts=(*first.parts, new))
-    [tally] = rules.uncounted(longer)
-    assert tally.pending == (new,)
+    assert rules.uncounted_chars(longer, rules.counts(longer)) == len("four five")
     after = decide(rules, longer).ladder[0]
     assert (after.input_tokens, after.input_basis) == (42, "anchored")
 

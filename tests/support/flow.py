@@ -32,6 +32,7 @@ from gateway.events import CallEvent
 from gateway.flow import Flow
 from gateway.forwarding import Forwarding
 from gateway.identity import Identity
+from gateway.large import LargeWork
 from gateway.ledger.contract import CallRecord, Ledger, RunView
 from gateway.ledger.sqlite.ledger import SqliteLedger
 from gateway.ledger.witness import Witness
@@ -319,6 +320,7 @@ async def world(
     identity = Identity(config, b"secret", lambda: f"run_{next(runs)}")
     counter = TokenCounter(bundled.load_encoding)
     learned = Learned(counter)
+    large = LargeWork()
     shared = Shared(
         ledger(running),
         dict.fromkeys(providers, wrap(client)),
@@ -333,6 +335,7 @@ async def world(
         learned,
         bundled.load_clients(),
         Buffers(config.max_buffered),
+        large,
     )
     rulebook = Rulebook(policy or policy_of(), catalog, counter, learned)
     flow = Flow(shared, identity, rulebook, observer, lambda: f"bdg_{next(_numbers):08d}")
@@ -345,6 +348,7 @@ async def world(
     finally:
         await client.close()
         await running.close()
+        large.close()
     gc.collect(1)  # what was made here; all of it would take longer than most tests
     await asyncio.sleep(0)
     assert not unheard, unheard
