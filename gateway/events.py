@@ -3,8 +3,9 @@
 What keeps that promise: a line is made of named fields of the records (key *ids*, dimensions, amounts), never of a body or of a
 header; and of an exception it says the type and the places, not the message, which may quote what it choked on.
 
-Nothing here waits: lines go to a bounded buffer, and a thread of its own writes them. When the sink is too slow, lines are dropped,
-counted, and the next line that gets through says how many. Starts a thread: make it in the process that uses it, after any fork.
+Nothing here waits: what is told goes to a bounded buffer, and a thread of its own writes it; a call's line is made there, too. When the
+sink is too slow, lines are dropped, counted, and the next line that gets through says how many. Starts a thread: make it in the process
+that uses it, after any fork.
 """
 
 import json
@@ -13,10 +14,10 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Final
+from typing import Final, TypeAlias
 
 import orjson
 import structlog
@@ -32,6 +33,9 @@ MAX_BUFFERED_BYTES: Final = 16 * 1024 * 1024
 _GATHER_SECONDS: Final = 0.05  # the thread wakes at most this often: waking it for every line costs more than the line
 # Up to this size, a write to a pipe is not torn apart by the writes of other workers.
 _ATOMIC_BYTES: Final = 4096
+_CALL_BYTES: Final = (
+    1024  # what a call takes in the buffer until its line is made: hardly less, with the strings that it alone holds
+)
 
 Sink = Callable[[bytes], None]
 
@@ -70,41 +74,8 @@ class Events:
         )
 
     def call(self, event: CallEvent) -> None:
-        caller, usage = event.caller, event.usage
-        line: dict[str, object] = {
-            "ts": _now(),
-            "level": "info",
-            "event": "call",
-            "request_id": event.request_id,
-            "tenant": caller.tenant,
-            "key": caller.key,
-            "run": caller.run,
-            "decision_id": event.decision_id,
-            "outcome": event.outcome,
-            "code": event.code,
-            "requested_model": event.requested_model,
-            "selected_model": event.selected_model,
-            "provider": event.provider,
-            "status": event.status,
-            "stream": event.stream,
-            "held_usd": None if event.held is None else format_usd(event.held),
-            "charged_usd": None if event.charged is None else format_usd(event.charged),
-            "ending": event.ending,
-            "added_ms": None if event.added_ms is None else round(event.added_ms, 3),
-            "duration_ms": round(event.duration_ms, 3),
-            "dimensions": dict(caller.dimensions),
-        }
-        if usage is not None:
-            line["input_tokens"] = usage.input_tokens
-            line["cached_tokens"] = usage.cached_tokens
-            line["cache_write_tokens"] = usage.cache_write_tokens
-            line["output_tokens"] = usage.output_tokens
-            if usage.others:
-                line["others"] = dict(usage.others)
-            line["usage"] = usage.source.value
-        if caller.run_ignored is not None:
-            line["run_ignored"] = caller.run_ignored
-        self._writer.put(_encode(line))
+        """Costs next to nothing here: the line is made by whoever writes it."""
+        self._writer.put((time.time_ns() // 1_000_000, event), _CALL_BYTES)
 
     def alert(self, alert: Alert) -> None:
         account = alert.account
@@ -178,6 +149,9 @@ def open_sink(target: str) -> Sink:
     return write
 
 
+_Told: TypeAlias = bytes | tuple[int, CallEvent]  # a line, or a call and when it was told: its line is still to be made
+
+
 class _Writer:
     """A bounded buffer and the thread that empties it. `put` may be called from any thread."""
 
@@ -185,7 +159,7 @@ class _Writer:
         self._sink = sink
         self._max_bytes = max_bytes
         self._lock = threading.Lock()
-        self._lines: list[bytes] = []
+        self._lines: list[_Told] = []
         self._bytes = 0
         self._closing = threading.Event()
         self._waiting = threading.Event()  # there is something to write
@@ -194,13 +168,13 @@ class _Writer:
         self._thread = threading.Thread(target=self._run, name="penstock-events", daemon=True)
         self._thread.start()
 
-    def put(self, line: bytes) -> None:
+    def put(self, told: _Told, size: int) -> None:
         with self._lock:
-            if self._bytes + len(line) > self._max_bytes:
+            if self._bytes + size > self._max_bytes:
                 self.dropped += 1
                 return
-            self._lines.append(line)
-            self._bytes += len(line)
+            self._lines.append(told)
+            self._bytes += size
         if not self._waiting.is_set():
             self._waiting.set()
 
@@ -226,7 +200,8 @@ class _Writer:
             told = {"ts": _now(), "level": "warning", "event": "lines_dropped", "lines": dropped - self._told}
             self._told = dropped
             lines.append(_encode(told))
-        for chunk in _chunks(lines):
+        # One chunk after the other, so that the event loop has its turns while the lines of many calls are made.
+        for chunk in _chunks(told if isinstance(told, bytes) else _line_of(*told) for told in lines):
             try:
                 self._sink(b"".join(chunk))
             except OSError:
@@ -237,17 +212,18 @@ class _Writer:
             self._bytes -= size
 
 
-def _chunks(lines: list[bytes]) -> list[list[bytes]]:
+def _chunks(lines: Iterable[bytes]) -> Iterator[list[bytes]]:
     """Whole lines, as many as go out in one untorn write."""
-    chunks: list[list[bytes]] = []
-    room = 0
+    chunk: list[bytes] = []
+    room = _ATOMIC_BYTES
     for line in lines:
-        if not chunks or len(line) > room:
-            chunks.append([])
-            room = _ATOMIC_BYTES
-        chunks[-1].append(line)
+        if chunk and len(line) > room:
+            yield chunk
+            chunk, room = [], _ATOMIC_BYTES
+        chunk.append(line)
         room -= len(line)
-    return chunks
+    if chunk:
+        yield chunk
 
 
 class _Lines:
@@ -257,7 +233,7 @@ class _Lines:
         self._writer = writer
 
     def msg(self, line: bytes) -> None:
-        self._writer.put(line)
+        self._writer.put(line, len(line))
 
     info = warning = error = critical = debug = msg
 
@@ -273,6 +249,44 @@ def _encode_event(_logger: object, _method: str, event: EventDict) -> bytes:
     return _encode(dict(event))
 
 
+def _line_of(at_ms: int, event: CallEvent) -> bytes:
+    caller, usage = event.caller, event.usage
+    line: dict[str, object] = {
+        "ts": _timestamp(at_ms),
+        "level": "info",
+        "event": "call",
+        "request_id": event.request_id,
+        "tenant": caller.tenant,
+        "key": caller.key,
+        "run": caller.run,
+        "decision_id": event.decision_id,
+        "outcome": event.outcome,
+        "code": event.code,
+        "requested_model": event.requested_model,
+        "selected_model": event.selected_model,
+        "provider": event.provider,
+        "status": event.status,
+        "stream": event.stream,
+        "held_usd": None if event.held is None else format_usd(event.held),
+        "charged_usd": None if event.charged is None else format_usd(event.charged),
+        "ending": event.ending,
+        "added_ms": None if event.added_ms is None else round(event.added_ms, 3),
+        "duration_ms": round(event.duration_ms, 3),
+        "dimensions": dict(caller.dimensions),
+    }
+    if usage is not None:
+        line["input_tokens"] = usage.input_tokens
+        line["cached_tokens"] = usage.cached_tokens
+        line["cache_write_tokens"] = usage.cache_write_tokens
+        line["output_tokens"] = usage.output_tokens
+        if usage.others:
+            line["others"] = dict(usage.others)
+        line["usage"] = usage.source.value
+    if caller.run_ignored is not None:
+        line["run_ignored"] = caller.run_ignored
+    return _encode(line)
+
+
 def _encode(line: dict[str, object]) -> bytes:
     try:
         return orjson.dumps(line, option=orjson.OPT_APPEND_NEWLINE)
@@ -282,7 +296,7 @@ def _encode(line: dict[str, object]) -> bytes:
         return json.dumps(line, default=lambda thing: type(thing).__name__, separators=(",", ":")).encode() + b"\n"
 
 
-class _Clock:
+class _Timestamps:
     """`2026-11-30T12:00:00.123Z`. The text of a second is made once: `isoformat` for each line was a quarter of its cost."""
 
     __slots__ = ("_second",)
@@ -290,14 +304,17 @@ class _Clock:
     def __init__(self) -> None:
         self._second = (0, "")  # one tuple, so that another thread sees both or neither
 
-    def __call__(self) -> str:
-        now_ms = time.time_ns() // 1_000_000
+    def __call__(self, at_ms: int) -> str:
         second, text = self._second
-        if now_ms // 1000 != second:
-            second = now_ms // 1000
+        if at_ms // 1000 != second:
+            second = at_ms // 1000
             text = datetime.fromtimestamp(second, UTC).strftime("%Y-%m-%dT%H:%M:%S")
             self._second = (second, text)
-        return f"{text}.{now_ms % 1000:03d}Z"
+        return f"{text}.{at_ms % 1000:03d}Z"
 
 
-_now: Final = _Clock()
+_timestamp: Final = _Timestamps()
+
+
+def _now() -> str:
+    return _timestamp(time.time_ns() // 1_000_000)

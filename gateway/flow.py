@@ -17,13 +17,13 @@ from gateway.core.record import record
 from gateway.core.scopes import Amounts, Caller
 from gateway.core.values import Call, Decision, Ending, Hold, Plan
 from gateway.identity import Identity, Principal
-from gateway.journey import Asked, Journey, Passage
+from gateway.journey import Asked, Journey, Passage, Ways
 from gateway.large import HUGE_BYTES
 from gateway.ledger.contract import Barred, Barrier, Ended, LedgerLost, LedgerUnavailable, Refusal, RunState, Stale
 from gateway.ledger.journal import JournalFull
 from gateway.observer import Observer, Story
 from gateway.relay import Places, Relay, Shared
-from gateway.settling import Settling, Unheld
+from gateway.settling import Desk, Settling, Unheld, Waits
 from gateway.wire import unmetered
 from gateway.wire.budget import undecided_headers
 from gateway.wire.dialect import Dialect
@@ -46,6 +46,9 @@ _NO_BACKGROUND: Final = (
 )
 _RUNS_AT_MOST: Final = 10_000  # whose place in their tree is remembered
 
+_Decide: TypeAlias = Callable[[Call, int], Decision | Unservable]
+_Answer: TypeAlias = Settling | Refusal | Barred
+
 
 class Flow:
     """Serves calls. `rulebook` is the policy in force: replaced as a whole on reload, taken once per call."""
@@ -58,6 +61,8 @@ class Flow:
         self.rulebook = rulebook
         self._observer = observer
         self._new_id = new_id
+        self._desk = Desk(shared.ledger, shared.settings, shared.alert, Waits(shared.settings.commit_wait_ms / 1000))
+        self._ways = Ways(shared, identity, self._hold_again, self._reach)
         self._live: set[Relay] = set()
         self._kin = _Kin()
         self._waits = Places(_WAITS_AT_MOST)
@@ -75,28 +80,25 @@ class Flow:
         story = self._observer.story(inbound.request_id)
         status = 0  # nobody was there to be answered
         try:
-            status = await self._serve(dialect, inbound, outlet, story, route)
+            try:
+                if route is None:
+                    relay = await self._admit(dialect, inbound, outlet, story)
+                else:
+                    relay = await self._admit_unmetered(route, dialect, inbound, outlet, story)
+            except Refused as refusal:
+                status = await self._refuse(refusal, dialect, inbound, outlet, story)
+            else:
+                self._live.add(relay)
+                try:
+                    await relay.run(outlet)
+                finally:
+                    self._live.discard(relay)
+                status = relay.status
         except Exception:
             status = 500
             raise
         finally:
             story.answered(status)
-
-    async def _serve(self, dialect: Dialect, inbound: Inbound, outlet: Outlet, story: Story, route: UnmeteredRoute | None) -> int:
-        """What the client was answered; 0 if it left before."""
-        try:
-            if route is None:
-                relay = await self._admit(dialect, inbound, outlet, story)
-            else:
-                relay = await self._admit_unmetered(route, dialect, inbound, outlet, story)
-        except Refused as refusal:
-            return await self._refuse(refusal, dialect, inbound, outlet, story)
-        self._live.add(relay)
-        try:
-            await relay.run(outlet)
-        finally:
-            self._live.discard(relay)
-        return relay.status
 
     async def _refuse(self, refusal: Refused, dialect: Dialect, inbound: Inbound, outlet: Outlet, story: Story) -> int:
         said = refusal.problem
@@ -124,16 +126,10 @@ class Flow:
         call = request.call(caller, directives(inbound.headers), fingerprint)
         counts = rulebook.counts(call, len(inbound.body))
         await self._count_beforehand(rulebook, call, counts)
-        journey = Journey(
-            self._shared,
-            self._identity,
-            rulebook,
-            Asked(dialect, request, inbound, principal),
-            partial(self._hold_again, story),
-            partial(self._reach, principal),
-            counts,
-        )
-        settling = await self._reserve(rulebook, call, counts, principal, at_ms, outlet, story)
+        journey = Journey(self._ways, rulebook, Asked(dialect, request, inbound, principal), counts)
+        reach = self._reach(principal, self._shared.origins.find(call.continues))
+        decide = partial(self._by_the_book, rulebook, reach, counts)
+        settling = await self._reserve(rulebook, call, counts, reach, decide, at_ms, outlet, story)
         return self._answering(settling, journey, story)
 
     async def _admit_unmetered(
@@ -154,9 +150,9 @@ class Flow:
         def decide(call: Call, at_ms: int) -> Decision | Unservable:
             return rulebook.at_flat_cost(call, provider.name, cost, at_ms, self._new_id())
 
-        passage = Passage(self._shared, self._identity, rulebook, Asked(dialect, request, inbound, principal))
-        counts = rulebook.counts(call)
-        settling = await self._reserve(rulebook, call, counts, principal, at_ms, outlet, story, decide)
+        passage = Passage(self._ways, rulebook, Asked(dialect, request, inbound, principal))
+        counts, reach = rulebook.counts(call), self._reach(principal)
+        settling = await self._reserve(rulebook, call, counts, reach, decide, at_ms, outlet, story)
         return self._answering(settling, passage, story)
 
     async def _read(self, dialect: Dialect, inbound: Inbound, fingerprinted: bool) -> tuple[Request, str]:
@@ -198,30 +194,19 @@ class Flow:
         rulebook: Rulebook,
         call: Call,
         counts: Counts,
-        principal: Principal,
+        reach: Reach,
+        decide: _Decide,
         at_ms: int,
         outlet: Outlet,
         story: Story,
-        decide: Callable[[Call, int], Decision | Unservable] | None = None,
     ) -> Settling:
         """Decides, and holds the first plan that fits. Where the run is paused, and its budget says so, a raise is waited for."""
-        reach = self._reach(principal, self._shared.origins.find(call.continues))
-
-        def by_the_book(call: Call, at_ms: int) -> Decision | Unservable:
-            return rulebook.decide(call, reach, at_ms, self._new_id(), counts)
-
-        async def ask(decision: Decision) -> Settling | Refusal | Barred | Stale:
-            return await self._ask(decision, story)
-
-        async def attempt(at_ms: int) -> _Answer:
-            answer: _Answer = await admit(call, at_ms, decide or by_the_book, ask)
-            return answer
-
-        answer = await attempt(at_ms)
+        ask = partial(self._ask, story)
+        answer: _Answer = await admit(call, at_ms, decide, ask)
         patience = _patience(answer)
         if patience is not None and not self._waits_end and self._waits.take():
             try:
-                answer = await self._wait_for_raise(patience, answer, outlet, attempt)
+                answer = await self._wait_for_raise(patience, answer, outlet, lambda at_ms: admit(call, at_ms, decide, ask))
             finally:
                 self._waits.give()
         if isinstance(answer, Settling):
@@ -232,12 +217,15 @@ class Flow:
         await self._count_beforehand(rulebook, call, counts, beside=True)
         raise _over_budget(rulebook, answer, reach, counts)
 
+    def _by_the_book(self, rulebook: Rulebook, reach: Reach, counts: Counts, call: Call, at_ms: int) -> Decision | Unservable:
+        return rulebook.decide(call, reach, at_ms, self._new_id(), counts)
+
     def _reach(self, principal: Principal, made_by: str | None = None) -> Reach:
         """`made_by`: the provider that alone can go on with what the call continues."""
         served = self._identity.served(principal)
         return Reach(served, self._shared.breakers.resting() if made_by is None else served - {made_by})
 
-    async def _ask(self, decision: Decision, story: Story) -> Settling | Refusal | Barred | Stale:
+    async def _ask(self, story: Story, decision: Decision) -> Settling | Refusal | Barred | Stale:
         """One question to the ledger. Refused, where there is no ledger to answer it, and a budget that minds."""
         shared = self._shared
         story.decided(decision)
@@ -255,7 +243,7 @@ class Flow:
                 decision = replace(decision, id=self._new_id())
                 story.decided(decision)
                 story.let_through(decision, str(failure))
-                return Unheld(shared.ledger, shared.settings, shared.alert, decision, story)
+                return Unheld(self._desk, decision, story)
             raise Refused(
                 problem("ledger_unavailable", f"the ledger does not answer ({failure}): no call is let through")
             ) from failure
@@ -263,15 +251,15 @@ class Flow:
             raise Refused(problem("ledger_lost", f"{failure}: no call is let through")) from failure
         story.reserved(time.perf_counter() - began_s)
         if isinstance(reserved, Hold):
-            return Settling(shared.ledger, shared.settings, shared.alert, reserved, story)
+            return Settling(self._desk, reserved, story)
         assert not isinstance(reserved, Ended), decision.id
         return reserved
 
     # -- waiting for a raise --------------------------------------------------------------------------------------------------
 
     async def _wait_for_raise(
-        self, patience: "_Patience", answer: "_Answer", outlet: Outlet, again: "Callable[[int], Awaitable[_Answer]]"
-    ) -> "_Answer":
+        self, patience: "_Patience", answer: _Answer, outlet: Outlet, again: Callable[[int], Awaitable[_Answer]]
+    ) -> _Answer:
         """The answer when the wait is over: after a raise, or when the time is up, the client leaves, the gateway stops."""
         over = asyncio.Event()
         outlet.on_gone(over.set)
@@ -310,19 +298,17 @@ class Flow:
             return True  # for all that is known
         return view is not None and view.state is RunState.PAUSED
 
-    async def _hold_again(self, story: Story, decision: Decision, plan: Plan) -> Settling | None:
+    async def _hold_again(self, settling: Settling, plan: Plan) -> Settling | None:
         """A hold of its own for a call that goes on elsewhere; None: there is no room for it. As nothing is asked of the run anew, its
         rules for repeated requests don't count it twice."""
-        call = replace(decision.call, fingerprint="")
+        decision = settling.hold.decision
 
         def decide(call: Call, at_ms: int) -> Decision:
             return replace(decision, id=self._new_id(), call=call, ladder=(plan,), at_ms=at_ms)
 
-        async def ask(decision: Decision) -> Settling | Refusal | Barred | Stale:
-            return await self._ask(decision, story)
-
         try:
-            answer = await admit(call, self._shared.clock_ms(), decide, ask)
+            call = replace(decision.call, fingerprint="")
+            answer: _Answer = await admit(call, self._shared.clock_ms(), decide, partial(self._ask, settling.story))
         except Refused:
             return None
         return answer if isinstance(answer, Settling) else None
@@ -431,9 +417,6 @@ class _Patience:
     caller: Caller
     run: str
     wait_ms: int
-
-
-_Answer: TypeAlias = Settling | Refusal | Barred
 
 
 def _patience(answer: _Answer) -> _Patience | None:

@@ -10,7 +10,7 @@ from gateway.core.decide import Counts, Reach, Rulebook
 from gateway.core.meter import Meter
 from gateway.core.profiles import OnDisconnect
 from gateway.core.record import record
-from gateway.core.values import SAME_MODEL, Decision, Ending, Hold, Plan
+from gateway.core.values import SAME_MODEL, Ending, Hold, Plan
 from gateway.identity import Identity, Principal
 from gateway.relay import Errand, LeftBehind, Shared
 from gateway.settings import Provider
@@ -32,25 +32,26 @@ class Asked:
     principal: Principal
 
 
-class Journey:
-    """`hold_again` makes a hold of its own for a plan, or finds no room for it. `reach`: what the caller can reach now."""
+@record
+class Ways:
+    """What all journeys of a process share. `hold_again` makes a hold of its own for a plan, or finds no room for it. `reach`: what the
+    caller can reach now."""
 
-    def __init__(
-        self,
-        shared: Shared,
-        identity: Identity,
-        rulebook: Rulebook,
-        asked: Asked,
-        hold_again: Callable[[Decision, Plan], Awaitable[Settling | None]],
-        reach: Callable[[], Reach],
-        counts: Counts,
-    ) -> None:
-        self._shared = shared
-        self._identity = identity
+    shared: Shared
+    identity: Identity
+    hold_again: Callable[[Settling, Plan], Awaitable[Settling | None]]
+    reach: Callable[[Principal], Reach]
+
+
+class Journey:
+    """Of one call."""
+
+    __slots__ = ("_asked", "_counts", "_rulebook", "_tried", "_ways")
+
+    def __init__(self, ways: Ways, rulebook: Rulebook, asked: Asked, counts: Counts) -> None:
+        self._ways = ways
         self._rulebook = rulebook
         self._asked = asked
-        self._hold_again = hold_again
-        self._reach = reach
         self._counts = counts
         self._tried: list[Route] = []
 
@@ -62,13 +63,13 @@ class Journey:
         if request.background:
             call = hold.decision.call
             flat = estimate.flat_charge(call, route.model) if call.flat else 0
-            request.mark = self._identity.hold_mark(call.caller.tenant, hold.id, flat)
-        provider, model = self._shared.settings.providers[route.provider], route.model
+            request.mark = self._ways.identity.hold_mark(call.caller.tenant, hold.id, flat)
+        provider, model = self._ways.shared.settings.providers[route.provider], route.model
         headers = forwardable(inbound.headers, request.content_type, self._rulebook.identity_headers)
         named = plan if model.name == plan.model else replace(plan, model=model.name)
         body = request.encode(named, provider.profile, model.parameters)
         upstream_request = addressed(
-            provider, inbound, headers, self._identity.credential_for(self._asked.principal, provider), body
+            provider, inbound, headers, self._ways.identity.credential_for(self._asked.principal, provider), body
         )
         covers = provider.profile.usage_covers_all_choices or request.choices == 1
         meter = Meter(self._rulebook.counter, model.encoding, covers)
@@ -78,7 +79,7 @@ class Journey:
     def goes_on(self, settling: Settling) -> bool:
         """Whether there is another route, and its provider does not rest."""
         plan = self._next(settling)
-        return plan is not None and plan.provider not in self._shared.breakers.resting()
+        return plan is not None and plan.provider not in self._ways.shared.breakers.resting()
 
     async def onward(self, settling: Settling, left: LeftBehind, take: Callable[[Errand, Settling], None]) -> bool:
         """Has the next route taken, and the hold that it goes under. False: there is none, or no room for it; the hold may have ended
@@ -96,7 +97,7 @@ class Journey:
         else:
             settling.release(left.ending)
             await settling.written()
-        another = await self._hold_again(settling.hold.decision, plan)
+        another = await self._ways.hold_again(settling, plan)
         if another is None:
             return False
         try:
@@ -112,28 +113,28 @@ class Journey:
             return None
         if len(self._rulebook.catalog.routes.get(hold.plan.model, ())) <= len(self._tried):
             return None
-        return self._rulebook.onward(hold.decision, hold.plan, self._tried, self._reach(), self._counts)
+        reach = self._ways.reach(self._asked.principal)
+        return self._rulebook.onward(hold.decision, hold.plan, self._tried, reach, self._counts)
 
 
 class Passage:
     """The only way of a call of a route that nothing meters."""
 
-    def __init__(self, shared: Shared, identity: Identity, rulebook: Rulebook, asked: Asked) -> None:
-        self._shared = shared
-        self._identity = identity
+    def __init__(self, ways: Ways, rulebook: Rulebook, asked: Asked) -> None:
+        self._ways = ways
         self._rulebook = rulebook
         self._asked = asked
 
     def errand(self, hold: Hold) -> Errand:
         """What goes to the provider: the client's request as it came, and a credential."""
         plan, request, inbound = hold.plan, self._asked.request, self._asked.inbound
-        provider = self._shared.settings.providers[plan.provider]
+        provider = self._ways.shared.settings.providers[plan.provider]
         # Nothing that is still to come of its answer would say what it cost.
         provider = replace(provider, profile=replace(provider.profile, on_disconnect=OnDisconnect.COUNT))
         headers = forwardable(inbound.headers, request.content_type, self._rulebook.identity_headers)
         if not request.content_type:
             headers = [header for header in headers if header[0] != "content-type"]
-        credential = self._identity.credential_for(self._asked.principal, provider)
+        credential = self._ways.identity.credential_for(self._asked.principal, provider)
         body = request.encode(plan, provider.profile)
         upstream_request = addressed(provider, inbound, headers, credential, body)
         model = Model(plan.model, provider.name, tiers=(), context=0, max_output=0, free=True)

@@ -6,9 +6,11 @@ do it. `written` is the wait, and only decides when the client sees its last byt
 
 import asyncio
 import time
+from collections import deque
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
 
+from gateway.core.record import record
 from gateway.core.scopes import Amounts
 from gateway.core.values import Decision, Ending, Hold, Plan, Receipt, Usage, UsageSource
 from gateway.core.windows import END_OF_TIME_MS
@@ -17,33 +19,92 @@ from gateway.observer import Story
 from gateway.settings import Settings
 
 
+class Waits:
+    """Whoever waits for the ledger, all of them for the same time at most: one timer serves them, where one each costs a tenth of a call."""
+
+    __slots__ = ("_seconds", "_timer", "_waiting")
+
+    def __init__(self, seconds: float) -> None:
+        self._seconds = seconds
+        self._waiting: deque[tuple[float, asyncio.Future[None]]] = deque()  # in the order in which their time is up
+        self._timer: asyncio.TimerHandle | None = None
+
+    def begin(self) -> "asyncio.Future[None]":
+        """To be set when the wait is over; set here when its time is up."""
+        loop, waiting = asyncio.get_running_loop(), self._waiting
+        while waiting and waiting[0][1].done():
+            waiting.popleft()
+        waiter, until_s = loop.create_future(), loop.time() + self._seconds
+        waiting.append((until_s, waiter))
+        if self._timer is None:
+            self._timer = loop.call_at(until_s, self._time_is_up)
+        return waiter
+
+    def _time_is_up(self) -> None:
+        """For the first of them; and looks again when it is for the next."""
+        self._timer = None
+        loop, waiting = asyncio.get_running_loop(), self._waiting
+        now_s = loop.time()
+        while waiting and (waiting[0][1].done() or waiting[0][0] <= now_s):
+            _, waiter = waiting.popleft()
+            if not waiter.done():
+                waiter.set_result(None)
+        if waiting:
+            self._timer = loop.call_at(waiting[0][0], self._time_is_up)
+
+
+@record
+class Desk:
+    """What all settlings of a process share."""
+
+    ledger: Ledger
+    settings: Settings
+    alert: Callable[[Alert], None]
+    waits: Waits  # of `settings.commit_wait_ms`
+
+
 class Settling:
     """Made as soon as there is a hold. The first of `commit`, `release` and `leave` ends it; asking for another is a bug."""
 
-    def __init__(self, ledger: Ledger, settings: Settings, alert: Callable[[Alert], None], hold: Hold, story: Story) -> None:
-        self._ledger = ledger
-        self._settings = settings
-        self._alert = alert
+    __slots__ = (
+        *(
+            "_began_s",
+            "_desk",
+            "_ending",
+            "_ledger",
+            "_lease_ms",
+            "_lease_until_ms",
+            "_tenant",
+            "_under_way",
+            "_usage",
+            "_waiter",
+        ),
+        *("balances", "charged", "ended", "hold", "story"),
+    )
+
+    def __init__(self, desk: Desk, hold: Hold, story: Story) -> None:
+        call = hold.decision.call
+        self._desk = desk
+        self._ledger = desk.ledger
         self.hold = hold  # grows by `widen`
         self.story = story
         self.balances = hold.balances  # as they stand: after the end those that the ledger answered
         self.charged: Amounts | None = None  # once the ledger has said so
         self.ended = False
-        self._tenant = hold.decision.call.caller.tenant
+        self._tenant = call.caller.tenant
         self._under_way = False  # the ledger has been asked to end it, and has not answered
         self._waiter: asyncio.Future[None] | None = None  # whoever waits for that
         self._lease_until_ms = hold.lease_until_ms
-        self._lease_ms = settings.lease_of(hold.decision.call)
+        self._lease_ms = desk.settings.lease_of(call)
         story.held(hold)
 
     # -- its end --------------------------------------------------------------------------------------------------------------
 
     def commit(self, usage: Usage, cost: Amounts, ending: Ending) -> None:
-        settlement = Settlement(cost, usage, ending)
-        self._end(lambda: self._charge(settlement), usage, ending)
+        self._end(usage, ending, Settlement(cost, usage, ending))
 
     def release(self, ending: Ending) -> None:
-        self._end(lambda: self._give_back(ending), Usage(UsageSource.PROVIDER), ending)
+        self._end(Usage(UsageSource.PROVIDER), ending, None)
 
     def leave(self, why: str) -> None:
         """Nobody can say whether it was billed: the hold stays, and is charged when its lease ends."""
@@ -68,47 +129,45 @@ class Settling:
         if not self._under_way:
             return
         # By hand: one wake-up where `asyncio.wait` has two, at a tenth of its cost.
-        loop = asyncio.get_running_loop()
-        waiter = self._waiter = loop.create_future()
-        timer = loop.call_later(self._settings.commit_wait_ms / 1000, self._wake)
-        try:
-            await waiter
-        finally:
-            timer.cancel()
+        self._waiter = self._desk.waits.begin()
+        await self._waiter
 
     def _wake(self) -> None:
         if self._waiter is not None and not self._waiter.done():
             self._waiter.set_result(None)
 
-    def _end(self, ask: Callable[[], Awaitable[object]], usage: Usage, ending: Ending) -> None:
+    def _end(self, usage: Usage, ending: Ending, settlement: Settlement | None) -> None:
+        """None: nothing is charged."""
         assert not self.ended, self.hold.id
         self.ended = True
-        began_s = time.perf_counter()
+        self._usage, self._ending = usage, ending
+        self._began_s = time.perf_counter()
         try:
-            step = asyncio.ensure_future(ask())
+            step = asyncio.ensure_future(self._give_back(ending) if settlement is None else self._charge(settlement))
         except (LedgerUnavailable, LedgerLost) as failure:  # closed: it takes no more steps
-            self._not_taken(ending, failure)
+            self._not_taken(failure)
             return
         self._under_way = True
-        step.add_done_callback(lambda done: self._recorded(done, usage, ending, time.perf_counter() - began_s))
+        step.add_done_callback(self._recorded)
 
-    def _recorded(self, step: "asyncio.Future[object]", usage: Usage, ending: Ending, seconds: float) -> None:
+    def _recorded(self, step: "asyncio.Future[object]") -> None:
         """The step's own end, whether or not anybody waited for it."""
+        seconds = time.perf_counter() - self._began_s
         self._under_way = False
         self._wake()
         failure = None if step.cancelled() else step.exception()
         settled = None if step.cancelled() or failure is not None else step.result()
         if not isinstance(settled, Settled):
-            self._not_taken(ending, failure)
+            self._not_taken(failure)
             return
         self.balances = settled.balances or self.balances
         self.charged = settled.charged
         for alert in settled.alerts:
-            self._alert(alert)
-        self.story.settled(Receipt(self.hold, usage, settled.charged, ending, settled.balances), seconds)
+            self._desk.alert(alert)
+        self.story.settled(Receipt(self.hold, self._usage, settled.charged, self._ending, settled.balances), seconds)
 
-    def _not_taken(self, ending: Ending, failure: BaseException | None) -> None:
-        self.story.unsettled(ending, f"the ledger did not take the settlement: {failure!r}")
+    def _not_taken(self, failure: BaseException | None) -> None:
+        self.story.unsettled(self._ending, f"the ledger did not take the settlement: {failure!r}")
 
     def serve_by(self, plan: Plan) -> None:
         """Another provider serves the call, under the same hold."""
@@ -152,11 +211,11 @@ class Unheld(Settling):
     """A call that goes out while the ledger is away, because every budget it meets allows that. Nothing is held for it; what it cost is
     charged at its end, as a debit that the ledger takes whatever, now or when it is back. A gateway that is killed before forgets it."""
 
-    def __init__(
-        self, ledger: Ledger, settings: Settings, alert: Callable[[Alert], None], decision: Decision, story: Story
-    ) -> None:
+    __slots__ = ()
+
+    def __init__(self, desk: Desk, decision: Decision, story: Story) -> None:
         requested = replace(decision, ladder=decision.ladder[:1])
-        super().__init__(ledger, settings, alert, Hold(requested, decision.ladder[0], (), END_OF_TIME_MS), story)
+        super().__init__(desk, Hold(requested, decision.ladder[0], (), END_OF_TIME_MS), story)
 
     def leave(self, why: str) -> None:
         """There is no lease that would end: the worst case is charged now."""

@@ -4,7 +4,7 @@ import json
 import threading
 import time
 from collections.abc import Iterator
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
@@ -200,6 +200,29 @@ def test_a_sink_that_is_stuck_makes_nobody_wait_and_what_is_lost_is_told(lines: 
     calls = [line for line in lines.parsed if line["event"] == "call"]
     assert sum(int(str(line["lines"])) for line in told) == events.dropped
     assert len(calls) + events.dropped == 1_000
+
+
+def test_of_calls_that_wait_to_be_written_there_is_no_end_but_the_buffers(lines: Lines) -> None:
+    lines.open.clear()
+    events = Events(lines, max_buffered_bytes=3 * 1024)
+    for _ in range(10):
+        events.call(one_call())
+    assert events.dropped == 7
+    lines.open.set()
+    events.close()
+    assert [line["event"] for line in lines.parsed].count("call") == 3
+
+
+def test_a_call_is_told_with_the_time_when_it_was_over_not_when_it_was_written(events: Events, lines: Lines) -> None:
+    lines.open.clear()
+    before = datetime.now(UTC)
+    events.call(one_call())
+    after = datetime.now(UTC)
+    lines.open.set()
+    events.close()
+    (line,) = lines.parsed
+    told = datetime.fromisoformat(str(line["ts"]))
+    assert before - timedelta(milliseconds=1) <= told <= after
 
 
 def test_closing_does_not_wait_for_a_sink_that_is_stuck(lines: Lines) -> None:

@@ -4,7 +4,7 @@ Most of it is the same for every call of a run, so it is worked out once (a `Sta
 budgets whose scope names `model` or `provider` wait for the plan.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import field, replace
 from typing import Final
 
@@ -303,6 +303,6 @@ def wait_ms(charge: Charge, amount: int, balance: Balance, at_ms: int) -> int | 
     return max(_SHORTEST_WAIT_MS, free_ms - at_ms) if committed <= at_most else None
 
 
-def strictest(modes: Iterable[Mode]) -> Mode:
+def strictest(modes: Collection[Mode]) -> Mode:
     """The strictest of the modes; where nothing applies, the one that blocks nothing."""
-    return min(modes, key=STRICTEST_FIRST.index, default=Mode.ADVISORY_ESTIMATE)
+    return next((mode for mode in STRICTEST_FIRST if mode in modes), Mode.ADVISORY_ESTIMATE)

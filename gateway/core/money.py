@@ -27,10 +27,11 @@ def parse_usd(text: str) -> Microcents:
 
 def format_usd(amount: int) -> str:
     """Microcents → a decimal string that loses nothing: at least two decimals, at most eight, no trailing zeros beyond two."""
-    sign = "-" if amount < 0 else ""
-    whole, fraction = divmod(abs(amount), MICROCENTS_PER_USD)
-    decimals = f"{fraction:08d}".rstrip("0").ljust(2, "0")
-    return f"{sign}{whole}.{decimals}"
+    if amount < 0:
+        return "-" + format_usd(-amount)
+    whole, fraction = divmod(amount, MICROCENTS_PER_USD)
+    cents, rest = divmod(fraction, 1_000_000)
+    return f"{whole}.{fraction:08d}".rstrip("0") if rest else f"{whole}.{cents:02d}"
 
 
 def price_of(tokens: int, microcents_per_million_tokens: int) -> Microcents:

@@ -35,7 +35,7 @@ def refusal_headers(decision: Decision, blocking: Balance | None, balances: Sequ
         mode = blocking.mode
     else:
         ceilings = [charge.ceiling for charge in decision.ladder[0].charges]
-        mode = strictest(ceiling.mode for ceiling in ceilings if ceiling.limit is not None)
+        mode = strictest([ceiling.mode for ceiling in ceilings if ceiling.limit is not None])
     headers = _common(decision, Outcome.BLOCK, mode)
     headers += _remaining(balances)
     if blocking is not None:
@@ -70,12 +70,12 @@ def _common(decision: Decision, outcome: Outcome, mode: Mode) -> Pairs:
 
 def _remaining(balances: Sequence[Balance]) -> Pairs:
     """The tightest account in USD; none where nothing limits USD."""
-    tightest = None
-    for balance in balances:
-        if balance.limit is not None and balance.account.unit is Unit.USD:
-            left = balance.limit - balance.committed - balance.reserved
-            tightest = left if tightest is None else min(tightest, left)
-    return [] if tightest is None else [("X-Budget-Remaining-USD", format_usd(max(0, tightest)))]
+    left = [
+        balance.limit - balance.committed - balance.reserved
+        for balance in balances
+        if balance.limit is not None and balance.account.unit is Unit.USD
+    ]
+    return [("X-Budget-Remaining-USD", format_usd(max(0, min(left))))] if left else []
 
 
 def _constraining_scope(hold: Hold) -> str | None:

@@ -95,11 +95,13 @@ def _upstream_name(name: str) -> str | None:
 def returnable(headers: RequestHeaders) -> list[tuple[str, str]]:
     """The provider's headers that go back to the client, as the provider wrote them."""
     named = _named_in_connection(headers)
-    return [
-        (name, value)
-        for name, value in headers.items()
-        if (lower := name.lower()) not in _NOT_RETURNED and not lower.startswith("x-budget-") and lower not in named
-    ]
+    return [(name, value) for name, value in headers.items() if _is_returned(name) and not (named and name.lower() in named)]
+
+
+@lru_cache(maxsize=1024)  # so do providers
+def _is_returned(name: str) -> bool:
+    lower = name.lower()
+    return lower not in _NOT_RETURNED and not lower.startswith("x-budget-")
 
 
 def _named_in_connection(headers: RequestHeaders) -> Iterable[str]:
