@@ -1,244 +1,285 @@
-"""Direct, the same stack without budget work, and the gateway on SQLite, measured in one run, interleaved; prints tables.
+"""Penstock beside a direct call, nginx, a bare proxy and the same stack without budget work, in one run; prints tables.
 
-    python -m tests.bench [--seconds 4] [--rounds 3] [--write]
+    python -m tests.bench [--only PART …] [--seconds 2] [--rounds 3] [--quick] [--peers] [--write]
 
-What is measured has one core to itself; the provider and the load share the other. CPU is that of the measured process alone, from
-/proc, and is the steady figure on a noisy machine. `--write` puts the tables into docs/benchmarks.md.
+What is measured has one core to itself; the provider, the load and a Valkey server share the other. Rounds go over all targets. CPU is that of
+the measured process tree, from /proc, and is the steady figure on a noisy machine. Each part's table is printed as it ends; `--write` puts it
+into docs/benchmarks.md, and the targets above it. The plain numbers go to .bench/results.json. `--peers` measures LiteLLM and Portkey in the
+parts json and streams (`make bench-peers` installs them).
+
+Ends with 1 where an answer of ours was wrong, a target could not be started or a gateway logged what nobody planned for.
 """
 
 import argparse
 import contextlib
 import json
-import os
-import platform
-import statistics
-import subprocess
+import shlex
+import signal
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
+from types import FrameType
 from typing import Any, Final
 
-from tests.bench import conversation, estimating, ledger, real
+from tests.bench import estimating, ledger, machine, steps, tables, verdict
+from tests.bench.measuring import Failed, Load, Measure, Rows, in_rounds, tried
 from tests.bench.pages import DOCS, write
-from tests.support.config import Setup, policy, run_ceiling
-from tests.support.gateway import GatewayProcess
-from tests.support.pricing import TestModel
+from tests.bench.tables import FULL, HALF, JSON_LOADS, MEMORY, RUNS, SIXTEEN, SIXTY, STREAM_LOADS, TWO_THOUSAND
+from tests.bench.targets import (
+    BARE,
+    DIRECT,
+    LITELLM,
+    NGINX,
+    OURS,
+    PEERS,
+    PORTKEY,
+    SQLITE,
+    STACK,
+    VALKEY,
+    WORKERS,
+    Missing,
+    Place,
+    Target,
+    provider,
+    started,
+)
 
-MODEL: Final = TestModel("bench-model", "2.50", "10")
-TOKENS: Final = 100  # events of a stream
-GAP_MS: Final = 20.0
-BEGIN, END = "<!-- bench: begin -->", "<!-- bench: end -->"
-_TICK_S: Final = 1 / os.sysconf("SC_CLK_TCK")
-
-
-@dataclass(frozen=True, slots=True)
-class Load:
-    """One kind of load."""
-
-    name: str
-    connections: int
-    stream: bool = False
-
-
-ONE: Final = Load("JSON, one connection", 1)
-SIXTEEN: Final = Load("JSON, 16 connections", 16)
-SIXTY_FOUR: Final = Load("JSON, 64 connections", 64)
-STREAMS: Final = Load(f"{TOKENS}-event streams, {GAP_MS:.0f} ms apart, 64 at a time", 64, stream=True)
-LOADS: Final = (ONE, SIXTEEN, SIXTY_FOUR, STREAMS)
-
-
-@dataclass(frozen=True, slots=True)
-class Target:
-    """What is called. `pid` None: nothing stands between."""
-
-    name: str
-    port: int
-    pid: int | None
+RESULTS: Final = PEERS / "results.json"
+STREAMS_FED: Final = 36_000.0  # chunks a second that one core can make and take
+OVERLOAD: Final = 1.3  # × what the CPU of a chunk allows
+WARM: Final = Load("warm-up", 16)
+WARM_STREAMS: Final = Load("warm-up, streams", 16, gap_us=10_000, events=20)
+BETWEEN: Final = (NGINX, BARE, STACK, SQLITE, VALKEY)
 
 
 @dataclass(slots=True)
-class Figures:
-    """What the rounds of one target under one load gave."""
+class Bench:
+    """One run: what is started, and how it is measured. A part's results are plain JSON."""
 
-    calls_per_s: list[float] = field(default_factory=list)
-    events_per_s: list[float] = field(default_factory=list)
-    p50_ms: list[float] = field(default_factory=list)
-    p99_ms: list[float] = field(default_factory=list)
-    cpu_us_per_call: list[float] = field(default_factory=list)
-    cpu_us_per_event: list[float] = field(default_factory=list)
+    options: argparse.Namespace
+    cores: machine.Cores
+    folder: Path
+    source: Target
+    measure: Measure
+    stack: contextlib.ExitStack
+    running: dict[str, Target] = field(default_factory=dict)
+    missing: dict[str, str] = field(default_factory=dict)
+    kept: dict[str, Any] = field(default_factory=dict)  # part → its results, of this run and of those before
+    serial: int = 0
 
-    def median(self, name: str) -> float:
-        return statistics.median(getattr(self, name) or [0.0])
+    @property
+    def rounds(self) -> int:
+        return int(self.options.rounds)
+
+    def targets(self, *names: str) -> Sequence[Target]:
+        """Those of them that this machine has: started once, and warm."""
+        wanted = self.options.targets
+        return [target for name in names if not wanted or name in wanted if (target := self._target(name)) is not None]
+
+    def fresh(self, name: str) -> contextlib.AbstractContextManager[Target]:
+        """Started for this alone. Missing where it can't be had."""
+        self.serial += 1
+        return started(name, Place(self.folder / f"{self.serial}", self.source.port, self.cores))
+
+    def _target(self, name: str) -> Target | None:
+        if name == DIRECT:
+            return replace(self.source, pids=(), core=None)
+        if name not in self.running and name not in self.missing:
+            try:
+                target = self.stack.enter_context(self.fresh(name))
+                self.warm(target)
+                self.running[name] = target
+            except (Missing, AssertionError, Failed) as why:
+                self.missing[name] = str(why)
+                sys.stderr.write(f"MISSING: {name}: {why}\n")
+        return self.running.get(name)
+
+    def warm(self, target: Target) -> None:
+        for load in (WARM, WARM_STREAMS):
+            self.measure(target, load, 0.5 if self.options.quick else 1.0)
 
 
-Results = dict[tuple[str, str], Figures]
+# -- parts: each measures, and returns plain results ------------------------------------------------------------------------------
+
+
+def json_calls(bench: Bench) -> Any:
+    peers = (PORTKEY, LITELLM) if bench.options.peers else (WORKERS,)
+    return in_rounds(bench.measure, bench.targets(DIRECT, *BETWEEN, *peers), JSON_LOADS, bench.rounds).to_json()
+
+
+def half_load(bench: Bench) -> Any:
+    """Each target at half of what it does at 16 connections, and the direct call at the same rate."""
+    known = Rows.from_json(bench.kept["json"]) if "json" in bench.kept else Rows()
+    (direct,), rows = bench.targets(DIRECT), Rows()
+    for target in bench.targets(BARE, STACK, SQLITE, VALKEY):
+        calls_s = known.median(target.name, SIXTEEN.name, "calls_s") if "json" in bench.options.only else None
+        load = replace(HALF, rate=(calls_s or bench.measure(target, SIXTEEN, 1.0)["calls_s"]) / 2)
+        for _ in range(bench.rounds):
+            tried(rows, bench.measure, direct, replace(load, name=tables.beside(HALF, target.name)))
+            tried(rows, bench.measure, target, load)
+    return rows.to_json()
+
+
+def streams(bench: Bench) -> Any:
+    peers = (PORTKEY, LITELLM) if bench.options.peers else ()
+    loads = STREAM_LOADS[:-1] if bench.options.peers else STREAM_LOADS
+    # A stream takes the longest to measure, and has the most samples.
+    return in_rounds(bench.measure, bench.targets(DIRECT, *BETWEEN, *peers), loads, max(1, bench.rounds - 1)).to_json()
+
+
+def full_load(bench: Bench) -> Any:
+    """2,000 streams: at 60 % of a core, and with more than the core can do. What a chunk costs is found first."""
+    (direct,), rows = bench.targets(DIRECT), Rows()
+    for _ in range(max(1, bench.rounds - 1)):
+        for target in bench.targets(BARE, STACK, SQLITE, VALKEY):
+            try:
+                chunk_us = bench.measure(target, TWO_THOUSAND, 1.5)["cpu_us_chunk"]
+            except Failed as failed:
+                rows.failed[target.name, SIXTY.name] = str(failed)
+                continue
+            sixty = SIXTY.at(min(STREAMS_FED, 0.6e6 / chunk_us))
+            tried(rows, bench.measure, direct, replace(sixty, name=tables.beside(SIXTY, target.name)))
+            tried(rows, bench.measure, target, sixty)
+            tried(rows, bench.measure, target, FULL.at(min(STREAMS_FED, OVERLOAD * 1e6 / chunk_us)))
+    return rows.to_json()
+
+
+def memory(bench: Bench) -> Any:
+    """In a process that has carried no such load before: what it grew to once stays with it."""
+    rows = Rows()
+    for name in (NGINX, BARE, STACK, SQLITE, VALKEY):
+        if bench.options.targets and name not in bench.options.targets:
+            continue
+        try:
+            with bench.fresh(name) as target:
+                bench.warm(target)
+                tried(rows, bench.measure, target, MEMORY)
+        except (Missing, AssertionError, Failed) as why:
+            rows.failed[name, MEMORY.name] = str(why)
+            sys.stderr.write(f"FAILED: {name}: {why}\n")
+    return rows.to_json()
+
+
+def runs(bench: Bench) -> Any:
+    return in_rounds(bench.measure, bench.targets(SQLITE, VALKEY), RUNS, bench.rounds).to_json()
+
+
+def conversations(bench: Bench) -> Any:
+    return steps.measured(bench.targets(DIRECT, BARE, STACK, SQLITE, VALKEY), 1 if bench.options.quick else 2 * bench.rounds)
+
+
+def ledger_alone(bench: Bench) -> Any:
+    return ledger.table(bench.options.seconds, bench.rounds)
+
+
+def counting(_bench: Bench) -> Any:
+    return estimating.table()
+
+
+PARTS: Final[Mapping[str, tuple[Callable[[Bench], Any], Callable[[Any], str]]]] = {
+    "json": (json_calls, tables.json_calls),
+    "half": (half_load, tables.half_load),
+    "streams": (streams, tables.streams),
+    "full": (full_load, tables.full_load),
+    "memory": (memory, tables.memory),
+    "runs": (runs, tables.runs),
+    "conversations": (conversations, tables.conversations),
+    "ledger": (ledger_alone, str),
+    "counting": (counting, str),
+}
+WITH_PEERS: Final = ("json", "streams")
+
+
+# -- the run ----------------------------------------------------------------------------------------------------------------------
 
 
 def main() -> int:
+    options = _options()
+    signal.signal(signal.SIGTERM, _asked_to_end)
+    machine.allow_many_files()
+    bench_kept = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
+    wrong: list[str] = []
+    with _bench(options, bench_kept) as bench:
+        for name in options.only:
+            _part(bench, name, wrong)
+        for name, target in bench.running.items():
+            wrong += [f"{name} logged: {line[:1000]}" for line in target.troubles()[:3]]
+    wrong += [f"{name}: {why}" for name, why in bench.missing.items()]
+    report = verdict.table(verdict.of(bench.kept))
+    print(f"\n{report}")
+    if options.write:
+        write(report, *verdict.MARKS)
+    for line in wrong:
+        print(f"WRONG: {line}", file=sys.stderr)
+    return 1 if wrong else 0
+
+
+def _part(bench: Bench, name: str, wrong: list[str]) -> None:
+    options = bench.options
+    began = time.monotonic()
+    measured, told = PARTS[name]
+    results = measured(bench)
+    part = f"{name}-peers" if options.peers and name in WITH_PEERS else name
+    bench.kept[part] = results
+    bench.kept.setdefault("cores_to_spare", bench.cores.to_spare)
+    report = f"{_about(options)}\n\n{told(results)}"
+    if absent := [f"**Missing: {target}.** {why.splitlines()[0]}" for target, why in bench.missing.items()]:
+        report += "\n\n" + "\n\n".join(absent)
+    print(f"\n{report}\n", flush=True)
+    sys.stderr.write(f"{time.strftime('%H:%M:%S')} {part} took {time.monotonic() - began:.0f} s\n")
+    if isinstance(results, dict) and "failed" in results:
+        wrong += [f"{why}" for target, _, why in results["failed"] if target in (*OURS, STACK, BARE, DIRECT)]
+    if not options.quick:
+        RESULTS.parent.mkdir(exist_ok=True)
+        RESULTS.write_text(json.dumps(bench.kept, indent=1))
+    if options.write:
+        write(report, f"<!-- bench {part}: begin -->", f"<!-- bench {part}: end -->")
+
+
+@contextlib.contextmanager
+def _bench(options: argparse.Namespace, kept: dict[str, Any]) -> Iterator[Bench]:
+    cores = machine.cores()
+    with contextlib.ExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="penstock-bench-")))
+        source = stack.enter_context(provider(cores))
+        yield Bench(options, cores, folder, source, Measure(source, cores, options.seconds), stack, kept=kept)
+
+
+def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m tests.bench")
-    parser.add_argument("--seconds", type=float, default=4, help="of each measurement")
+    parser.add_argument("--only", nargs="+", metavar="PART", choices=PARTS, default=None, help=", ".join(PARTS))
+    parser.add_argument("--targets", nargs="+", metavar="NAME", default=[], help="none but these, such as 'Penstock on SQLite'")
+    parser.add_argument("--seconds", type=float, default=2.0, help="of each measurement")
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--quick", action="store_true", help="one short round, to see that everything runs: no figures to keep")
+    parser.add_argument("--peers", action="store_true", help="LiteLLM and Portkey too; of the parts json and streams")
     parser.add_argument("--write", action="store_true", help=f"put the tables into {DOCS}")
     options = parser.parse_args()
-    cores = sorted(os.sched_getaffinity(0))
-    measured, rest = {cores[0]}, set(cores[1:]) or {cores[0]}
-    with tempfile.TemporaryDirectory(prefix="penstock-bench-") as folder, _targets(Path(folder), measured, rest) as targets:
-        results = _measure(targets, options.seconds, options.rounds, rest)
-    report = "\n\n".join(
-        (
-            _about(options, len(cores)),
-            *_tables(results, targets),
-            ledger.table(options.seconds, options.rounds),
-            estimating.table(),
-            real.table(),
-        )
-    )
-    print(report)
-    if options.write:
-        write(report, BEGIN, END)
-    grown = conversation.table()
-    print(f"\n{grown}")
-    if options.write:
-        write(grown, conversation.BEGIN, conversation.END)
-    return 0
+    if options.quick:
+        options.seconds, options.rounds = 0.5, 1
+        if options.write:
+            parser.error("--quick gives no figures to keep")
+    if options.write and options.targets:
+        parser.error("what is written has all targets")
+    options.only = options.only or list(WITH_PEERS if options.peers else PARTS)
+    if options.peers and set(options.only) - set(WITH_PEERS):
+        parser.error(f"peers are measured in {' and '.join(WITH_PEERS)} only")
+    return options
 
 
-# -- processes ------------------------------------------------------------------------------------------------------------------
+def _about(options: argparse.Namespace) -> str:
+    flags = [f"--seconds {options.seconds:g}", f"--rounds {options.rounds}", *(["--peers"] if options.peers else [])]
+    flags += ["--only", *options.only] if len(options.only) < len(PARTS) and not options.peers else []
+    return f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC, {machine.about()}. `python -m tests.bench {shlex.join(' '.join(flags).split())}`"
 
 
-@contextlib.contextmanager
-def _targets(folder: Path, measured: set[int], rest: set[int]) -> Iterator[Sequence[Target]]:
-    with contextlib.ExitStack() as stack:
-        provider = stack.enter_context(_process(["tests.bench.canned", "--tokens", str(TOKENS), "--gap-ms", str(GAP_MS)], rest))
-        upstream = f"http://127.0.0.1:{provider.port}/v1"
-        bare = stack.enter_context(_process(["tests.bench.bare", "--upstream", upstream], measured))
-        # High enough that nothing is refused: what a refusal costs is another question.
-        rules = policy(run_ceiling("$1000000"), runs={"max_active_per_key": 1_000_000})
-        setup = Setup(folder, upstream, policy=rules, models=(MODEL,))
-        gateway = stack.enter_context(GatewayProcess(setup))
-        _pin(gateway.pid, measured)
-        yield (
-            Target("direct", provider.port, None),
-            replace(bare, name="the same stack without budget work"),
-            Target("Penstock on SQLite", setup.port, gateway.pid),
-        )
-
-
-@contextlib.contextmanager
-def _process(module: Sequence[str], cores: set[int]) -> Iterator[Target]:
-    command = [sys.executable, "-m", *module]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
-        try:
-            _pin(process.pid, cores)
-            assert process.stdout is not None
-            line = process.stdout.readline()
-            assert line, f"{module[0]} ended with code {process.wait()}"
-            yield Target(module[0], json.loads(line)["port"], process.pid)
-        finally:
-            process.terminate()
-
-
-def _pin(pid: int, cores: set[int]) -> None:
-    """A process with all the threads it has by now; those it starts later inherit."""
-    for thread in Path(f"/proc/{pid}/task").iterdir():
-        os.sched_setaffinity(int(thread.name), cores)
-
-
-def _cpu_s(pid: int) -> float:
-    """User and system time of a process and all its threads."""
-    after_name = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    return (int(after_name[11]) + int(after_name[12])) * _TICK_S
-
-
-# -- measuring ------------------------------------------------------------------------------------------------------------------
-
-
-def _measure(targets: Sequence[Target], seconds: float, rounds: int, cores: set[int]) -> Results:
-    """Rounds over all targets, not targets over all rounds: what the machine does meanwhile falls on all of them."""
-    results: Results = {(target.name, load.name): Figures() for target in targets for load in LOADS}
-    for target in targets:
-        _load(target, SIXTEEN, 1.0, cores, "warm")
-    for number in range(rounds):
-        for load in LOADS:
-            for target in targets:
-                figures = results[target.name, load.name]
-                before = _cpu_s(target.pid) if target.pid else 0.0
-                told = _load(target, load, seconds, cores, str(number))
-                cpu_s = _cpu_s(target.pid) - before if target.pid else 0.0
-                calls, samples = told["calls"], told["samples"]
-                figures.calls_per_s.append(calls / told["seconds"])
-                figures.p50_ms.append(told["p50_ms"])
-                figures.p99_ms.append(told["p99_ms"])
-                figures.cpu_us_per_call.append(cpu_s / calls * 1e6)
-                if load.stream:
-                    figures.events_per_s.append(samples / told["seconds"])
-                    figures.cpu_us_per_event.append(cpu_s / samples * 1e6)
-                print(f"round {number + 1}: {load.name}: {target.name}: {calls} calls", file=sys.stderr)
-    return results
-
-
-def _load(target: Target, load: Load, seconds: float, cores: set[int], salt: str) -> Any:
-    command = [sys.executable, "-m", "tests.bench.load", "--port", str(target.port), "--connections", str(load.connections)]
-    command += ["--seconds", str(seconds), "--gap-ms", str(GAP_MS), "--salt", f"{salt}-{time.time_ns()}"]
-    if load.stream:
-        command.append("--stream")
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
-        _pin(process.pid, cores)
-        output, _ = process.communicate(timeout=seconds + 60)
-    assert process.returncode == 0, f"the load generator ended with code {process.returncode}"
-    told = json.loads(output)
-    assert not told["failures"], f"{told['failures']} connections failed, such as: {told['failure']}"
-    return told
-
-
-# -- telling --------------------------------------------------------------------------------------------------------------------
-
-
-def _tables(results: Results, targets: Sequence[Target]) -> Iterator[str]:
-    direct = targets[0].name
-
-    def row(target: Target, load: Load) -> str:
-        told, without = results[target.name, load.name], results[direct, load.name]
-        added = [f"{max(0.0, told.median(name) - without.median(name)):.2f}" for name in ("p50_ms", "p99_ms")]
-        if target.name == direct:
-            added = [f"({told.median(name):.2f})" for name in ("p50_ms", "p99_ms")]
-        cells = [target.name, f"{told.median('calls_per_s'):,.0f}", *added]
-        cpu = told.median("cpu_us_per_call")
-        cells.append(f"{cpu:,.0f}" if target.pid else "–")
-        if load.stream:
-            cells += [f"{told.median('events_per_s'):,.0f}", f"{told.median('cpu_us_per_event'):.0f}" if target.pid else "–"]
-        return f"| {' | '.join(cells)} |"
-
-    for load in LOADS:
-        columns = ["", "calls/s", "p50 added, ms", "p99 added, ms", "CPU µs/call"]
-        if load.stream:
-            columns[2:4] = ["p50 of events added, ms", "p99 of events added, ms"]
-            columns += ["events/s", "CPU µs/event"]
-        lines = [f"| {' | '.join(columns)} |", f"|{'---|' * len(columns)}", *(row(target, load) for target in targets)]
-        yield f"**{load.name}**\n\n" + "\n".join(lines)
-    bare, ours = (results[target.name, SIXTY_FOUR.name].median("calls_per_s") for target in targets[1:])
-    yield f"At 64 connections Penstock makes {ours / bare:.2f} × the calls of the same stack without budget work."
-
-
-def _about(options: argparse.Namespace, cores: int) -> str:
-    model = next(
-        (line.partition(":")[2].strip() for line in _lines("/proc/cpuinfo") if line.startswith("model name")), platform.machine()
-    )
-    command = f"python -m tests.bench --seconds {options.seconds:g} --rounds {options.rounds}"
-    return (
-        f"{datetime.now(UTC):%Y-%m-%d}, {cores} × {model}, {platform.system()} {platform.release()}, "
-        f"Python {platform.python_version()}. `{command}`: medians of {options.rounds} rounds."
-    )
-
-
-def _lines(path: str) -> Sequence[str]:
-    with contextlib.suppress(OSError):
-        return Path(path).read_text().splitlines()
-    return ()
+def _asked_to_end(_number: int, _frame: FrameType | None) -> None:
+    """So that everything that was started ends too."""
+    sys.exit(143)
 
 
 if __name__ == "__main__":

@@ -104,7 +104,7 @@ class _Server:
 
 def _check(provider: _Server) -> None:
     """A prompt's count is what the server reports as the usage of a call with it."""
-    talk = _Conversation("a short one", _prose, random.Random(0), tokens=400)
+    talk = Conversation("a short one", _prose, random.Random(0), tokens=400)
     for body in itertools.islice(talk.steps(), _CHECKED_STEPS):
         reported = provider.ask("/v1/chat/completions", body)["usage"]["prompt_tokens"]
         assert provider.counted(body) == reported
@@ -199,7 +199,7 @@ _WORDS: Final = [
     "lease",
 ]
 _prose: Final = _of_files("docs/*.md")
-_python: Final = _of_files("gateway/**/*.py")
+python: Final = _of_files("gateway/**/*.py")
 _tests: Final = _of_files("tests/core/*.py")
 _yaml: Final = _of_files("**/data/*.yaml")
 _chinese: Final = _sentences(
@@ -237,7 +237,7 @@ _russian: Final = _sentences(
 
 
 @dataclass(eq=False)
-class _Conversation:
+class Conversation:
     """An agent's, of which each step sends all that went before."""
 
     name: str
@@ -280,9 +280,9 @@ class _Conversation:
         return {"type": "function", "function": described}
 
 
-def _conversations() -> Sequence[_Conversation]:
+def _conversations() -> Sequence[Conversation]:
     kinds: dict[str, Text] = {
-        "Python": _python,
+        "Python": python,
         "JSON, minified": _json(None),
         "Markdown": _prose,
         "Chinese": _chinese,
@@ -292,10 +292,10 @@ def _conversations() -> Sequence[_Conversation]:
         "JSON, indented": _json(2),
         "Japanese": _japanese,
         "YAML": _yaml,
-        "code, JSON, prose and logs in turn": _mixed(_python, _json(None), _prose, _log),
-        "code, JSON, Chinese and Russian in turn": _mixed(_python, _json(2), _chinese, _russian),
+        "code, JSON, prose and logs in turn": _mixed(python, _json(None), _prose, _log),
+        "code, JSON, Chinese and Russian in turn": _mixed(python, _json(2), _chinese, _russian),
     }
-    return [_Conversation(name, text, random.Random(number)) for number, (name, text) in enumerate(kinds.items())]
+    return [Conversation(name, text, random.Random(number)) for number, (name, text) in enumerate(kinds.items())]
 
 
 # -- measuring ------------------------------------------------------------------------------------------------------------------
