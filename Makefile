@@ -1,4 +1,4 @@
-# make run | test | check | test-deep | bench | demo | model | docs | lock | clean
+# make run | test | check | test-deep | bench | bench-peers | demo | model | docs | lock | clean
 # Everything is installed into .venv from the lock files, by hash, with nothing but Python 3.11-3.13 and its pip.
 
 PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
@@ -9,7 +9,7 @@ CONFIG ?= $(firstword $(wildcard config.yaml) config.example.yaml)
 MODEL ?= scripted
 
 .DELETE_ON_ERROR:
-.PHONY: run test check test-deep bench demo model docs lock clean
+.PHONY: run test check test-deep bench bench-peers demo model docs lock clean
 
 run: .venv/run.stamp
 	$(BIN)/penstock serve --config $(CONFIG)
@@ -26,8 +26,14 @@ check: .venv/dev.stamp
 test-deep: .venv/dev.stamp .venv/local.stamp .venv/agents.stamp
 	$(BIN)/python -m pytest -m deep --durations=10 --timeout=1800
 
+# ARGS=--quick, ARGS=--write, ARGS="--only json half": tests/bench/__main__.py.
 bench: .venv/dev.stamp
-	$(BIN)/python -m tests.bench
+	$(BIN)/python -m tests.bench $(ARGS)
+
+# A peer that can't be installed is measured as missing, and fails the second step.
+bench-peers: .venv/dev.stamp
+	-$(BIN)/python -m tests.bench.peers
+	$(BIN)/python -m tests.bench --peers $(ARGS)
 
 demo: .venv/dev.stamp $(if $(filter local,$(MODEL)),.venv/local.stamp)
 	$(BIN)/penstock demo --model $(MODEL)
@@ -48,7 +54,7 @@ lock:
 	$(COMPILE) --group dev --group agents -c requirements.lock -o requirements-agents.lock
 
 clean:
-	rm -rf .venv .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis dist
+	rm -rf .venv .bench .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis dist
 
 .venv/bin/python:
 	@test -n "$(PYTHON)" || { echo "Penstock needs Python 3.11, 3.12 or 3.13 with venv; name one with: make PYTHON=/path/to/python3.11" >&2; exit 1; }

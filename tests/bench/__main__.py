@@ -49,6 +49,7 @@ from tests.bench.targets import (
 )
 
 RESULTS: Final = PEERS / "results.json"
+VERSIONS: Final = PEERS / "versions.json"  # of the peers that were installed
 STREAMS_FED: Final = 36_000.0  # chunks a second that one core can make and take
 OVERLOAD: Final = 1.3  # × what the CPU of a chunk allows
 WARM: Final = Load("warm-up", 16)
@@ -272,9 +273,13 @@ def _options() -> argparse.Namespace:
 
 
 def _about(options: argparse.Namespace) -> str:
-    flags = [f"--seconds {options.seconds:g}", f"--rounds {options.rounds}", *(["--peers"] if options.peers else [])]
-    flags += ["--only", *options.only] if len(options.only) < len(PARTS) and not options.peers else []
-    return f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC, {machine.about()}. `python -m tests.bench {shlex.join(' '.join(flags).split())}`"
+    flags = ["--seconds", f"{options.seconds:g}", "--rounds", f"{options.rounds}", *(["--peers"] if options.peers else [])]
+    if len(options.only) < len(WITH_PEERS if options.peers else PARTS):
+        flags += ["--only", *options.only]
+    about = f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC, {machine.about()}. `python -m tests.bench {shlex.join(flags)}`."
+    if options.peers and VERSIONS.exists():
+        about += f" Peers: {'; '.join(json.loads(VERSIONS.read_text()).values())}."
+    return about
 
 
 def _asked_to_end(_number: int, _frame: FrameType | None) -> None:

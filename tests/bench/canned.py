@@ -26,6 +26,7 @@ WORDS: Final = " river" * 60  # an answer's text
 BACKLOG: Final = 4096
 _HEAD: Final = {"id": "chatcmpl-bench", "object": "chat.completion", "created": 1_700_000_000, "model": "bench-model"}
 _LENGTH: Final = re.compile(rb"\r\ncontent-length: *(\d+)", re.IGNORECASE)
+_ASKED: Final = re.compile(rb"POST /v1/chat/completions ")
 _STREAMS: Final = re.compile(rb'"stream": ?true')
 _PACE: Final = re.compile(rb"pace:(\d+):(\d+)")
 _BYTES_A_TOKEN: Final = 4
@@ -169,9 +170,10 @@ class Provider:
     def _asked(self, connection: Connection, data: bytes, start: int, length: int) -> None:
         if data.startswith(b"GET"):
             self._send(connection, self._told() if data.startswith(b"GET /lateness ") else plain(b'{"object":"list","data":[]}'))
-        elif not length:
+        elif not length or not _ASKED.match(data):
             self._send(
-                connection, plain(b'{"error":{"message":"a body with a Content-Length is needed"}}', "411 Length Required")
+                connection,
+                plain(b'{"error":{"message":"chat completions with a Content-Length, nothing else"}}', "404 Not Found"),
             )
         elif _STREAMS.search(data, start):
             self._open(connection, data, start, length)
