@@ -43,20 +43,16 @@ class Charging:
     def nothing_billed(self) -> bool:
         return self.phase is Phase.UNSENT or self.phase is Phase.REFUSED
 
-    def exceeds(self, hold: Hold) -> bool:
-        """Whether the output seen has surely passed what is held."""
-        return self.meter.exceeds(_output_held(hold))
-
     def of(self, hold: Hold, ending: Ending) -> tuple[Usage, Amounts]:
         assert not self.nothing_billed
-        plan, output_held = hold.plan, _output_held(hold)
+        plan, most = hold.plan, output_held(hold)
         call = hold.decision.call
         bound = tuple([each for each in call.pieces if self._billed(each[0])]) if call.pieces else ()
-        held = Usage(UsageSource.HELD, input_tokens=plan.input_tokens, output_tokens=output_held, others=bound)
+        held = Usage(UsageSource.HELD, input_tokens=plan.input_tokens, output_tokens=most, others=bound)
         if self.phase is Phase.OPENED:
             return held, plan.cost_max
-        usage = self.meter.usage(plan.input_tokens, output_held)
-        if not self.meter.reported and usage.total_output_tokens < output_held and self._may_have_been_more(call, ending):
+        usage = self.meter.usage(plan.input_tokens, most)
+        if not self.meter.reported and usage.total_output_tokens < most and self._may_have_been_more(call, ending):
             return held, plan.cost_max
         told: frozenset[str] = frozenset()
         if self.meter.pieces or usage.others or bound:
@@ -106,15 +102,11 @@ class Charging:
 class FlatCharging(Charging):
     """Of a call whose cost the config states, whatever its answer is."""
 
-    def exceeds(self, hold: Hold) -> bool:
-        del hold
-        return False
-
     def of(self, hold: Hold, ending: Ending) -> tuple[Usage, Amounts]:
         del ending
         return Usage(UsageSource.COUNTED), hold.plan.cost_max
 
 
-def _output_held(hold: Hold) -> int:
+def output_held(hold: Hold) -> int:
     """Tokens, of all choices together."""
     return estimate.output_held(hold.decision.call, hold.plan.output_cap)

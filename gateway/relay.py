@@ -344,14 +344,13 @@ class Relay:
         rest = streaming.rest
         if stream.done and not stream.error_seen:
             rest = self._summary(answer) + rest
-        if rest:
-            await outlet.write(rest)
         if streaming.cut is not None:
             # Never a clean end: a client would take half an answer for a whole one.
             said = problem("provider_cut", f"{self._name} broke off: {streaming.cut}")
+            await outlet.write(rest)
             await streaming.end_badly(outlet, stream.error_ending(said))
             return
-        await outlet.finish()
+        await outlet.finish(rest)
         if stream.done:
             await streaming.read_out()
 

@@ -132,12 +132,11 @@ class StoredAnswers:
                 await outlet.room()
         rest = stream.finish()
         await self._look_at(name, principal, stream.response)
-        if rest:
-            await outlet.write(rest)
         if stream.cut and not stream.error_seen:
+            await outlet.write(rest)
             outlet.abort()  # never a clean end
             return
-        await outlet.finish()
+        await outlet.finish(rest)
 
     # -- its hold -------------------------------------------------------------------------------------------------------------
 

@@ -13,7 +13,7 @@ from dataclasses import replace
 from typing import Final
 
 from gateway.admitting import first_blocking
-from gateway.charging import Charging
+from gateway.charging import Charging, output_held
 from gateway.core import estimate
 from gateway.core.values import Plan, Slice
 from gateway.settling import Settling, beyond
@@ -33,12 +33,14 @@ class Streaming:
 
     __slots__ = (
         "_answer",
-        "_charging",
         "_full",
         "_late",
         "_left",
+        "_meter",
+        "_model",
         "_name",
         "_outlet",
+        "_output_held",
         "_settling",
         "_slicing",
         "cut",
@@ -49,9 +51,11 @@ class Streaming:
     def __init__(self, answer: Answer, stream: Stream, charging: Charging, settling: Settling, name: str) -> None:
         self._answer = answer
         self.stream = stream
-        self._charging = charging
+        self._meter = charging.meter
+        self._model = charging.model
         self._settling = settling
         self._name = name
+        self._output_held = output_held(settling.hold)
         self._slicing = None
         if settling.hold.plan.slice is not None:
             self._slicing = Slicing(settling, charging.meter, charging.model)
@@ -105,8 +109,7 @@ class Streaming:
     async def end_badly(self, outlet: Outlet, ending: bytes) -> None:
         """So that the client can tell that this is not the whole. Where the answer's format has no such ending, as sound, it is cut."""
         if ending or self.stream.error_seen:
-            await outlet.write(ending)
-            await outlet.finish()
+            await outlet.finish(ending)
         else:
             outlet.abort()
 
@@ -122,18 +125,22 @@ class Streaming:
 
     def _is_held(self) -> bool:
         """Whether what is held covers the output so far, for all that can be said without waiting."""
-        return (self._slicing is None or self._slicing.is_ahead()) and not self._charging.exceeds(self._settling.hold)
+        return (self._slicing is None or self._slicing.is_ahead()) and not self._meter.exceeds(self._output_held)
 
     async def _has_room(self) -> bool:
         """Whether the worst case covers the output so far. Where a provider ignores the cap, what it may write next is held first, or no
         room is left."""
-        return not self._charging.exceeds(self._settling.hold) or await self._settling.widen(self._wider())
+        if not self._meter.exceeds(self._output_held):
+            return True
+        widened = await self._settling.widen(self._wider())
+        self._output_held = output_held(self._settling.hold)
+        return widened
 
     def _wider(self) -> Plan:
         plan, call = self._settling.hold.plan, self._settling.hold.decision.call
-        seen = -(-self._charging.meter.tokens_seen // call.choices)
+        seen = -(-self._meter.tokens_seen // call.choices)
         cap = max(plan.output_cap, seen) + _MORE_OUTPUT_TOKENS
-        cost = estimate.worst_case(call, self._charging.model, plan.input_tokens, cap)
+        cost = estimate.worst_case(call, self._model, plan.input_tokens, cap)
         return replace(plan, output_cap=cap, cost_max=cost, slice=None if plan.slice is None else Slice(cap, cost))
 
     def no_more(self) -> Problem:
@@ -141,7 +148,7 @@ class Streaming:
         plan, slicing = self._settling.hold.plan, self._slicing
         if slicing is not None and not slicing.whole:
             needed = slicing.missing()
-            written = self._charging.meter.charged_tokens
+            written = self._meter.charged_tokens
             what = f"The answer was ended after {written} tokens, as no budget is left to hold more of it"
         else:
             more = beyond(self._wider().cost_max, plan.cost_max)
@@ -162,15 +169,15 @@ class Streaming:
         for is not."""
         self._left = most
         try:
-            while not await self._answer.pour(self._meter):
+            while not await self._answer.pour(self._feed):
                 covered = self._slicing is None or await self._slicing.covers()
-                if self.stream.done or self._left < 0 or not covered or self._charging.exceeds(self._settling.hold):
+                if self.stream.done or self._left < 0 or not covered or self._meter.exceeds(self._output_held):
                     return
         except Unknown:
             pass  # what was counted until here is charged
         self.stream.finish()
 
-    def _meter(self, piece: bytes) -> bool:
+    def _feed(self, piece: bytes) -> bool:
         self.stream.feed(piece)
         self._left -= len(piece)
         return self._left >= 0 and not self.stream.done and self._is_held()

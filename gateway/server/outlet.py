@@ -123,12 +123,18 @@ class HttpOutlet:
             self._put(b"%x\r\n%b\r\n" % (len(data), data) if self._chunked else data)
         return not self._line.writing_paused
 
-    async def finish(self) -> None:
+    async def finish(self, last: bytes = b"") -> None:
         assert self._stage is not _Stage.NEW, "start() comes first"
         if self._stage is _Stage.ENDED:
             return
-        self._put(b"0\r\n\r\n" if self._chunked else b"")
+        if self._no_body:
+            last = b""
+        elif self._chunked:
+            last = b"%x\r\n%b\r\n0\r\n\r\n" % (len(last), last) if last else b"0\r\n\r\n"
+        self._put(last)
         self._stage = _Stage.ENDED
+        if self._line.writing_paused:
+            await self.room()
 
     def abort(self) -> None:
         if self._stage is _Stage.BROKEN or (self._stage is _Stage.ENDED and not self._line.writing_paused):

@@ -549,23 +549,27 @@ class ChatStream(EventStream):
         if chunk.get("error"):
             self.error_seen = True
         self._meter.served_at(chunk.get("service_tier"))
-        choices = dicts(chunk.get("choices"))
-        if choices:
+        finished = self._finished
+        for choice in dicts(chunk.get("choices")):
             self._last = chunk
-            for choice in choices:
-                index = choice.get("index")
-                key = index if type(index) is int else 0
-                self._finished[key] = bool(choice.get("finish_reason")) or self._finished.get(key, False)
-                self._meter_choice(choice)
+            index = choice.get("index")
+            key = index if type(index) is int else 0
+            if choice.get("finish_reason"):
+                finished[key] = True
+            elif key not in finished:
+                finished[key] = False
+            self._meter_choice(choice)
         return self._take_usage(chunk) and self._hide_usage and not chunk.get("choices") and not self.error_seen
 
     def _take_usage(self, chunk: Mapping[str, Any]) -> bool:
         """Whether the chunk has a usage object. Any report is passed on: some providers send a running total with every chunk."""
         reported = chunk.get("usage")
-        if reported is None and type(beside := chunk.get("x_groq")) is dict:
-            reported = beside.get("usage")
+        if reported is None:
+            reported = fields_of(chunk.get("x_groq")).get("usage")
+        if type(reported) is not dict:
+            return False
         take_usage(reported, self._meter)
-        return type(reported) is dict
+        return True
 
 
 def error_event(problem: Problem) -> bytes:

@@ -56,8 +56,8 @@ class Outlet(Protocol):
     async def room(self) -> None:
         """Returns when the client's side has room again."""
 
-    async def finish(self) -> None:
-        """Ends the stream cleanly."""
+    async def finish(self, last: bytes = b"") -> None:
+        """Ends the stream cleanly, with these as its last bytes."""
 
     def abort(self) -> None:
         """Closes the connection so that the client can't take the stream for complete."""

@@ -14,6 +14,7 @@ _BOM: Final = b"\xef\xbb\xbf"
 # Two line ends in a row. The group is atomic: a CRLF must never count as a CR and an LF.
 _END: Final = re.compile(rb"(?>\r\n|\n|\r){2}")
 _LONGEST_END: Final = 4
+_SHORT: Final = 4_096  # bytes left over that may be copied with every piece that comes
 
 
 @record
@@ -33,14 +34,25 @@ class Events:
         self._max_event = max_event
         self._rest = bytearray()
         self._scanned = 0  # bytes of `_rest` in which no event ends
-        self._started = False  # a first event was given out, so no BOM can come any more
+        self._past_bom = False  # none can come any more
         self.mid_event = False  # a piece of a too large event was given out, and its end was not
 
     def feed(self, data: bytes) -> list[Event]:
-        # The fast path: nothing is left over, and what came is whole events with plain line ends.
-        if self._started and not self._rest and not self.mid_event and data.endswith(b"\n\n") and b"\r" not in data:
-            return [Event(raw, _data(raw)) for raw in (part + b"\n\n" for part in data.split(b"\n\n")[:-1])]
-        return self._feed_slowly(data)
+        # The fast path: plain line ends, and not much left over.
+        rest = self._rest
+        if not self._past_bom and not rest:
+            self._past_bom = not _BOM.startswith(data[:1])
+        if not self._past_bom or self.mid_event or len(rest) > _SHORT or b"\r" in data or len(data) >= self._max_event:
+            return self._feed_slowly(data)
+        if rest:
+            data = bytes(rest) + data
+            if b"\r" in rest or len(data) > self._max_event:
+                return self._feed_slowly(data[len(rest) :])
+            rest.clear()
+        parts = data.split(b"\n\n")
+        rest += parts.pop()
+        self._scanned = len(rest)
+        return [Event(part + b"\n\n", _plain_data(part)) for part in parts]
 
     def finish(self) -> Event | None:
         """What was left at the end of the stream, read as if an empty line had followed."""
@@ -75,14 +87,18 @@ class Events:
         if self.mid_event:
             self.mid_event = False
             return Event(raw, None)
-        data = _data(raw if self._started else raw.removeprefix(_BOM))
-        self._started = True
+        data = _data(raw if self._past_bom else raw.removeprefix(_BOM))
+        self._past_bom = True
         return Event(raw, data)
 
 
+def _plain_data(text: bytes) -> bytes:
+    """Of an event without its end, and without a CR. Nearly every one is a line of data, maybe with the event's name before it."""
+    line = text.partition(b"\n")[2] if text.startswith(b"event: ") else text
+    return line[6:] if line.startswith(b"data: ") and b"\n" not in line else _data(text)
+
+
 def _data(raw: bytes) -> bytes:
-    if raw.startswith(b"data: ") and raw.find(b"\n") == len(raw) - 2 and b"\r" not in raw:
-        return raw[6:-2]
     lines = []
     for line in raw.splitlines():
         name, _, value = line.partition(b":")

@@ -90,14 +90,14 @@ class EventStream(ABC):
             if data is None:
                 self._take_unread(event.raw)
             return False
-        if data.strip() == b"[DONE]":
-            self.done = True
-            return False
         try:
             read = orjson.loads(data)
         except orjson.JSONDecodeError:
             read = None
-        if type(read) is not dict:
+        if type(read) is dict:
+            return self._take_event(read)
+        if data.strip() == b"[DONE]":
+            self.done = True
+        else:
             self._take_unread(data)
-            return False
-        return self._take_event(read)
+        return False

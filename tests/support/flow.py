@@ -130,8 +130,8 @@ class Client:
         if self.takes_nothing:
             await asyncio.Event().wait()
 
-    async def finish(self) -> None:
-        await self._turn()
+    async def finish(self, last: bytes = b"") -> None:
+        await self.write(last)
         self.whole = True
 
     def abort(self) -> None:

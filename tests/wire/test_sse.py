@@ -54,6 +54,15 @@ def test_any_stream_gives_the_same_events_in_one_chunk_and_in_many(pieces: list[
     assert b"".join(event.raw for event in cut) == stream
 
 
+@pytest.mark.parametrize("line_end", [b"\n", b"\r\n", b"\r"])
+def test_an_empty_line_too_many_is_not_lost_wherever_its_chunks_end(line_end: bytes) -> None:
+    stream = b"data: a" + line_end * 3 + b"data: b" + line_end * 2
+    for cut in range(8, len(stream)):
+        events = events_of(b"data: z\n\n", stream[:cut], stream[cut:])
+        assert b"".join(event.raw for event in events) == b"data: z\n\n" + stream
+        assert [event.data for event in events if event.data] == [b"z", b"a", b"b"], cut
+
+
 def test_an_event_is_given_out_as_soon_as_its_last_byte_has_come() -> None:
     events = Events()
     assert events.feed(b"data: a\n") == []
