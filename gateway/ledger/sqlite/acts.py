@@ -103,8 +103,7 @@ def set_account_limit(books: Books, tenant: str, key: str, limit: int | None, wh
         return None
     account, row = found
     if row.limit != limit:
-        row.limit = limit
-        row.changed = row.wide = True
+        books.limit_account(row, limit)
         books.add_act(tenant, who, "set_account_limit", f"{key} {'none' if limit is None else limit}", why)
         books.add_raise(tenant)
     return view(account, row)
@@ -125,7 +124,7 @@ def adjust(
         return Adjusting.BELOW_ZERO, view(account, row)
     row.committed += amount
     row.adjusted += amount
-    row.changed = row.wide = True
+    row.change()
     books.add_act(tenant, who, "adjust", f"{key} {amount}", why, act_id)
     books.add_raise(tenant)
     return Adjusting.DONE, view(account, row)

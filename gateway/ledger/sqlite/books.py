@@ -1,13 +1,14 @@
-"""A batch's view of the store: each row is read at most once and written at most once, however many of its steps touch it.
+"""What the writer knows of the store: each row is read at most once while nobody else writes to the file, and written at most once per
+batch, however many of its steps touch it.
 
-The steps change the rows; `write` puts what has changed into the open transaction. Rows stay known from batch to batch while nobody
-else has written to the file; after a rollback nothing is, so a step that fails half-way leaves nothing.
+The steps change the rows in place; a row that has changed puts itself on a list, and `write` puts what is listed into the open
+transaction. Rows stay known from batch to batch until somebody else has written; after a rollback nothing is known, so a step that
+fails half-way leaves nothing.
 """
 
 import secrets
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import Any, Final, TypeAlias
 
 import apsw
@@ -15,13 +16,16 @@ import orjson
 
 from gateway.core.scopes import Account, Amounts
 from gateway.ledger.contract import Frozen
+from gateway.ledger.layout import Layout, Spot
 from gateway.ledger.packed import Record, account_of, pack_closing, pack_record, run_in
 from gateway.ledger.sqlite.cards import (
     ACCOUNT_COLUMNS,
+    CALL_COLUMNS,
     RUN_COLUMNS,
     AccountRow,
     CallRow,
     RunRow,
+    Where,
     account_row,
     call_row,
     run_row,
@@ -31,9 +35,15 @@ from gateway.ledger.states import ACTIVE, EXPIRED, LIVE
 
 RING: Final = 32  # refusals kept per run
 _KNOWN_AT_MOST: Final = 8_192  # rows of each kind
-Where: TypeAlias = tuple[str, str]  # a row's tenant, and its key, run or tail
-_Group: TypeAlias = tuple[str, int, str, str, str, str, str]  # of spend: tenant, day, owner, run, model, provider, dimensions
+# Of spend: tenant, day, owner, run, model, provider, dimensions.
+_Group: TypeAlias = tuple[str, int, str, str, str, str, tuple[tuple[str, str], ...]]
 _DAY_MS: Final = 86_400_000
+
+# The limits of runs themselves, as a step sees them: the call's run's, whether the admin set it, and the ancestors, whose own are in
+# the books.
+Own: TypeAlias = tuple[int | None, int, tuple[str, ...]]
+# A charge where it meets its account, under the limit that applies now.
+Met: TypeAlias = tuple[Spot, AccountRow, int | None]
 
 
 @dataclass(slots=True)
@@ -53,17 +63,20 @@ class Books:
         self.rules_changed = False
         self._cursor = cursor
         self._trusting = False
-        # What the batch touched (`accounts`: to be read by the steps, which find most of theirs here) …
-        self.accounts: dict[Where, AccountRow] = {}
+        self._accounts: dict[Where, AccountRow] = {}
         self._runs: dict[Where, RunRow | None] = {}
-        self._calls: dict[Where, CallRow | None] = {}
+        self._calls: dict[Where, CallRow] = {}  # of earlier batches, those that are open
+        self._spend_ids: dict[_Group, int] = {}
+        self._rules: dict[str, Rules] = {}  # by tenant
+        # What the steps found out about the accounts of a layout, and under which limits of runs; true as long as the accounts are
+        # known and none gets another limit.
+        self.met: dict[Layout, tuple[Own, Sequence[Met]]] = {}
+        # What has changed since it was written.
+        self._changed_accounts: list[AccountRow] = []
+        self._changed_runs: list[RunRow] = []
+        self._changed_calls: list[CallRow] = []
         self._spend: dict[_Group, list[int]] = {}
-        # … and what is known from the batches before it, as committed. Of the calls, those that are open.
-        self._known_accounts: dict[Where, AccountRow] = {}
-        self._known_runs: dict[Where, RunRow | None] = {}
-        self._known_calls: dict[Where, CallRow] = {}
-        self._known_spend: dict[_Group, int] = {}  # the id of its row
-        self._known_rules: dict[str, Rules] = {}  # by tenant
+        self._ended: list[Where] = []  # calls of this batch that are open no more
 
     # -- batches --------------------------------------------------------------------------------------------------------------
 
@@ -75,31 +88,28 @@ class Books:
         self._trusting = trusting
 
     def committed(self) -> None:
-        """What the batch touched is in the file: it stays known."""
-        self._known_accounts.update(self.accounts)
-        self._known_runs.update(self._runs)
-        for where, call in self._calls.items():
-            if call is not None and call.state <= EXPIRED:
-                self._known_calls[where] = call
-            else:
-                self._known_calls.pop(where, None)
-        for touched in (self.accounts, self._runs, self._calls):
-            touched.clear()
-        for known in (self._known_accounts, self._known_runs, self._known_calls, self._known_spend, self._known_rules):
+        """What the batch made of the rows is in the file: they stay known."""
+        for where in self._ended:
+            self._calls.pop(where, None)
+        self._ended.clear()
+        if max(len(self._accounts), len(self.met)) > _KNOWN_AT_MOST:
+            self._accounts.clear()
+            self.met.clear()
+        for known in (self._runs, self._calls, self._spend_ids, self._rules):
             if len(known) > _KNOWN_AT_MOST:
                 known.clear()
 
     def forget(self) -> None:
         """Somebody else has written, or the batch was rolled back."""
-        for known in (self._known_accounts, self._known_runs, self._known_calls, self._known_spend):
+        for known in (self._accounts, self._runs, self._calls, self._spend_ids, self.met, self._spend):
             known.clear()
-        for touched in (self.accounts, self._runs, self._calls, self._spend):
-            touched.clear()
+        for changed in (self._changed_accounts, self._changed_runs, self._changed_calls, self._ended):
+            changed.clear()
         if self.rules_changed:
             self.forget_rules()
 
     def forget_rules(self) -> None:
-        self._known_rules.clear()
+        self._rules.clear()
 
     # -- rows -----------------------------------------------------------------------------------------------------------------
 
@@ -108,21 +118,19 @@ class Books:
         at hand."""
         if where is None:
             where = (account.tenant, account.key)
-        row = self.accounts.get(where)
-        if row is not None:
-            return row
-        row = self._known_accounts.get(where)
+        row = self._accounts.get(where)
         if row is None:
-            found = self._account_columns(where)
-            row = account_row(account, found or (0, 0, 0, 0, 0, account.window.end_ms, 0, 0, None, run_in(account.scope), None))
+            found = self._account_columns(where) or (
+                *(0, 0, 0, 0, 0, account.window.end_ms, 0, 0, None, run_in(account.scope), None),
+            )
+            row = self._accounts[where] = account_row(where, self._changed_accounts, account.window.bucket_ms, found)
         row.roll(self.now_ms)
-        self.accounts[where] = row
         return row
 
     def account_by_key(self, tenant: str, key: str) -> tuple[Account, AccountRow] | None:
         """None: it does not exist."""
         where = (tenant, key)
-        known = self.accounts.get(where) or self._known_accounts.get(where)
+        known = self._accounts.get(where)
         if known is not None:
             end_ms = known.end_ms
         else:
@@ -137,24 +145,26 @@ class Books:
     def _account_columns(self, where: Where) -> tuple[Any, ...] | None:
         return self._cursor.execute(f"SELECT {ACCOUNT_COLUMNS} FROM accounts WHERE tenant = ? AND key = ?", where).fetchone()  # noqa: S608
 
+    def limit_account(self, row: AccountRow, limit: int | None) -> None:
+        """Stores a limit with it."""
+        row.limit = limit
+        row.change()
+        self.met.clear()
+
     def run(self, tenant: str, run: str) -> RunRow | None:
         where = (tenant, run)
-        if where in self._runs:
-            return self._runs[where]
-        if where in self._known_runs:
-            row = self._known_runs[where]
-        else:
+        row = self._runs.get(where)
+        if row is None and where not in self._runs:
             found = self._cursor.execute(f"SELECT {RUN_COLUMNS} FROM runs WHERE tenant = ? AND run = ?", where).fetchone()  # noqa: S608
-            row = run_row(found) if found else None
-        self._runs[where] = row
+            row = self._runs[where] = run_row(where, self._changed_runs, found) if found else None
         return row
 
     def new_run(self, tenant: str, run: str, owner: str) -> RunRow:
         now_ms = self.now_ms
-        row = RunRow(
-            now_ms, owner, ACTIVE, None, "", None, 0, None, 0, 0, (), None, 0, 0, 0, 0, now_ms, None, now_ms // 1000, changed=True
-        )
-        self._runs[tenant, run] = row
+        columns = (0, now_ms, owner, ACTIVE, None, "", None, 0, None, 0, 0, "", None, 0, 0, 0, 0, now_ms, None, now_ms // 1000)
+        row = run_row((tenant, run), self._changed_runs, columns)
+        row.change()
+        self._runs[row.where] = row
         return row
 
     def active_runs(self, tenant: str, owner: str, since_ms: int, at_most: int) -> int:
@@ -172,40 +182,41 @@ class Books:
         )
 
     def rules(self, tenant: str) -> Rules:
-        rules = self._known_rules.get(tenant)
+        rules = self._rules.get(tenant)
         if rules is None:
             raises = self._cursor.execute("SELECT raises FROM tenants WHERE tenant = ?", (tenant,)).get
-            rules = self._known_rules[tenant] = Rules(raises or 0, frozen_scopes(self._cursor, tenant))
+            rules = self._rules[tenant] = Rules(raises or 0, frozen_scopes(self._cursor, tenant))
         return rules
 
     def call(self, tenant: str, tail: str) -> CallRow | None:
         where = (tenant, tail)
-        if where in self._calls:
-            return self._calls[where]
-        row = self._known_calls.get(where)
+        row = self._calls.get(where)
         if row is None:
-            found = self._cursor.execute(
-                "SELECT id, tail, state, due_ms, record, closing FROM calls WHERE tenant = ? AND tail = ?", where
-            ).fetchone()
-            if found:
-                row = call_row(tenant, found)
-        self._calls[where] = row
+            found = self._cursor.execute(f"SELECT {CALL_COLUMNS} FROM calls WHERE tenant = ? AND tail = ?", where).fetchone()  # noqa: S608
+            if found is None:
+                return None
+            row = self._calls[where] = call_row(where, found)
+            if row.state > EXPIRED:
+                self._ended.append(where)
         return row
 
     def call_unless_new(self, tenant: str, tail: str) -> CallRow | None:
         """Takes an id that is not known here for a new one. Only for a step that then makes this call: where the id is not new, the
         INSERT fails, and the batch runs again without trust."""
-        if not self._trusting:
-            return self.call(tenant, tail)
-        where = (tenant, tail)
-        return self._calls.get(where) or self._known_calls.get(where)
+        return self._calls.get((tenant, tail)) if self._trusting else self.call(tenant, tail)
 
-    def new_call(self, tenant: str, row: CallRow) -> None:
-        row.changed = True
-        self._calls[tenant, row.tail] = row
+    def new_call(self, row: CallRow) -> None:
+        self._calls[row.where] = row
+        self.change_call(row)
 
-    def due(self, at_most: int) -> Iterator[tuple[str, CallRow]]:
-        """Live holds whose lease has run out, the oldest lease first, with their tenant."""
+    def change_call(self, row: CallRow) -> None:
+        """It is to be written."""
+        if not row.changed:
+            row.changed = True
+            self._changed_calls.append(row)
+
+    def due(self, at_most: int) -> Iterator[CallRow]:
+        """Live holds whose lease has run out, the oldest lease first."""
         self._write_calls()
         found: list[Any] = self._cursor.execute(
             "SELECT tenant, tail FROM calls WHERE state = ? AND due_ms <= ? ORDER BY due_ms, tenant, tail LIMIT ?",
@@ -214,7 +225,7 @@ class Books:
         for tenant, tail in found:
             row = self.call(tenant, tail)
             assert row is not None
-            yield tenant, row
+            yield row
 
     # -- entries --------------------------------------------------------------------------------------------------------------
 
@@ -222,13 +233,15 @@ class Books:
         """Differences: a correction may be negative. The day is the reserve's, as the accounts' windows are."""
         if not (usd or tokens or calls):
             return
-        dimensions = _as_object(record.dimensions)
-        day = record.at_ms // _DAY_MS
-        group = (tenant, day, record.owner, record.run, record.selected_model, record.provider, dimensions)
-        sums = self._spend.setdefault(group, [0, 0, 0])
-        sums[0] += usd
-        sums[1] += tokens
-        sums[2] += calls
+        run, owner, at_ms, _, _, model, provider, _, _, dimensions, _, _, _ = record
+        group = (tenant, at_ms // _DAY_MS, owner, run, model, provider, dimensions)
+        sums = self._spend.get(group)
+        if sums is None:
+            self._spend[group] = [usd, tokens, calls]
+        else:
+            sums[0] += usd
+            sums[1] += tokens
+            sums[2] += calls
 
     def add_refusal(self, tenant: str, ring: str, tail: str, record: Record) -> None:
         self._cursor.execute(
@@ -271,7 +284,7 @@ class Books:
 
     def _change_rules(self, tenant: str) -> None:
         self.rules_changed = True
-        self._known_rules.pop(tenant, None)
+        self._rules.pop(tenant, None)
 
     # -- removing -------------------------------------------------------------------------------------------------------------
 
@@ -283,14 +296,21 @@ class Books:
         return found
 
     def remove(self, calls: Sequence[Where] = (), accounts: Sequence[Where] = (), runs: Sequence[Where] = ()) -> None:
-        """Deletes rows, and what the batch knows of them."""
+        """Deletes rows, and what is known of them."""
         for where in calls:
-            self._calls[where] = None
+            call = self._calls.pop(where, None)
+            if call is not None:
+                call.changed = False
         for where in accounts:
-            self.accounts.pop(where, None)
-            self._known_accounts.pop(where, None)
+            account = self._accounts.pop(where, None)
+            if account is not None:
+                account.changed = False
+        if accounts:
+            self.met.clear()
         for where in runs:
-            self._runs[where] = None
+            run = self._runs.pop(where, None)
+            if run is not None:
+                run.changed = False
         self._many("DELETE FROM calls WHERE tenant = ? AND tail = ?", calls)
         self._many("DELETE FROM accounts WHERE tenant = ? AND key = ?", accounts)
         self._many("DELETE FROM runs WHERE tenant = ? AND run = ?", runs)
@@ -301,9 +321,10 @@ class Books:
     def remove_acts(self, acts: Sequence[tuple[str, str, int]]) -> None:
         self._many("DELETE FROM acts WHERE tenant = ? AND id = ? AND number = ?", acts)
 
-    def remove_spend(self, groups: Sequence[_Group]) -> None:
-        for group in groups:
-            self._known_spend.pop(group, None)
+    def remove_spend(self, groups: Sequence[tuple[str, int, str, str, str, str, str]]) -> None:
+        """The groups with their dimensions as they are stored."""
+        if groups:
+            self._spend_ids.clear()
         self._many(
             "DELETE FROM spend WHERE tenant = ? AND day = ? AND owner = ? AND run = ? AND model = ? AND provider = ? AND dimensions = ?",
             groups,
@@ -319,23 +340,27 @@ class Books:
         self._write_spend()
 
     def _write_accounts(self) -> None:
+        """A row that is listed and not changed any more was removed."""
         new: list[AccountRow] = []
         inserted: list[tuple[Any, ...]] = []
         rewritten: list[tuple[Any, ...]] = []
         moved: list[tuple[Any, ...]] = []
-        for where, row in self.accounts.items():
+        for row in self._changed_accounts:
             if not row.changed:
                 continue
+            row.changed = False
+            if row.id and not row.wide:
+                moved.append((row.committed, row.reserved, row.unconfirmed, row.id))
+                continue
+            row.wide = False
             amounts = (row.committed, row.reserved, row.unconfirmed)
-            rest = (row.alerted, row.carried, row.adjusted, row.limit, row.packed_buckets()) if row.wide or not row.id else ()
-            if not row.id:
-                new.append(row)
-                inserted.append((*where, row.end_ms, row.run, *amounts, *rest))
-            elif row.wide:
+            rest = (row.alerted, row.carried, row.adjusted, row.limit, row.packed_buckets())
+            if row.id:
                 rewritten.append((*amounts, *rest, row.id))
             else:
-                moved.append((*amounts, row.id))
-            row.changed = row.wide = False
+                new.append(row)
+                inserted.append((*row.where, row.end_ms, row.run, *amounts, *rest))
+        self._changed_accounts.clear()
         self._insert(
             "INSERT INTO accounts (tenant, key, end_ms, run, committed, reserved, unconfirmed, alerted, carried, adjusted, stored_limit,"
             " buckets) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
@@ -354,18 +379,21 @@ class Books:
         inserted: list[tuple[Any, ...]] = []
         rewritten: list[tuple[Any, ...]] = []
         moved: list[tuple[Any, ...]] = []
-        for where, run in self._runs.items():
-            if run is None or not run.changed:
+        for run in self._changed_runs:
+            if not run.changed:
                 continue
+            run.changed = False
             amounts = (run.committed, run.reserved, run.unconfirmed, run.calls, run.last_ms, run.latest)
-            if not run.id:
-                new.append(run)
-                inserted.append((*where, run.first_ms, *amounts, *wide_columns(run)))
-            elif run.wide:
+            if run.id and not run.wide:
+                moved.append((*amounts, run.id))
+                continue
+            run.wide = False
+            if run.id:
                 rewritten.append((*amounts, *wide_columns(run), run.id))
             else:
-                moved.append((*amounts, run.id))
-            run.changed = run.wide = False
+                new.append(run)
+                inserted.append((*run.where, run.first_ms, *amounts, *wide_columns(run)))
+        self._changed_runs.clear()
         self._insert(
             "INSERT INTO runs (tenant, run, first_ms, committed, reserved, unconfirmed, calls, last_ms, latest, owner, state, paused_no,"
             " paused_by, own_limit, raised, asked, issued, placed, ancestry, recent, used_s, quiet)"
@@ -387,7 +415,7 @@ class Books:
         """A correction finds its row: the charge it corrects made it."""
         added: list[tuple[Any, ...]] = []
         for group, sums in self._spend.items():
-            row_id = self._known_spend.get(group)
+            row_id = self._spend_ids.get(group)
             if row_id is None:
                 # max() is for CHECK, which looks at the row that is not inserted.
                 statement = (
@@ -395,51 +423,50 @@ class Books:
                     " VALUES (?, ?, ?, ?, ?, ?, ?, max(?8, 0), max(?9, 0), max(?10, 0)) ON CONFLICT DO UPDATE"
                     " SET usd = usd + ?8, tokens = tokens + ?9, calls = calls + ?10 RETURNING id"
                 )
-                self._known_spend[group] = self._cursor.execute(statement, (*group, *sums)).get
+                dimensions = orjson.dumps(dict(group[6])).decode()
+                self._spend_ids[group] = self._cursor.execute(statement, (*group[:6], dimensions, *sums)).get
             else:
                 added.append((*sums, row_id))
         self._many("UPDATE spend SET usd = usd + ?, tokens = tokens + ?, calls = calls + ? WHERE id = ?", added)
         self._spend.clear()
-
-    def _many(self, statement: str, rows: Sequence[tuple[Any, ...]]) -> None:
-        if rows:
-            self._cursor.executemany(statement, rows)
-
-    def _insert(self, statement: str, rows: Sequence[tuple[Any, ...]], into: Sequence["AccountRow | RunRow | CallRow"]) -> None:
-        """The ids of new rows follow one another: nobody else writes to the file meanwhile."""
-        if rows:
-            self._cursor.executemany(statement, rows)
-            last = self._cursor.connection.last_insert_rowid()
-            for row_id, row in enumerate(into, last - len(rows) + 1):
-                row.id = row_id
 
     def _write_calls(self) -> None:
         new: list[CallRow] = []
         inserted: list[tuple[Any, ...]] = []
         rewritten: list[tuple[Any, ...]] = []
         ended: list[tuple[Any, ...]] = []
-        for (tenant, tail), call in self._calls.items():
-            if call is None or not call.changed:
+        for call in self._changed_calls:
+            if not call.changed:
                 continue
+            call.changed = False
+            if call.state > EXPIRED:
+                self._ended.append(call.where)
             closing = None if call.closing is None else pack_closing(call.closing)
             if call.packed is not None:
                 ended.append((call.state, call.due_ms, closing, call.id))
+                continue
+            call.packed = None if call.record is None else pack_record(call.record)
+            if call.id:
+                rewritten.append((call.state, call.due_ms, closing, call.packed, call.id))
             else:
-                call.packed = None if call.record is None else pack_record(call.record)
-                if call.id:
-                    rewritten.append((call.state, call.due_ms, closing, call.packed, call.id))
-                else:
-                    new.append(call)
-                    inserted.append((tenant, tail, call.state, call.due_ms, call.packed, closing))
-            call.changed = False
+                new.append(call)
+                inserted.append((*call.where, call.state, call.due_ms, call.packed, closing))
+        self._changed_calls.clear()
         self._insert("INSERT INTO calls (tenant, tail, state, due_ms, record, closing) VALUES (?, ?, ?, ?, ?, ?)", inserted, new)
         self._many("UPDATE calls SET state = ?, due_ms = ?, closing = ?, record = ? WHERE id = ?", rewritten)
         self._many("UPDATE calls SET state = ?, due_ms = ?, closing = ? WHERE id = ?", ended)
 
+    def _many(self, statement: str, rows: Sequence[tuple[Any, ...]]) -> None:
+        if rows:
+            self._cursor.executemany(statement, rows)
 
-@lru_cache(maxsize=1_024)
-def _as_object(pairs: tuple[tuple[str, str], ...]) -> str:
-    return orjson.dumps(dict(pairs)).decode()
+    def _insert(self, statement: str, rows: Sequence[tuple[Any, ...]], into: Sequence[AccountRow | RunRow | CallRow]) -> None:
+        """The ids of new rows follow one another: nobody else writes to the file meanwhile."""
+        if rows:
+            self._cursor.executemany(statement, rows)
+            last = self._cursor.connection.last_insert_rowid()
+            for row_id, row in enumerate(into, last - len(rows) + 1):
+                row.id = row_id
 
 
 def frozen_scopes(cursor: apsw.Cursor, tenant: str) -> tuple[Frozen, ...]:

@@ -1,11 +1,10 @@
 """The rows of the path's tables, as the steps move them: accounts, runs and calls. What they are in the file stands here too."""
 
 from dataclasses import dataclass, field
-from typing import Any, Final
+from typing import Any, Final, TypeAlias
 
 import orjson
 
-from gateway.core.scopes import Account
 from gateway.core.windows import BUCKETS
 from gateway.ledger.packed import Closing, Record, unpack_closing, unpack_record
 from gateway.ledger.states import STOPPED
@@ -15,14 +14,28 @@ RUN_COLUMNS: Final = (
     "id, first_ms, owner, state, paused_no, paused_by, own_limit, raised, asked, issued, placed, ancestry, recent,"
     " committed, reserved, unconfirmed, calls, last_ms, latest, used_s"
 )
+CALL_COLUMNS: Final = "id, state, due_ms, record, closing"
+
+
+Where: TypeAlias = tuple[str, str]  # a row's tenant, and its key, run or tail
 
 
 # The methods of both kinds of balance. Nothing is ever below zero: a step that would make it so is a bug.
 
 
+def _change(row: "AccountRow | RunRow", wide: bool = True) -> None:
+    """It is to be written: all of it, or only the columns that most calls move."""
+    if wide:
+        row.wide = True
+    if not row.changed:
+        row.changed = True
+        row.changes.append(row)
+
+
 def _hold(row: "AccountRow | RunRow", amount: int) -> None:
     row.reserved += amount
-    row.changed = True
+    if not row.changed:
+        row.change(wide=False)
 
 
 def _settle(row: "AccountRow | RunRow", held: int, charged: int, provisionally: bool) -> None:
@@ -32,7 +45,8 @@ def _settle(row: "AccountRow | RunRow", held: int, charged: int, provisionally: 
     if provisionally:
         row.unconfirmed += charged
     assert row.reserved >= 0 <= row.unconfirmed <= row.committed, row
-    row.changed = True
+    if not row.changed:
+        row.change(wide=False)
 
 
 def _correct(row: "AccountRow | RunRow", provisional: int, charged: int, charged_ms: int) -> None:  # noqa: ARG001 - RollingRow's
@@ -40,13 +54,15 @@ def _correct(row: "AccountRow | RunRow", provisional: int, charged: int, charged
     row.committed += charged - provisional
     row.unconfirmed -= provisional
     assert 0 <= row.unconfirmed <= row.committed, row
-    row.changed = True
+    row.change(wide=False)
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class AccountRow:
     """Amounts in the account's unit. A change beyond `committed`, `reserved` and `unconfirmed` is a `wide` one."""
 
+    where: Where
+    changes: list[Any] = field(repr=False)  # where a row that has changed puts itself, once, until it is written
     committed: int
     reserved: int
     unconfirmed: int
@@ -64,14 +80,14 @@ class AccountRow:
     def stored(self) -> bool:
         return self.id != 0
 
-    hold, settle, correct = _hold, _settle, _correct
+    change, hold, settle, correct = _change, _hold, _settle, _correct
 
     def carry(self, charged: int, provisional: int, ended_ms: int) -> None:  # noqa: ARG002 - of importance to a rolling window
         """A call that ended then and was charged here is retired. What was provisional of it is confirmed."""
         self.carried += charged
         self.unconfirmed -= provisional
         assert self.unconfirmed >= 0, self
-        self.changed = self.wide = True
+        self.change()
 
     def roll(self, now_ms: int) -> None:
         """Time has passed."""
@@ -86,14 +102,14 @@ class AccountRow:
         self.adjusted += self.unconfirmed - self.committed
         self.committed = self.unconfirmed
         self.alerted = 0
-        self.changed = self.wide = True
+        self.change()
         return True
 
     def packed_buckets(self) -> str | None:
         return None
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class RollingRow(AccountRow):
     """An account of a rolling window: `committed` and `unconfirmed` are the sums of its buckets, [committed, unconfirmed, carried] by
     index. Every change of those is a wide one."""
@@ -129,7 +145,7 @@ class RollingRow(AccountRow):
             bucket[2] += charged
             self.unconfirmed -= provisional
             assert bucket[1] >= 0 <= self.unconfirmed, self
-            self.changed = self.wide = True
+            self.change()
 
     def roll(self, now_ms: int) -> None:
         """Forgets the buckets that do not count any more."""
@@ -155,17 +171,19 @@ class RollingRow(AccountRow):
             bucket[0] = bucket[1]
         self.committed = self.unconfirmed
         self.alerted = 0
-        self.changed = self.wide = True
+        self.change()
         return True
 
     def packed_buckets(self) -> str:
         return orjson.dumps([(index, *bucket) for index, bucket in sorted(self.buckets.items())]).decode()
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class RunRow:
     """Amounts in microcents. A change beyond the amounts, `calls`, `last_ms` and `latest` is a `wide` one."""
 
+    where: Where
+    changes: list[Any] = field(repr=False)  # as an AccountRow's
     first_ms: int
     owner: str
     state: int
@@ -189,17 +207,16 @@ class RunRow:
     changed: bool = False
     wide: bool = False
 
-    hold, settle, correct = _hold, _settle, _correct
+    change, hold, settle, correct = _change, _hold, _settle, _correct
 
     def use(self, now_ms: int) -> None:
         self.last_ms = now_ms
-        self.changed = True
-        if now_ms // 1000 != self.used_s:
-            self.used_s = now_ms // 1000
-            self.wide = True
-
-    def change(self) -> None:
-        self.changed = self.wide = True
+        used_s = now_ms // 1000
+        if used_s != self.used_s:
+            self.used_s = used_s
+            self.change()
+        elif not self.changed:
+            self.change(wide=False)
 
     @property
     def quiet(self) -> bool:
@@ -207,11 +224,11 @@ class RunRow:
         return bool(self.issued) or not self.placed or self.state == STOPPED
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class CallRow:
     """A hold in any of its states. `record` None: a tombstone."""
 
-    tail: str
+    where: Where
     state: int
     due_ms: int  # when its lease ends; of one that has ended, when it did
     record: Record | None
@@ -219,6 +236,10 @@ class CallRow:
     packed: bytes | None  # the record as stored; None: pack it again
     id: int = 0  # of its row in the file; 0: it has none
     changed: bool = False
+
+    @property
+    def tail(self) -> str:
+        return self.where[1]
 
 
 def wide_columns(run: RunRow) -> tuple[Any, ...]:
@@ -240,24 +261,24 @@ def wide_columns(run: RunRow) -> tuple[Any, ...]:
     )
 
 
-def account_row(account: Account, columns: tuple[Any, ...]) -> AccountRow:
+def account_row(where: Where, changes: list[AccountRow], bucket_ms: int, columns: tuple[Any, ...]) -> AccountRow:
+    """From ACCOUNT_COLUMNS. `bucket_ms`: of a rolling window; 0: another."""
     row_id, *plain, buckets = columns
-    bucket_ms = account.window.bucket_ms
     if not bucket_ms:
-        plain_row = AccountRow(*plain)
+        plain_row = AccountRow(where, changes, *plain)
         plain_row.id = row_id
         return plain_row
-    row = RollingRow(*plain)
+    row = RollingRow(where, changes, *plain)
     row.id = row_id
     row.bucket_ms = bucket_ms
     row.buckets = {index: bucket for index, *bucket in orjson.loads(buckets or "[]")}
     return row
 
 
-def run_row(columns: tuple[Any, ...]) -> RunRow:
+def run_row(where: Where, changes: list[RunRow], columns: tuple[Any, ...]) -> RunRow:
     """From RUN_COLUMNS."""
     row_id, *plain = columns
-    row = RunRow(*plain)
+    row = RunRow(where, changes, *plain)
     row.id = row_id
     row.ancestry = ancestry_of(columns[11])
     row.recent = None if columns[12] is None else [(tail, fingerprint) for tail, fingerprint in orjson.loads(columns[12])]
@@ -268,7 +289,8 @@ def ancestry_of(column: str) -> tuple[str, ...]:
     return tuple(column.split("/")) if column else ()
 
 
-def call_row(tenant: str, row: tuple[Any, ...]) -> CallRow:
-    row_id, tail, state, due_ms, packed, closing = row
-    record = None if packed is None else unpack_record(tenant, packed)
-    return CallRow(tail, state, due_ms, record, unpack_closing(closing), packed, row_id)
+def call_row(where: Where, columns: tuple[Any, ...]) -> CallRow:
+    """From CALL_COLUMNS."""
+    row_id, state, due_ms, packed, closing = columns
+    record = None if packed is None else unpack_record(where[0], packed)
+    return CallRow(where, state, due_ms, record, unpack_closing(closing), packed, row_id)

@@ -13,8 +13,8 @@ import apsw
 
 from gateway.ledger.contract import CallRecord, Keep
 from gateway.ledger.packed import call_record, unpack_closing, unpack_record
-from gateway.ledger.sqlite.books import Books, Where
-from gateway.ledger.sqlite.cards import AccountRow, CallRow, RollingRow
+from gateway.ledger.sqlite.books import Books
+from gateway.ledger.sqlite.cards import AccountRow, CallRow, RollingRow, Where
 from gateway.ledger.sqlite.copying import tenants
 from gateway.ledger.states import COMMITTED, EXPIRED, LIVE, RELEASED, STATES
 

@@ -72,7 +72,9 @@ def run_views(cursor: apsw.Cursor, tenant: str, owner: str | None, limit: int, b
     found: list[Any] = []
     for each in ranges:
         found += cursor.execute(f"SELECT run, {RUN_COLUMNS} FROM runs WHERE tenant = :tenant{each}{order}", bindings)  # noqa: S608
-    rows = sorted([(run, run_row(tuple(columns))) for run, *columns in found], key=lambda each: (each[1].used_s, each[0]))
+    rows = sorted(
+        [(run, run_row((tenant, run), [], tuple(columns))) for run, *columns in found], key=lambda each: (each[1].used_s, each[0])
+    )
     return [_view(books, tenant, run, row) for run, row in reversed(rows)][:limit]
 
 

@@ -12,7 +12,7 @@ Always true after every step:
 
 from collections.abc import Sequence
 from operator import sub
-from typing import Final, NamedTuple, TypeAlias
+from typing import Final, NamedTuple
 
 from gateway.core.scopes import Amounts
 from gateway.core.values import Balance, Basis, Ceiling, Charge, Decision, Ending, Hold, Plan, Usage, UsageSource
@@ -30,7 +30,7 @@ from gateway.ledger.contract import (
     Settlement,
     Stale,
 )
-from gateway.ledger.layout import Layout, Spot, layout_of, places
+from gateway.ledger.layout import Layout, layout_of, places
 from gateway.ledger.packed import (
     NOTHING,
     Closing,
@@ -39,7 +39,7 @@ from gateway.ledger.packed import (
     inputs_of,
     refusal_record,
 )
-from gateway.ledger.sqlite.books import Books, minus
+from gateway.ledger.sqlite.books import Books, Met, Own, minus
 from gateway.ledger.sqlite.cards import AccountRow, CallRow, RunRow
 from gateway.ledger.sqlite.tree import barrier_above, is_paused, place_of, take_place, use_ancestors
 from gateway.ledger.states import ACTIVE, COMMITTED, EXPIRED, LIVE, PAUSED, RELEASED, STATES
@@ -53,23 +53,15 @@ _WHY: Final = {
     Barrier.LOOP: "loop_detected",
 }
 
-# A charge where it meets its account, under the limit that applies now.
-_Met: TypeAlias = tuple[Spot, AccountRow, int | None]
-
-
-# The limits of runs themselves, as the step sees them: the call's run's, whether the admin set it, and the ancestors, whose own are in
-# the books.
-_Own: TypeAlias = tuple[int | None, int, tuple[str, ...]]
-
 
 class _Judged(NamedTuple):
     """What a decision meets. `fits`: the place in the ladder of the first plan that fits; None: none does."""
 
     run: RunRow | None
     ancestry: tuple[str, ...] | None  # where its place is to be fixed
-    own: _Own
+    own: Own
     fits: int | None
-    met: Sequence[_Met]  # of the plan that fits
+    met: Sequence[Met]  # of the plan that fits
     pins: Sequence[tuple[AccountRow, int]]  # limits that its hold stores
     blocking: Sequence[tuple[Charge, Balance]]  # of each plan that does not fit
 
@@ -98,14 +90,14 @@ def debit(books: Books, decision: Decision, settlement: Settlement, how: Debitin
     tenant, tail = decision.call.caller.tenant, tail_of(decision.id)
     call = books.call_unless_new(tenant, tail)
     if call is not None:
-        return _as_it_stands(books, tenant, call)
+        return _as_it_stands(books, call)
     judged = _judge(books, decision, how)
     if isinstance(judged, _Judged) and judged.fits is not None:
         _, call = _hold(books, decision, judged, 0)
-        return _end(books, tenant, call, COMMITTED, _closing(books, settlement))
+        return _end(books, call, COMMITTED, _closing(books, settlement))
     call = books.call(tenant, tail)
     if call is not None:
-        return _as_it_stands(books, tenant, call)
+        return _as_it_stands(books, call)
     return _refuse(books, decision, judged) if isinstance(judged, _Judged) else _kept(books, decision, judged)
 
 
@@ -119,6 +111,7 @@ def _judge(books: Books, decision: Decision, how: Debiting) -> _Judged | Barred 
     asked = decision.call.directives.run_limit
     mine = run is None or run.owner == caller.key or not run.owner
     place: tuple[str, ...] | None
+    layouts = [layout_of(plan.charges) for plan in decision.ladder]
     if how is Debiting.REPLAY:
         found = place_of(books, caller, run) if mine else Barrier.FOREIGN_PARENT
         place = None if isinstance(found, Barrier) else found
@@ -131,8 +124,11 @@ def _judge(books: Books, decision: Decision, how: Debiting) -> _Judged | Barred 
         found = place_of(books, caller, run)
         if isinstance(found, Barrier):
             return Barred(decision, found, caller.parent or "")
-        if found != caller.ancestry or not _inside_windows(decision, books.now_ms):
+        if found != caller.ancestry:
             return Stale(books.now_ms, caller.key, found)
+        for layout in layouts:
+            if not layout.from_ms <= books.now_ms < layout.until_ms:
+                return Stale(books.now_ms, caller.key, found)
         if how is Debiting.ASK:
             barred = _barrier(books, decision, run, found)
             if barred is not None:
@@ -140,8 +136,8 @@ def _judge(books: Books, decision: Decision, how: Debiting) -> _Judged | Barred 
         place = found
     own = (_tightened(run, asked), 0 if run is None else run.raised, caller.ancestry)
     blocking = []
-    for number, plan in enumerate(decision.ladder):
-        met, pins = _meet_anew(books, layout_of(plan.charges), own)
+    for number, (plan, layout) in enumerate(zip(decision.ladder, layouts, strict=True)):
+        met, pins = _meet_anew(books, layout, own) if layout.pinned else (_meet(books, layout, own), ())
         blocked_by = _first_blocking(met, places(plan.held, _slices(plan))) if how is Debiting.ASK else None
         if blocked_by is None:
             return _Judged(run, place, own, number, met, pins, ())
@@ -149,17 +145,9 @@ def _judge(books: Books, decision: Decision, how: Debiting) -> _Judged | Barred 
     return _Judged(run, place, own, None, (), (), blocking)
 
 
-def _inside_windows(decision: Decision, now_ms: int) -> bool:
-    for plan in decision.ladder:
-        layout = layout_of(plan.charges)
-        if not layout.from_ms <= now_ms < layout.until_ms:
-            return False
-    return True
-
-
 def _barrier(books: Books, decision: Decision, run: RunRow | None, ancestry: tuple[str, ...]) -> Barred | None:
     caller = decision.call.caller
-    above = barrier_above(books, caller, ancestry)
+    above = barrier_above(books, caller, run, ancestry)
     if above is not None:
         return Barred(decision, *above)
     for frozen in books.rules(caller.tenant).frozen:
@@ -191,7 +179,7 @@ def _tightened(run: RunRow | None, asked: int | None) -> int | None:
     return asked if limit is None else min(limit, asked)
 
 
-def _limit(books: Books, ceiling: Ceiling, limit: int | None, own: _Own) -> int | None:
+def _limit(books: Books, ceiling: Ceiling, limit: int | None, own: Own) -> int | None:
     """The effective one, where `limit` is the account's."""
     if not ceiling.own:
         return limit
@@ -210,24 +198,28 @@ def _limit(books: Books, ceiling: Ceiling, limit: int | None, own: _Own) -> int 
     return min(run_limit, limit)
 
 
-def _meet(books: Books, layout: Layout, own: _Own) -> list[_Met]:
-    met: list[_Met] = []
-    touched = books.accounts
-    for spot in layout.spots:
-        _, ceiling, account, where, _, _ = spot
-        row = touched.get(where) or books.account(account, where)
-        limit = ceiling.limit if row.limit is None else row.limit
-        met.append((spot, row, _limit(books, ceiling, limit, own) if ceiling.own else limit))
-    return met
+def _meet(books: Books, layout: Layout, own: Own) -> Sequence[Met]:
+    known = books.met.get(layout)
+    if known is None or (layout.own and (known[0] != own or own[2])):
+        met = []
+        for spot in layout.spots:
+            row, ceiling = books.account(spot.account, spot.where), spot.ceiling
+            met.append((spot, row, _limit(books, ceiling, ceiling.limit if row.limit is None else row.limit, own)))
+        books.met[layout] = (own, met)
+        return met
+    if layout.rolling:
+        for _, row, _ in known[1]:
+            row.roll(books.now_ms)
+    return known[1]
 
 
 def _slices(plan: Plan) -> Amounts | None:
     return None if plan.slice is None else plan.slice.cost
 
 
-def _meet_anew(books: Books, layout: Layout, own: _Own) -> tuple[list[_Met], Sequence[tuple[AccountRow, int]]]:
+def _meet_anew(books: Books, layout: Layout, own: Own) -> tuple[list[Met], Sequence[tuple[AccountRow, int]]]:
     """As `_meet`; shares that are not pinned yet stand at what their pin would be."""
-    met = _meet(books, layout, own)
+    met = list(_meet(books, layout, own))
     if not layout.pinned:
         return met, ()
     pins = []
@@ -240,7 +232,7 @@ def _meet_anew(books: Books, layout: Layout, own: _Own) -> tuple[list[_Met], Seq
     return met, pins
 
 
-def _pin(books: Books, met: Sequence[_Met], ceiling: Ceiling, own: _Own) -> int | None:
+def _pin(books: Books, met: Sequence[Met], ceiling: Ceiling, own: Own) -> int | None:
     """The part of what is left in the other account. That may be a share itself, which the policy keeps from being one of this."""
     for spot, row, limit in met:
         other = spot.ceiling
@@ -258,7 +250,7 @@ def _above(charge: Charge, row: AccountRow, limit: int | None) -> bool:
     return row.reserved + row.committed > limit * charge.share_ppm // _ALL + charge.ceiling.margin
 
 
-def _fits(met: _Met, amount: int) -> bool:
+def _fits(met: Met, amount: int) -> bool:
     """The rule of core.values.Ceiling."""
     spot, row, limit = met
     ceiling = spot.ceiling
@@ -272,15 +264,17 @@ def _fits(met: _Met, amount: int) -> bool:
     return row.reserved + row.committed + amount <= allowed
 
 
-def _first_blocking(met: Sequence[_Met], amounts: tuple[int, ...]) -> tuple[Charge, Balance] | None:
+def _first_blocking(met: Sequence[Met], amounts: tuple[int, ...]) -> tuple[Charge, Balance] | None:
     """`amounts`: as `Spot.unit` counts."""
     for each in met:
-        spot, row, limit = each
-        amount = amounts[spot.unit]
+        (charge, ceiling, _, _, unit, _), row, limit = each
+        if limit is None:
+            continue
         # What fits the limit as it is fits by any rule, but one that keeps a share back. Most calls get no further.
-        above = limit is not None and (row.reserved + row.committed + amount > limit or spot.charge.share_ppm != _ALL)
+        amount = amounts[unit]
+        above = row.reserved + row.committed + amount > limit or charge.share_ppm != _ALL
         if above and not _fits(each, amount):
-            return spot.charge, _balance_aging(spot.ceiling, row, limit)
+            return charge, _balance_aging(ceiling, row, limit)
     return None
 
 
@@ -293,7 +287,7 @@ def _balance_aging(ceiling: Ceiling, row: AccountRow, limit: int | None) -> Bala
     return Balance(ceiling.account, limit, row.committed, row.reserved, row.unconfirmed, ceiling.mode, row.aging())
 
 
-def _balances(met: Sequence[_Met]) -> tuple[Balance, ...]:
+def _balances(met: Sequence[Met]) -> tuple[Balance, ...]:
     return tuple(
         [
             Balance(account, limit, row.committed, row.reserved, row.unconfirmed, ceiling.mode)
@@ -308,7 +302,7 @@ def standing(books: Books, record: Record, run: RunRow | None) -> tuple[Balance,
     return _balances(_meet(books, layout_of(record.charges), _own_of(record, run)))
 
 
-def _own_of(record: Record, run: RunRow | None) -> _Own:
+def _own_of(record: Record, run: RunRow | None) -> Own:
     limit, raised = (None, 0) if run is None else (run.limit, run.raised)
     return limit, raised, ancestry_in(record)
 
@@ -345,28 +339,27 @@ def _claim(books: Books, decision: Decision, judged: _Judged) -> RunRow:
 
 def _hold(books: Books, decision: Decision, judged: _Judged, lease_ms: int) -> tuple[Hold, CallRow]:
     run = _claim(books, decision, judged)
-    assert judged.fits is not None
+    _, _, _, fits, met, pins, _ = judged
+    assert fits is not None
     call = decision.call
     caller = call.caller
-    plan = decision.ladder[judged.fits]
-    tail = tail_of(decision.id)
-    met = judged.met
+    plan = decision.ladder[fits]
+    where = (caller.tenant, tail_of(decision.id))
     most, slices = plan.held, _slices(plan)
     amounts = places(most, slices)
-    for spot, row, _ in met:
-        if not spot.twin:
-            row.hold(amounts[spot.unit])
-    for row, pin in judged.pins:
+    for (_, _, _, _, unit, twin), row, _ in met:
+        if not twin:
+            row.hold(amounts[unit])
+    for row, pin in pins:
         if row.limit is None:  # two charges may pin it: the first does
-            row.limit = pin
-            row.wide = True
+            books.limit_account(row, pin)
     run.hold(most.usd)
     run.calls += 1
-    run.latest = tail
+    run.latest = where[1]
     terms = decision.terms
     if terms.same_request:
-        run.recent = [*(run.recent or ()), (tail, call.fingerprint)][-terms.within_calls :]
-        run.wide = True
+        run.recent = [*(run.recent or ()), (where[1], call.fingerprint)][-terms.within_calls :]
+        run.change()
     hold = _as_held(decision, plan, met, amounts, books.now_ms + lease_ms)
     record = Record(
         caller.run,
@@ -379,17 +372,17 @@ def _hold(books: Books, decision: Decision, judged: _Judged, lease_ms: int) -> t
         most,
         plan.charges,
         caller.dimensions,
-        judged.fits,
+        fits,
         inputs_of(decision, plan),
         slices,
     )
-    held = CallRow(tail, LIVE, hold.lease_until_ms, record, None, None)
-    books.new_call(caller.tenant, held)
+    held = CallRow(where, LIVE, hold.lease_until_ms, record, None, None)
+    books.new_call(held)
     books.changes += 1
     return hold, held
 
 
-def _as_held(decision: Decision, plan: Plan, met: Sequence[_Met], amounts: tuple[int, ...], lease_until_ms: int) -> Hold:
+def _as_held(decision: Decision, plan: Plan, met: Sequence[Met], amounts: tuple[int, ...], lease_until_ms: int) -> Hold:
     """The hold is counted already: an advisory account that would have blocked it stands above its limit now."""
     if not layout_of(plan.charges).advisory:
         return Hold(decision, plan, _balances(met), lease_until_ms)
@@ -456,8 +449,8 @@ def commit(books: Books, tenant: str, hold_id: str, settlement: Settlement) -> S
     if call is None:
         return None
     if call.state > EXPIRED:
-        return _as_it_stands(books, tenant, call)
-    return _end(books, tenant, call, COMMITTED, closing)
+        return _as_it_stands(books, call)
+    return _end(books, call, COMMITTED, closing)
 
 
 def _closing(books: Books, settlement: Settlement) -> Closing:
@@ -471,37 +464,38 @@ def release(books: Books, tenant: str, hold_id: str, ending: Ending) -> Settled:
     call = books.call(tenant, tail)
     closing = Closing(NOTHING, None, ending, books.now_ms)
     if call is None:
-        books.new_call(tenant, CallRow(tail, RELEASED, books.now_ms, None, closing, None))
+        books.new_call(CallRow((tenant, tail), RELEASED, books.now_ms, None, closing, None))
         books.changes += 1
         return Settled(HoldState.RELEASED, True, NOTHING)
     if call.state > EXPIRED:
-        return _as_it_stands(books, tenant, call)
-    return _end(books, tenant, call, RELEASED, closing)
+        return _as_it_stands(books, call)
+    return _end(books, call, RELEASED, closing)
 
 
 def expire(books: Books, at_most: int) -> list[Expired]:
     expired = []
-    for tenant, call in books.due(at_most):
+    for call in books.due(at_most):
         record = call.record
         assert record is not None
         closing = Closing(record.held, Usage(UsageSource.HELD), Ending.UNKNOWN, books.now_ms)
-        settled = _end(books, tenant, call, EXPIRED, closing)
+        settled = _end(books, call, EXPIRED, closing)
         expired.append(Expired(f"rsv_{call.tail}", record.run, record.held, settled.alerts))
     return expired
 
 
-def _as_it_stands(books: Books, tenant: str, call: CallRow) -> Settled:
+def _as_it_stands(books: Books, call: CallRow) -> Settled:
     charged = NOTHING if call.closing is None else call.closing.charged
     if call.record is None:
         return Settled(STATES[call.state], False, charged)
-    run = books.run(tenant, call.record.run)  # None: forgotten, before the record of this call
+    run = books.run(call.where[0], call.record.run)  # None: forgotten, before the record of this call
     return Settled(STATES[call.state], False, charged, standing(books, call.record, run))
 
 
-def _end(books: Books, tenant: str, call: CallRow, state: int, closing: Closing) -> Settled:
+def _end(books: Books, call: CallRow, state: int, closing: Closing) -> Settled:
     """Takes what is held (or was charged provisionally) out of every account, and puts what was charged in its place."""
     record = call.record
     assert record is not None
+    tenant = call.where[0]
     run = books.run(tenant, record.run)
     assert run is not None
     live = call.state == LIVE
@@ -531,12 +525,12 @@ def _end(books: Books, tenant: str, call: CallRow, state: int, closing: Closing)
         run.calls -= 1
         if run.recent:
             run.recent = [each for each in run.recent if each[0] != call.tail]
-            run.wide = True
+            run.change()
     books.add_spend(tenant, record, charged_anew.usd, charged_anew.tokens, charged_anew.calls)
     call.state = state
     call.due_ms = closing.at_ms
     call.closing = closing
-    call.changed = True
+    books.change_call(call)
     books.changes += 1
     return Settled(STATES[state], True, closing.charged, _balances(met), tuple(alerts))
 
@@ -549,7 +543,7 @@ def _fired(ceiling: Ceiling, row: AccountRow, limit: int) -> list[Alert]:
     fired = [each for each in ceiling.alerts if each > row.alerted and reached >= limit * each]
     if fired:
         row.alerted = fired[-1]
-        row.wide = True
+        row.change()
     return [Alert(ceiling.account, threshold, limit, row.committed) for threshold in fired]
 
 
@@ -562,7 +556,7 @@ def extend(books: Books, tenant: str, hold_id: str, lease_ms: int, held: Amounts
     if held is not None and not _hold_up_to(books, tenant, call, record, held, slices):
         return False
     call.due_ms = books.now_ms + lease_ms
-    call.changed = True
+    books.change_call(call)
     books.changes += 1
     return True
 

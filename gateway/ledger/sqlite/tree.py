@@ -4,7 +4,7 @@ from gateway.core.scopes import Caller
 from gateway.ledger.contract import DEPTH, Barrier
 from gateway.ledger.sqlite.books import Books
 from gateway.ledger.sqlite.cards import RunRow
-from gateway.ledger.states import PAUSED, STOPPED
+from gateway.ledger.states import ACTIVE, PAUSED, STOPPED
 
 
 def place_of(books: Books, caller: Caller, run: RunRow | None) -> tuple[str, ...] | Barrier:
@@ -52,17 +52,21 @@ def is_paused(books: Books, tenant: str, run: RunRow) -> bool:
     return run.state == PAUSED and (run.paused_no is None or run.paused_no == books.rules(tenant).raises)
 
 
-def barrier_above(books: Books, caller: Caller, ancestry: tuple[str, ...]) -> tuple[Barrier, str] | None:
+def barrier_above(books: Books, caller: Caller, run: RunRow | None, ancestry: tuple[str, ...]) -> tuple[Barrier, str] | None:
     """The first stop or pause on the way up from the caller's run, and the run that has it."""
-    for each in (caller.run, *ancestry):
-        run = books.run(caller.tenant, each)
-        barrier = None if run is None else _barrier(books, caller.tenant, run)
+    barrier = _barrier(books, caller.tenant, run)
+    if barrier is not None:
+        return barrier, caller.run
+    for each in ancestry:
+        barrier = _barrier(books, caller.tenant, books.run(caller.tenant, each))
         if barrier is not None:
             return barrier, each
     return None
 
 
-def _barrier(books: Books, tenant: str, run: RunRow) -> Barrier | None:
+def _barrier(books: Books, tenant: str, run: RunRow | None) -> Barrier | None:
+    if run is None or run.state == ACTIVE:
+        return None
     if run.state == STOPPED:
         return Barrier.STOPPED
     return Barrier.PAUSED if is_paused(books, tenant, run) else None
