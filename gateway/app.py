@@ -23,7 +23,7 @@ from multidict import CIMultiDict, CIMultiDictProxy
 from gateway import __version__, bundled, policy_file, settings, workers
 from gateway import explain as explaining
 from gateway.breaker import Breakers
-from gateway.buffers import Buffers
+from gateway.buffers import Buffers, Queue
 from gateway.config_file import HttpClient
 from gateway.core.decide import Reach, Rulebook, Unservable
 from gateway.core.learned import Learned
@@ -119,6 +119,7 @@ class Gateway:
             learned=self._learned,
             readers=bundled.load_clients(),
             buffers=Buffers(config.max_buffered),
+            answers=Queue(max(config.max_bodies, config.max_response)),
             large=self._large,
         )
         rulebook = Rulebook(policy, config.catalog, self._counter, self._learned)

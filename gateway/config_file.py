@@ -397,6 +397,11 @@ class LimitsFile(Section):
         "20 MB", description="The largest request body, inflated; beyond it 413."
     )
     max_response: Annotated[int, size("1 KB", "1 GB")] = preset("32 MB", description="The largest answer that is not streamed.")
+    max_bodies: Annotated[int, size("1 MB", "1024 GB")] = preset(
+        "512 MB",
+        description="How much of all requests above 64 KB together is kept, in each worker, and as much again of all answers that are not "
+        "streamed. Beyond it large requests are refused (503) before they are read, and providers wait with large answers.",
+    )
     max_buffered: Annotated[int, size("1 MB", "1024 GB")] = preset(
         "256 MB",
         description="How much of all answers together is kept, in each worker, for clients that read more slowly than their provider writes. "

@@ -18,7 +18,7 @@ from gateway.core.scopes import Amounts, Caller
 from gateway.core.values import Call, Decision, Ending, Hold, Plan
 from gateway.identity import Identity, Principal
 from gateway.journey import Asked, Journey, Passage, Ways
-from gateway.large import HUGE_BYTES
+from gateway.large import HUGE_BYTES, SMALL_BYTES
 from gateway.ledger.contract import Barred, Barrier, Ended, LedgerLost, LedgerUnavailable, Refusal, RunState, Stale
 from gateway.ledger.journal import JournalFull
 from gateway.observer import Observer, Story
@@ -33,7 +33,6 @@ from gateway.wire.problem import Alternative, Refused, bad_request, problem
 from gateway.wire.request import Request
 from gateway.wire.unmetered import UnmeteredRoute
 
-_READ_INLINE_BYTES: Final = 65_536  # some 0.5 ms of reading, for usual messages; a hundred messages in most conversations
 _COUNT_INLINE_CHARS: Final = 16_384  # some 2 ms of tokenizing; a body of fewer bytes has hardly more text than that
 _COUNT_INLINE_PARTS: Final = 1_000  # some 2 ms of hashing and looking up, all of them counted before
 _WATCH_S: Final = 0.5  # how often a process asks which of its live calls were stopped or frozen
@@ -163,7 +162,7 @@ class Flow:
             return request, request.fingerprint() if fingerprinted else ""
 
         size, large = len(inbound.body), self._shared.large
-        if size <= _READ_INLINE_BYTES:
+        if size <= SMALL_BYTES:
             return read()
         if size > HUGE_BYTES and large.crowded:
             raise Refused(problem("overloaded", "Too many requests of this size wait to be read: send it again a little later."))

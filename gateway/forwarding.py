@@ -1,8 +1,8 @@
 """Forwards what a provider does for nothing, such as counting tokens: nothing is held for it, and no budget knows of it."""
 
 import contextlib
-from collections.abc import Callable
-from typing import Final
+from collections.abc import Callable, Mapping
+from typing import Any, Final
 
 import orjson
 
@@ -34,7 +34,8 @@ class Forwarding:
         """One request beside the dialect's own. It costs nothing, however it is read."""
         try:
             principal = self._identity.principal(inbound.headers, model_route=True)
-            route, body = self._route(dialect, principal, inbound.body)
+            read = await self._shared.large.of(inbound.body, parse_object)
+            route, body = self._route(dialect, principal, inbound.body, read)
             status, headers, body = await self._ask(route.provider, principal, inbound, body)
         except Refused as refusal:
             said = refusal.problem
@@ -42,10 +43,9 @@ class Forwarding:
         with contextlib.suppress(ClientGone):  # nothing hangs on it
             await outlet.answer(status, headers, body)
 
-    def _route(self, dialect: Dialect, principal: Principal, raw: bytes) -> tuple[Route, bytes]:
+    def _route(self, dialect: Dialect, principal: Principal, raw: bytes, body: Mapping[str, Any]) -> tuple[Route, bytes]:
         """Where the request goes, and its body with the model's name there."""
         rulebook, served = self._rulebook(), self._identity.served(principal)
-        body = parse_object(raw)
         name = model_name(body)
         routes = rulebook.catalog.routes_of(name) if rulebook.policy.models.allows(name) else ()
         for route in routes:

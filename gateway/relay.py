@@ -11,7 +11,7 @@ from functools import partial
 from typing import Any, Final, Protocol
 
 from gateway.breaker import Breakers
-from gateway.buffers import Buffers
+from gateway.buffers import Buffers, Queue
 from gateway.charging import Charging, Phase
 from gateway.core.catalog import Model
 from gateway.core.decide import Counts
@@ -28,6 +28,7 @@ from gateway.settings import Provider, Settings
 from gateway.settling import Settling
 from gateway.streaming import Streaming
 from gateway.upstream import NOT_SENT, Answer, Failure, NotSent, RetryPolicy, TooLarge, Unknown, Upstream, UpstreamRequest
+from gateway.whole import Whole
 from gateway.wire.budget import decision_headers, stream_summary
 from gateway.wire.dialect import Dialect
 from gateway.wire.exchange import ClientGone, Headers, Outlet
@@ -74,6 +75,7 @@ class Shared:
     learned: Learned
     readers: Readers
     buffers: Buffers
+    answers: Queue  # those that are kept whole
     large: LargeWork
 
 
@@ -119,6 +121,7 @@ class Relay:
         self._story = settling.story
         self._answer: Answer | None = None
         self._streaming: Streaming | None = None
+        self._whole: Whole | None = None
         self._task: asyncio.Task[Any] | None = None
         self._interruption: Ending | None = None
         self._reading_on: asyncio.TimerHandle | None = None  # the client has left; when this fires, enough was read for it
@@ -295,7 +298,7 @@ class Relay:
         if released:
             self._charging.phase = Phase.REFUSED
         try:
-            body = await answer.read(self._shared.settings.max_response)
+            body = await self._read(answer)
         except (Unknown, TooLarge):
             body = b""
         if released:
@@ -305,15 +308,15 @@ class Relay:
         await self._answer_with(outlet, answer.status, self._headers(answer), body)
 
     async def _relay_json(self, answer: Answer, outlet: Outlet) -> None:
-        limit = self._shared.settings.max_response
         try:
-            body = await answer.read(limit)
+            body = await self._read(answer)
         except Unknown as failure:
             self._failed("cut")
             self._settling.leave(f"the answer broke off: {failure}")
             await self._tell(outlet, problem("provider_cut", f"the answer of {self._name} broke off ({failure})"))
             return
         except TooLarge:
+            limit = self._shared.settings.max_response
             await self._settled(Ending.PROVIDER_CUT)
             await self._tell(outlet, problem("provider_cut", f"the answer of {self._name} is larger than {limit} bytes"))
             return
@@ -325,6 +328,10 @@ class Relay:
         self._charging.phase = Phase.RELAYING
         await self._settled(Ending.COMPLETED)
         await self._answer_with(outlet, answer.status, self._headers(answer), body)
+
+    async def _read(self, answer: Answer) -> bytes:
+        self._whole = Whole(answer, self._shared.settings.max_response, self._shared.answers)
+        return await self._whole.read()
 
     async def _relay_stream(self, answer: Answer, outlet: Outlet) -> None:
         self._charging.phase = Phase.RELAYING
@@ -413,6 +420,8 @@ class Relay:
         finally:
             if self._streaming is not None:
                 self._streaming.end()
+            if self._whole is not None:
+                self._whole.give_back()
             if self._answer is not None:
                 self._answer.release()  # keeps the connection only if the answer was read to its end
 

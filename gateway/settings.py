@@ -140,6 +140,7 @@ class Settings:
     stream_summary: bool = False  # whether streams end with a comment that says what the call cost
     max_request: int = 20 << 20  # bytes, as max_response
     max_response: int = 32 << 20
+    max_bodies: int = 512 << 20
     max_buffered: int = 256 << 20
     drain: Drain = Drain()
     shutdown_grace_ms: int = 30_000
@@ -218,6 +219,7 @@ def read(path: Path, environ: Mapping[str, str], catalog: Catalog, profiles: Map
         stream_summary=file.stream_summary is StreamSummary.COMMENT,
         max_request=file.limits.max_request,
         max_response=file.limits.max_response,
+        max_bodies=file.limits.max_bodies,
         max_buffered=file.limits.max_buffered,
         drain=Drain(file.drain.time, file.drain.bytes, file.drain.number),
         shutdown_grace_ms=file.shutdown.grace,

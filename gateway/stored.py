@@ -22,6 +22,7 @@ from gateway.ledger.contract import CallRecord, HoldState, LedgerLost, LedgerUna
 from gateway.observer import Observer
 from gateway.relay import Shared
 from gateway.upstream import Answer, NotSent, TooLarge, Unknown
+from gateway.whole import Whole
 from gateway.wire import responses
 from gateway.wire.exchange import ClientGone, Inbound, Outlet
 from gateway.wire.headers import returnable
@@ -107,16 +108,18 @@ class StoredAnswers:
             raise Refused(problem("provider_unreachable", f"{name} gave no answer ({failure}).")) from failure
 
     async def _relay(self, name: str, principal: Principal, answer: Answer, outlet: Outlet) -> None:
+        whole = Whole(answer, self._shared.settings.max_response, self._shared.answers)
         try:
-            body = await answer.read(self._shared.settings.max_response)
+            body = await whole.read()
+            response = await self._shared.large.of(body, responses.response_of)
+            if response is not None:
+                await self._look_at(name, principal, response)
+            await outlet.answer(answer.status, returnable(answer.headers), body)
         except (Unknown, TooLarge) as failure:
             said = problem("provider_cut", f"The answer of {name} broke off ({failure}).")
             await outlet.answer(said.status, said.headers(), said.body())
-            return
-        response = responses.response_of(body)
-        if response is not None:
-            await self._look_at(name, principal, response)
-        await outlet.answer(answer.status, returnable(answer.headers), body)
+        finally:
+            whole.give_back()
 
     async def _relay_stream(self, name: str, principal: Principal, answer: Answer, outlet: Outlet) -> None:
         """A background answer as it is made."""

@@ -137,6 +137,7 @@ _UNIVERSAL: Final = frozenset(
 _NOT_MEANT: Final = frozenset({"stream", "stream_options", "metadata", "user", "safety_identifier", "prompt_cache_key", "store"})
 _PLAIN_TOOLS: Final = ("function", "custom")
 _PLAIN_PARTS: Final = ("refusal", "thinking", "reasoning", "input_text", "output_text", "summary_text")
+_SHOWN: Final = frozenset({"role", "content", "tool_call_id", "refusal", "reasoning_content", "reasoning"})  # of a message
 _TEXT_PART_KEYS: Final = frozenset({"type", "text", "cache_control"})
 _TOOL_CALL_KEYS: Final = frozenset({"id", "type", "function"})
 _FUNCTION_KEYS: Final = frozenset({"name", "arguments"})
@@ -272,26 +273,31 @@ def wants_usage(body: Mapping[str, Any]) -> bool:
 def _message(message: Mapping[str, Any], facts: Facts) -> Part:
     """One message. Fields that are not known here are counted as text: some servers show them to the model."""
     role, content = message.get("role"), message.get("content")
-    if type(role) is str and type(content) is str and len(message) == 2:
-        return Part(role, (role, content), CHAT_MESSAGE_TOKENS)
-    role = typed(message, "role", str, "a string", "messages.") or ""
+    if type(role) is str and type(content) is str:
+        if len(message) == 2:
+            return Part(role, (role, content), CHAT_MESSAGE_TOKENS)
+        if len(message) == 3 and type(message.get("tool_call_id")) is str:  # half of an agent's conversation
+            return Part(role, tuple(message.values()), CHAT_MESSAGE_TOKENS)
+    if type(role) is not str:
+        role = typed(message, "role", str, "a string", "messages.") or ""
     texts: list[str] = []
     images: list[Image] = []
     attachments: list[Attachment] = []
     overhead = CHAT_MESSAGE_TOKENS
     for name, value in message.items():
-        if value is None or name == "cache_control":
+        if type(value) is str and name in _SHOWN:  # nearly every field of nearly every message
+            texts.append(value)
+        elif value is None or name == "cache_control":
             facts.long_cache |= _is_long(value)
-            continue
-        if name == "content" and type(value) is list:
+        elif name == "content" and type(value) is list:
             _content_parts(value, texts, images, attachments, facts)
-        elif name == "content" and type(value) is not str:
+        elif name == "content":
             raise bad_request("ambiguous_request", "messages.content: expected a string or a list of parts.", "messages.content")
         elif name == "tool_calls" and type(value) is list:
             facts.needs.add("tools")
             overhead += TOOL_CALL_OVERHEAD * len(value)
             for call in value:
-                texts += _tool_call(call)
+                _tool_call(call, texts)
         elif name == "audio":  # an earlier answer in sound, which the provider keeps: its length is not in the body
             facts.needs.add("audio_input")
             facts.unpriced.append("messages.audio")
@@ -301,13 +307,14 @@ def _message(message: Mapping[str, Any], facts: Facts) -> Part:
     return Part(role, tuple(texts), overhead, tuple(images), tuple(attachments))
 
 
-def _tool_call(call: Any) -> tuple[str, ...]:
+def _tool_call(call: Any, texts: list[str]) -> None:
     """Its id too: some chat templates show it, and where they don't it covers the function's name in the tool's reply."""
     if type(call) is dict and call.keys() <= _TOOL_CALL_KEYS:
         function = call.get("function")
         if type(function) is dict and function.keys() <= _FUNCTION_KEYS:
-            return text_of(call.get("id")), text_of(function.get("name")), text_of(function.get("arguments"))
-    return (text_of(call),)
+            texts += text_of(call.get("id")), text_of(function.get("name")), text_of(function.get("arguments"))
+            return
+    texts.append(text_of(call))
 
 
 def _content_parts(

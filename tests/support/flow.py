@@ -20,7 +20,7 @@ from multidict import CIMultiDict, CIMultiDictProxy
 
 from gateway import bundled, relay
 from gateway.breaker import Breakers
-from gateway.buffers import Buffers
+from gateway.buffers import Buffers, Queue
 from gateway.core.catalog import Catalog, Model, Rates, Route
 from gateway.core.decide import Rulebook
 from gateway.core.learned import Learned
@@ -335,6 +335,7 @@ async def world(
         learned,
         bundled.load_clients(),
         Buffers(config.max_buffered),
+        Queue(max(config.max_bodies, config.max_response)),
         large,
     )
     rulebook = Rulebook(policy or policy_of(), catalog, counter, learned)
