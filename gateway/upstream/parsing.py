@@ -64,7 +64,8 @@ class AnswerParser:
         except (httptools.HttpParserError, httptools.HttpParserUpgrade) as failure:
             if not self.ended:
                 self.stop()
-                raise Malformed(f"what came is no HTTP/1.1 answer: {failure.__context__ or failure}") from failure
+                ours = failure.__context__
+                raise Malformed(str(ours or f"what came is no HTTP/1.1 answer: {failure}")) from failure
             self.surplus = True
         if self._fed > HEAD_MAX and not self.status:
             self.stop()
@@ -100,7 +101,7 @@ class AnswerParser:
 
     def on_header(self, name: bytes, value: bytes) -> None:
         if not self.status:
-            self._lines.append((_name(name), value.decode("utf-8", "surrogateescape")))
+            self._lines.append((_name(name), value.decode("utf-8", "surrogateescape").rstrip(" \t")))
 
     def on_headers_complete(self) -> None:
         parser = self._parser
@@ -112,19 +113,19 @@ class AnswerParser:
                 raise Malformed("the answer changes to a protocol that nobody asked for")
             self._lines.clear()
             return
-        if self._fed > HEAD_MAX and sum(len(name) + len(value) for name, value in self._lines) > HEAD_MAX:
+        if self._fed > HEAD_MAX and sum(len(name) + len(value) + 4 for name, value in self._lines) > HEAD_MAX:
             raise Malformed(f"the answer's head is longer than {HEAD_MAX} bytes")
         self.status = status
         self.headers = headers = CIMultiDictProxy(CIMultiDict(self._lines))
         self._lines.clear()
-        coding = headers.get("Transfer-Encoding")
-        if coding is not None and coding.strip().lower() != "chunked":
+        codings = headers.getall("Transfer-Encoding", None)
+        if codings is not None and (len(codings) > 1 or codings[0].lower() != "chunked"):
             self.status = 0
             raise Malformed("the answer has a transfer coding that nobody asked for")
-        announced = coding is not None or headers.get("Content-Length", "0").strip("0") != ""
+        announced = codings is not None or headers.get("Content-Length", "0").strip("0") != ""
         self.keeps = parser.should_keep_alive()
         if self._body_follows and status not in _WITHOUT_BODY:
-            self._to_the_close = coding is None and "Content-Length" not in headers
+            self._to_the_close = codings is None and "Content-Length" not in headers
         else:
             # Whoever announces a body that may not follow can't be trusted to send none.
             self.keeps = self.keeps and not announced
