@@ -201,22 +201,19 @@ class HttpAnswer:
     async def pour(self, take: Callable[[bytes], bool]) -> bool:
         parser = self._parser
         self._raised = None  # of a wait that was cancelled
-        if parser.size and not take(parser.taken()):
-            return False
-        while not self._is_over():
+        stopped = parser.size > 0 and not self._poured(take)
+        while not stopped and not self._is_over():
             self._take = take
             try:
                 await self._wait(_AT_THE_END)
                 stopped = self._take is None
             finally:
                 self._take = None
-            if self._raised is not None:
-                raise self._raised
-            if stopped:
-                return False
-        if self._failure is not None:
+        if self._raised is not None:
+            raise self._raised
+        if not stopped and self._failure is not None:
             raise Unknown(self._failure)
-        return True
+        return not stopped
 
     def close(self) -> None:
         if not self._is_over():
