@@ -130,7 +130,8 @@ class Gateway:
         # A ledger that keeps its records as long as an archive would needs none.
         self._archive = Archive(config.state_dir / _ARCHIVE) if config.ledger.keep_ms < ARCHIVE_KEEP_MS else None
         self._keeper = Keeper(self.ledger, self._keep, self._archive, clock_ms, self._keeping_failed)
-        self._edge = Edge(self._routes(), Limits(config.max_request), self._guards(), events.problem)
+        limits = Limits(config.max_request, max_connections=config.max_connections, max_calls=config.max_calls)
+        self._edge = Edge(self._routes(), limits, self._guards(), events.problem, self.metrics.shed)
 
     # -- life -----------------------------------------------------------------------------------------------------------------
 
@@ -216,7 +217,8 @@ class Gateway:
         admin = Admin(self.ledger, principal_of, unset_token_env, self._dimensions, self.flow.scope_frozen)
         external = External(self.ledger, self._identity, lambda: self.flow.rulebook, self.observer.alert, clock_ms)
         events_api, reservations_api = EventsApi(external), ReservationsApi(external, self.config.lease_ms)
-        ops = Ops(self.ledger, self.metrics, self._serving, principal_of if self.config.auth == "keys" else None)
+        asked = principal_of if self.config.auth == "keys" else None
+        ops = Ops(self.ledger, self.metrics, self._serving, asked, lambda: self._edge.shedding)
         models = ModelList(self._identity, lambda: self.flow.rulebook)
         return Routes(
             {

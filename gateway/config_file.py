@@ -407,6 +407,14 @@ class LimitsFile(Section):
         description="How much of all answers together is kept, in each worker, for clients that read more slowly than their provider writes. "
         "A stream that would need more is ended as if its client had left.",
     )
+    max_connections: Annotated[int, whole(1, 1_000_000)] = preset(
+        10_000, description="How many connections each worker has at once. One more is answered 503 `overloaded` and closed."
+    )
+    max_calls: Annotated[int, whole(1, 1_000_000)] = preset(
+        5_000,
+        description="How many requests to model routes each worker has under way at once. One more is answered 503 `overloaded`; the gateway's "
+        "own pages still answer.",
+    )
 
 
 class DrainFile(Section):

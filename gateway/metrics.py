@@ -49,6 +49,7 @@ class Metrics:
         self._rests = self._counter("provider_rests", "Times that a provider was left alone for a while", ("provider",))
         self._reloads = self._counter("policy_reloads", "Attempts to read a changed policy", ("result",))
         self._let_through = self._counter("let_through", "Calls that went out without a hold, while the ledger was away", ())
+        self._shed = self._counter("shed", "Calls and connections refused for want of room", ("reason",))
         self._journalled = self._counter("journalled", "Steps that went into the journal beside the ledger", ("step",))
         self._unpriced = self._counter(
             "unpriced_usage", "Calls that a provider billed something for whose price is not known", ("provider", "what")
@@ -57,7 +58,7 @@ class Metrics:
             self._unpriced,
             *(self._decisions, self._calls, self._spend, self._unconfirmed, self._tokens, self._expired),
             *(self._overruns, self._alerts, self._provider_errors, self._rests, self._reloads, self._let_through),
-            self._journalled,
+            *(self._journalled, self._shed),
         )
         self._ratio = self._histogram(
             "estimate_ratio",
@@ -160,6 +161,10 @@ class Metrics:
     def journalled(self, step: str) -> None:
         """`step` is the contract's verb."""
         self._journalled.add((step,), 1)
+
+    def shed(self, reason: str) -> None:
+        """`reason` is one of the edge's words: `connections`, `calls`, `lag`."""
+        self._shed.add((reason,), 1)
 
     def ledger_serves(self, *, serves: bool) -> None:
         self._ledger_serves.set(int(serves))

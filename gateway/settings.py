@@ -142,6 +142,8 @@ class Settings:
     max_response: int = 32 << 20
     max_bodies: int = 512 << 20
     max_buffered: int = 256 << 20
+    max_connections: int = 10_000  # of a worker, as max_calls
+    max_calls: int = 5_000
     drain: Drain = Drain()
     shutdown_grace_ms: int = 30_000
     unmetered_routes: tuple[UnmeteredRoute, ...] = ()
@@ -221,6 +223,8 @@ def read(path: Path, environ: Mapping[str, str], catalog: Catalog, profiles: Map
         max_response=file.limits.max_response,
         max_bodies=file.limits.max_bodies,
         max_buffered=file.limits.max_buffered,
+        max_connections=file.limits.max_connections,
+        max_calls=file.limits.max_calls,
         drain=Drain(file.drain.time, file.drain.bytes, file.drain.number),
         shutdown_grace_ms=file.shutdown.grace,
         unmetered_routes=unmetered_routes,

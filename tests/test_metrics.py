@@ -57,6 +57,13 @@ def test_a_receipt_counts_its_ending_spend_and_tokens_by_class(metrics: Metrics)
     assert not any("cache_write" in name for name in values)
 
 
+def test_what_is_shed_is_counted_by_reason(metrics: Metrics) -> None:
+    for reason in ("lag", "calls", "lag"):
+        metrics.shed(reason)
+    values = scrape(metrics)
+    assert (values["penstock_shed_total{reason=lag}"], values["penstock_shed_total{reason=calls}"]) == (2, 1)
+
+
 def test_the_holds_gauge_counts_the_calls_under_way(metrics: Metrics) -> None:
     for _ in range(3):
         metrics.decided(Outcome.ALLOW)

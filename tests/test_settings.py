@@ -84,6 +84,7 @@ def test_a_provider_is_enough_and_the_rest_is_right_by_default(load):
     assert (config.background, config.background_lease_ms) == (False, 3_600_000)
     assert (config.max_request, config.max_response) == (20 << 20, 32 << 20)
     assert (config.max_bodies, config.max_buffered) == (512 << 20, 256 << 20)
+    assert (config.max_connections, config.max_calls) == (10_000, 5_000)
     assert config.shutdown_grace_ms == 30_000
     assert config.drain == settings.Drain(30_000, 8 << 20, 64)
     assert (config.keys, config.allowed_hosts, config.allowed_origins, config.log) == ((), (), (), "stderr")
@@ -122,7 +123,7 @@ allowed_hosts: [Gateway.Internal, "[::2]"]
 allowed_origins: ["https://app.example.com"]
 log: log/calls.jsonl
 stream_summary: comment
-limits: {max_request: 1 KB, max_response: 2MB, max_bodies: 4 MB, max_buffered: 3 GB}
+limits: {max_request: 1 KB, max_response: 2MB, max_bodies: 4 MB, max_buffered: 3 GB, max_connections: 40, max_calls: 30}
 upstream: {timeouts: {connect: 5s, idle: 1m}, retries: 5, client: aiohttp}
 drain: {time: 1s, bytes: 0 B, number: 1}
 shutdown: {grace: 0s}
@@ -138,6 +139,7 @@ shutdown: {grace: 0s}
     assert (config.background, config.background_lease_ms) == (True, 28_800_000)
     assert (config.max_request, config.max_response) == (1 << 10, 2 << 20)
     assert (config.max_bodies, config.max_buffered) == (4 << 20, 3 << 30)
+    assert (config.max_connections, config.max_calls) == (40, 30)
     assert config.shutdown_grace_ms == 0
     assert config.drain == settings.Drain(1_000, 0, 1)
     assert config.keys == (StaticKey("ci", SHA, "acme", (("agent", "a1"), ("team", "research"))),)

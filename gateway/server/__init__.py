@@ -1,1 +1,1 @@
-"""The HTTP surface: aiohttp requests in, exchanges out."""
+"""The HTTP surface: bytes in, exchanges out."""

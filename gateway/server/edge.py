@@ -1,9 +1,10 @@
-"""The HTTP edge: from a request's bytes to an `Inbound` and an `Outlet`, and nothing else. Every answer leaves in our shape.
+"""The HTTP edge: from a request to an `Inbound` and an `Outlet`, and nothing else. Every answer leaves in our shape.
 
-    guards → route → body within its limit, inflated → handler → what the handler left undone
+    guards → route → is there room for a call → body within its limit, inflated → handler → what the handler left undone
 
-Refused before the body is read: foreign hosts and origins, unknown routes, declared lengths above the limit. A handler is not cancelled
-when its client leaves: it is told (`Outlet.on_gone`), because it may hold money that has to be settled.
+Refused before the body is waited for: foreign hosts and origins, unknown routes, declared lengths above the limit, and calls that there is
+no room for. A handler is not cancelled when its client leaves: it is told (`Outlet.on_gone`), because it may hold money that has to be
+settled.
 """
 
 import asyncio
@@ -12,29 +13,30 @@ import re
 import secrets
 import socket
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import Final
+from typing import Final, Literal, TypeAlias
 
-from aiohttp import web
-from aiohttp.http import HttpVersion10, HttpVersion11
-from aiohttp.http_exceptions import HttpProcessingError
 from multidict import CIMultiDictProxy
 
-from gateway.server.connection import CLOSED, KEPT, Connection, Listener, Report, Timeouts
+from gateway.server.connection import Bounds, Connection, Listener, Report, Timeouts
 from gateway.server.guards import Guards
 from gateway.server.outlet import HttpOutlet
+from gateway.server.pressure import Pressure
+from gateway.server.reader import Head
 from gateway.server.routes import Metered, Miss, Routes, Visit
 from gateway.wire.body import inflate
 from gateway.wire.dialects import shape_for
 from gateway.wire.exchange import ClientGone, Headers, Inbound
-from gateway.wire.problem import Problem, Refused, Shape, bad_request, problem
+from gateway.wire.problem import Problem, Refused, problem
 
 BACKLOG: Final = 2048
 SETTLE_S: Final = 10.0  # after `settle`: how long exchanges may take to end by themselves
 CANCEL_S: Final = 2.0  # after their connections were aborted, and again after they were cancelled
 
+Shedding: TypeAlias = Literal["calls", "lag"]  # why calls are refused: as many as may be are under way, or the event loop is late
+
 _REQUEST_ID: Final = re.compile(r"[A-Za-z0-9._-]{1,128}", re.ASCII)
-_UNDECODABLE: Final = re.compile("[\ud800-\udfff]")  # how such bytes are kept
 _PROCESS: Final = secrets.token_hex(4)
 _serial = itertools.count(1)
 _INFLATE_HERE: Final = 32768  # compressed bytes; more are inflated in a thread
@@ -42,18 +44,33 @@ _INFLATE_HERE: Final = 32768  # compressed bytes; more are inflated in a thread
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    max_request: int = 20 * 1024 * 1024  # bytes of a body, as sent and as inflated
+    """`max_request`: bytes of a body, as sent and as inflated. `max_connections`, `max_calls`: at once; a call is one of a model route."""
+
+    max_request: int = 20 * 1024 * 1024
     timeouts: Timeouts = field(default_factory=Timeouts)
+    max_connections: int = 10_000
+    max_calls: int = 5_000
+
+
+def _nobody(reason: str) -> None:
+    """Is told why something was shed."""
 
 
 class Edge:
-    """Listens, dispatches, drains. `report` gets what no handler planned for, with its exception."""
+    """Listens, dispatches, sheds, drains. `report` gets what no handler planned for, with its exception; `on_shed` gets why a call or a
+    connection was refused for want of room: `connections`, `calls`, `lag`."""
 
-    def __init__(self, routes: Routes, limits: Limits, guards: Guards, report: Report) -> None:
+    def __init__(
+        self, routes: Routes, limits: Limits, guards: Guards, report: Report, on_shed: Callable[[str], None] = _nobody
+    ) -> None:
         self._routes = routes
         self._limits = limits
         self._guards = guards
         self._report = report
+        self._on_shed = on_shed
+        self._pressure = Pressure()
+        self._calls = 0  # handlers of model routes at work
+        self._shed = 0
         self._listener: Listener | None = None
         self._servers: list[asyncio.Server] = []
         self._live: dict[HttpOutlet, asyncio.Task[None] | None] = {}
@@ -63,6 +80,19 @@ class Edge:
     def live(self) -> int:
         """Exchanges under way."""
         return len(self._live)
+
+    @property
+    def shedding(self) -> Shedding | None:
+        """Why new calls are refused at this moment."""
+        if self._pressure.high:
+            return "lag"
+        return "calls" if self._calls >= self._limits.max_calls else None
+
+    def turned_away(self) -> None:
+        self._on_shed("connections")
+
+    def tick(self, now: float) -> None:
+        self._pressure.tick(now)
 
     async def listen(self, host: str, port: int) -> int:
         """Accepts connections; returns the port (for port 0). OSError if the address can't be had."""
@@ -82,14 +112,13 @@ class Edge:
         if self._listener is None:
             return
         self._listener.draining = True
-        for connection in self._listener.connections:
-            if isinstance(connection, Connection) and connection.outlet is None:
-                connection.force_close()
+        for connection in tuple(self._listener.connections):
+            connection.close_if_idle()
         if not await self._ends_within(grace_s):
             settle()
             if not await self._ends_within(SETTLE_S):
                 await self._end_by_force()
-        await self._listener.shutdown(CANCEL_S)
+        await self._listener.shut(CANCEL_S)
 
     async def _end_by_force(self) -> None:
         """First the client's side, which handlers hear of; then, for those that do not listen, the task itself."""
@@ -103,7 +132,9 @@ class Edge:
 
     def _ready(self) -> Listener:
         if self._listener is None:
-            self._listener = Listener(self._exchange, self._limits.timeouts, self._report, fresh_id)
+            limits = self._limits
+            bounds = Bounds(limits.max_request, limits.max_connections, limits.timeouts)
+            self._listener = Listener(self, bounds, fresh_id)
         return self._listener
 
     def _accepting(self, server: asyncio.Server) -> int:
@@ -125,20 +156,52 @@ class Edge:
 
     # -- one exchange ---------------------------------------------------------------------------------------------------------
 
-    async def _exchange(self, request: web.BaseRequest) -> web.StreamResponse:
-        connection = request.protocol
-        assert isinstance(connection, Connection)
-        outlet = HttpOutlet(
-            connection,
-            _request_id(request.headers),
-            head_only=request.method == "HEAD",
-            http_1_0=request.version < HttpVersion11,
-            keeps=request.keep_alive and not request._message.upgrade,
-        )
-        connection.outlet = outlet
-        self._live[outlet] = asyncio.current_task()
+    def begin(self, connection: Connection, head: Head, whole: bool) -> "_Exchange":
+        """Refuses before the body is waited for what the head alone is enough to refuse."""
+        exchange = _Exchange(self, connection, head, whole)
+        outlet = exchange.outlet
+        self._live[outlet] = None
         try:
-            await self._serve(request, connection, outlet)
+            self._guards.check(head.headers)
+            found = self._routes.find(head.method, exchange.path)
+            if isinstance(found, Miss):
+                if found.problem.code == "method_not_allowed" and _asks_for_websocket(head):
+                    raise Refused(_NO_WEBSOCKETS, [("Upgrade", "HTTP/1.1")])
+                raise Refused(found.problem, found.headers)
+            if isinstance(found, Metered):
+                self.check_load()
+            exchange.found = found
+        except Refused as refused:
+            exchange.refuse(refused.problem, refused.headers)
+        except Exception as failure:  # noqa: BLE001 - as in `_run`
+            self._failed(exchange, failure)
+            self.ended(outlet)
+        return exchange
+
+    def check_load(self) -> None:
+        """Refused 503 `overloaded`, before anything was read of the call or held for it."""
+        reason = self.shedding
+        if reason is not None:
+            self._shed += 1
+            self._on_shed(reason)
+            # Spread, so that those who were sent away together do not come back together.
+            raise Refused(problem("overloaded", _OVERLOADED[reason], retry_after=1 + self._shed % 3))
+
+    def start(self, exchange: "_Exchange", body: bytes) -> None:
+        """The request is whole: its handler goes to work in a task of its own."""
+        self._calls += exchange.metered
+        self._live[exchange.outlet] = asyncio.get_running_loop().create_task(self._run(exchange, body))
+
+    def ended(self, outlet: HttpOutlet) -> None:
+        """Answered, or left."""
+        self._live.pop(outlet, None)
+        if self._none_live is not None and not self._live:
+            self._none_live.set()
+
+    async def _run(self, exchange: "_Exchange", body: bytes) -> None:
+        outlet = exchange.outlet
+        try:
+            await self._serve(exchange, body)
             if not outlet.ended:
                 outlet.abort()
         except ClientGone:
@@ -147,33 +210,26 @@ class Edge:
             outlet.abort()
             raise
         except Exception as failure:  # noqa: BLE001 - the outermost handler: whatever nobody planned for
-            self._report(f"request {outlet.request_id} failed", failure)
-            await _failed(outlet, request)
+            self._failed(exchange, failure)
         finally:
-            connection.outlet = None
-            del self._live[outlet]
-            if self._none_live is not None and not self._live:
-                self._none_live.set()
-        return KEPT if outlet.keeps else CLOSED
+            self._calls -= exchange.metered
+            self.ended(outlet)
+            exchange.connection.served()
 
-    async def _serve(self, request: web.BaseRequest, connection: Connection, outlet: HttpOutlet) -> None:
-        path, _, query = request.raw_path.partition("?")
+    async def _serve(self, exchange: "_Exchange", body: bytes) -> None:
+        head, outlet, found = exchange.head, exchange.outlet, exchange.found
         try:
-            _check_readable(request)
-            self._guards.check(request.headers)
-            found = self._routes.find(request.method, path)
-            if isinstance(found, Miss):
-                if found.problem.code == "method_not_allowed" and _asks_for_websocket(request):
-                    raise Refused(_NO_WEBSOCKETS, [("Upgrade", "HTTP/1.1")])
-                await _refuse(outlet, request, found.problem, found.headers)
-                return
-            body = await self._body(request, connection)
+            coding = head.headers.get("Content-Encoding")
+            if coding is not None:
+                limit = self._limits.max_request
+                inflating = len(body) > _INFLATE_HERE
+                body = await asyncio.to_thread(inflate, body, coding, limit) if inflating else inflate(body, coding, limit)
             inbound = Inbound(
-                method=request.method,
-                path=found.path if isinstance(found, Metered) else path,
-                query=query,
+                method=head.method,
+                path=found.path if isinstance(found, Metered) else exchange.path,
+                query=exchange.query,
                 path_run=found.path_run if isinstance(found, Metered) else None,
-                headers=request.headers,
+                headers=head.headers,
                 body=body,
                 request_id=outlet.request_id,
                 parameters=found.parameters,
@@ -188,93 +244,85 @@ class Edge:
         except Refused as refused:
             if outlet.started:
                 raise
-            await _refuse(outlet, request, refused.problem, refused.headers)
+            await outlet.answer(*exchange.refusal(refused.problem, refused.headers))
 
-    async def _body(self, request: web.BaseRequest, connection: Connection) -> bytes:
-        limit = self._limits.max_request
-        content = request.content
-        if (request.content_length or 0) > limit:
-            raise _too_large(limit)
-        if content.is_eof():
-            raw = content.read_nowait()
-        else:
-            raw = await self._slow_body(request, connection)
-        if len(raw) > limit:
-            raise _too_large(limit)
-        coding = request.headers.get("Content-Encoding")
-        if coding is None:
-            return raw
-        if len(raw) <= _INFLATE_HERE:
-            return inflate(raw, coding, limit)
-        return await asyncio.to_thread(inflate, raw, coding, limit)
-
-    async def _slow_body(self, request: web.BaseRequest, connection: Connection) -> bytes:
-        """The body is still on its way."""
-        content = request.content
-        pieces: list[bytes] = []
-        size = 0
-        seconds = self._limits.timeouts.body_s
-        if request.version >= HttpVersion11 and request.headers.get("Expect", "").lower() == "100-continue":
-            if connection.transport is None:
-                raise ClientGone
-            connection.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
-        connection.body = content
+    def _failed(self, exchange: "_Exchange", failure: Exception) -> None:
+        """A stream that has begun can't be turned into an error: it is cut. Else the client learns that it was our fault, and no more."""
+        outlet = exchange.outlet
+        self._report(f"request {outlet.request_id} failed", failure)
+        outlet.keeps = False
+        if outlet.started:
+            outlet.abort()
+            return
+        refusal = problem("internal_error", f"The gateway failed; request {outlet.request_id} is in its log.")
         try:
-            async with asyncio.timeout(seconds):
-                while piece := await content.readany():
-                    pieces.append(piece)
-                    size += len(piece)
-                    if size > self._limits.max_request:
-                        break  # the caller refuses it
-        except TimeoutError:
-            raise bad_request("bad_request", f"The request's body did not arrive within {seconds:g} s.") from None
-        except (web.RequestPayloadError, HttpProcessingError):
-            raise bad_request("bad_request", "The request's body is not framed as its headers say.") from None
-        except OSError:
-            raise ClientGone from None
-        finally:
-            connection.body = None
-        return b"".join(pieces)
+            outlet.put_answer(*exchange.refusal(refusal))
+        except ClientGone:
+            outlet.abort()
 
 
-def _check_readable(request: web.BaseRequest) -> None:
-    """What the parser lets pass, and no provider would take: a request line without a version, header bytes that are not UTF-8."""
-    if request.version < HttpVersion10:
-        raise bad_request("bad_request", "This gateway speaks HTTP/1.1.")
-    for name, value in request.headers.items():
-        if not value.isascii() and _UNDECODABLE.search(value):
-            raise bad_request("ambiguous_request", f"The header {name} holds bytes that are not UTF-8.", name)
+class _Exchange:
+    """One request and its answer. `found` is what serves it, once it is known to be served."""
+
+    __slots__ = ("_edge", "_waited", "connection", "found", "head", "outlet", "path", "query")
+
+    found: Metered | Visit
+
+    def __init__(self, edge: Edge, connection: Connection, head: Head, whole: bool) -> None:
+        self._edge = edge
+        self._waited = not whole
+        self.connection = connection
+        self.head = head
+        self.path, _, self.query = head.target.partition("?")
+        # While a body is still to come, the answer can only be a refusal, and then what is left of the body is not worth waiting for.
+        self.outlet = HttpOutlet(
+            connection,
+            _request_id(head.headers),
+            head_only=head.method == "HEAD",
+            http_1_0=head.http_1_0,
+            keeps=head.keeps and whole,
+        )
+
+    @property
+    def metered(self) -> bool:
+        return isinstance(self.found, Metered)
+
+    def serve(self, body: bytes) -> bool:
+        if self._waited:
+            self.outlet.keeps = self.head.keeps
+            try:
+                if self.metered:  # what was free when it began may be taken now
+                    self._edge.check_load()
+            except Refused as refused:
+                self.refuse(refused.problem)
+                return False
+        self._edge.start(self, body)
+        return True
+
+    def refuse(self, refusal: Problem, headers: Headers = ()) -> None:
+        with suppress(ClientGone):
+            self.outlet.put_answer(*self.refusal(refusal, headers))
+        self.forget()
+
+    def forget(self) -> None:
+        self._edge.ended(self.outlet)
+
+    def refusal(self, refusal: Problem, headers: Headers = ()) -> tuple[int, Headers, bytes]:
+        """In the shape that those who ask for this path read."""
+        return refusal.status, [*refusal.headers(), *headers], refusal.body(shape_for(self.path, self.head.headers))
 
 
-def _asks_for_websocket(request: web.BaseRequest) -> bool:
-    return request.headers.get("Upgrade", "").lower() == "websocket"
+def _asks_for_websocket(head: Head) -> bool:
+    return head.headers.get("Upgrade", "").lower() == "websocket"
 
 
 # Codex asks for a WebSocket first. After any other status it tries that seven times before it turns to HTTP.
 _NO_WEBSOCKETS: Final = problem("upgrade_refused", "This path takes POST: what passes through a WebSocket would not be metered.")
 
-
-async def _refuse(outlet: HttpOutlet, request: web.BaseRequest, refusal: Problem, headers: Headers = ()) -> None:
-    if not request.content.is_eof():
-        outlet.keeps = False  # what is left of the body is not worth waiting for
-    await outlet.answer(refusal.status, [*refusal.headers(), *headers], refusal.body(_shape(request)))
-
-
-def _shape(request: web.BaseRequest) -> Shape:
-    return shape_for(request.raw_path.partition("?")[0], request.headers)
-
-
-async def _failed(outlet: HttpOutlet, request: web.BaseRequest) -> None:
-    """A stream that has begun can't be turned into an error: it is cut. Else the client learns that it was our fault, and no more."""
-    outlet.keeps = False
-    if outlet.started:
-        outlet.abort()
-        return
-    refusal = problem("internal_error", f"The gateway failed; request {outlet.request_id} is in its log.")
-    try:
-        await outlet.answer(refusal.status, refusal.headers(), refusal.body(_shape(request)))
-    except ClientGone:
-        outlet.abort()
+_OVERLOADED: Final[dict[Shedding, str]] = {
+    "calls": "The gateway has as many calls under way as it takes; nothing was sent to the provider. Try again in a moment.",
+    "lag": "The gateway has more to do than it gets done; nothing was sent to the provider. Try again in a moment.",
+}
 
 
 def fresh_id() -> str:
@@ -286,7 +334,3 @@ def _request_id(headers: CIMultiDictProxy[str]) -> str:
     """The client's own id, if it sent one that is safe to log and to send back."""
     given = headers.getall("X-Request-Id", ())
     return given[0] if len(given) == 1 and _REQUEST_ID.fullmatch(given[0]) else fresh_id()
-
-
-def _too_large(limit: int) -> Refused:
-    return bad_request("request_too_large", f"The request body is larger than {limit:,} bytes.")

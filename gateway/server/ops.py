@@ -32,12 +32,14 @@ class Serving:
 
 @dataclass(frozen=True, slots=True)
 class Ops:
-    """`principal_of`: who may ask for more than /healthz; None on a loopback listener, where no credential is asked."""
+    """`principal_of`: who may ask for more than /healthz; None on a loopback listener, where no credential is asked. `shedding`: why calls
+    are refused for want of room at this moment, if they are."""
 
     ledger: Ledger
     metrics: Metrics
     serving: Callable[[], Serving]
     principal_of: PrincipalOf | None
+    shedding: Callable[[], str | None]
 
     def routes(self) -> Sequence[Route]:
         return (
@@ -59,13 +61,15 @@ class Ops:
         return json_reply({**about, "base_urls": base_urls, "models": "/v1/models", "health": "/healthz", "docs": "docs/api.md"})
 
     async def healthz(self, inbound: Inbound, params: Mapping[str, str]) -> Reply:
-        """200 while the process serves at all: restarting it would help nothing that /readyz reports."""
+        """200 while the process serves at all: restarting it would help nothing that /readyz reports, and least of all too much work."""
         del inbound, params
-        return json_reply({"status": "ok"})
+        shedding = self.shedding()
+        return json_reply({"status": "ok"} if shedding is None else {"status": "ok", "shedding": shedding})
 
     async def readyz(self, inbound: Inbound, params: Mapping[str, str]) -> Reply:
         """503 while the ledger does not serve: without it no call passes. A policy file that can't be taken is told, and is no 503:
-        the gateway goes on with the policy it has."""
+        the gateway goes on with the policy it has. Nor is `shedding`: were each gateway that has too much to do taken away, none would be
+        left for what they still do."""
         del params
         self._check(inbound.headers)
         serving, ledger = self.serving(), self.ledger.health()
@@ -73,6 +77,7 @@ class Ops:
         status: Json = {
             "ready": ready,
             "ledger": ledger,
+            "shedding": self.shedding(),
             "policy_version": serving.policy.version,
             "policy_error": serving.policy_error,
             "gates": [_gate(budget) for budget in serving.policy.budgets],

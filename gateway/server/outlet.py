@@ -1,7 +1,6 @@
 """An answer on its way to the client: written straight to the transport, framed here and nowhere else.
 
-aiohttp's response objects cost about a third of what serving a small answer costs, and hide what an aborted stream needs: to end without
-its last chunk. What remains of HTTP/1.1 on this side is short enough to read:
+What HTTP/1.1 asks of this side is short enough to read:
 
     whole answer                Content-Length
     stream, HTTP/1.1            chunked; `finish` writes the last chunk, `abort` closes without it
@@ -24,12 +23,13 @@ from gateway.wire.exchange import ClientGone, Headers
 
 FLUSH_S: Final = 5.0  # an aborted connection may hand over for this long what was written before
 
-_STATUS_LINES: Final = {status.value: f"HTTP/1.1 {status.value} {status.phrase}" for status in HTTPStatus}
+_STATUS_LINES: Final = {status.value: f"HTTP/1.1 {status.value} {status.phrase}\r\n" for status in HTTPStatus}
 # Framing and the connection are this file's, the request id is the edge's: none of them is taken from a handler, let alone a provider.
 _OURS: Final = frozenset({"content-length", "transfer-encoding", "connection", "keep-alive", "x-request-id"})
 _UNFIT: Final = re.compile(r"[\x00-\x08\x0a-\x1f\x7f]")
 _JOIN_BELOW: Final = 65536  # head and body go out in one piece if that copies less than this
 _WITHOUT_BODY: Final = frozenset({204, 304})
+_NAMES_KEPT: Final = 512
 
 
 class Line(Protocol):
@@ -81,6 +81,11 @@ class HttpOutlet:
         """Cleanly; nothing more to write."""
         return self._stage is _Stage.ENDED
 
+    @property
+    def over(self) -> bool:
+        """Nothing more will be written."""
+        return self._stage is _Stage.ENDED or self._stage is _Stage.BROKEN
+
     async def answer(self, status: int, headers: Headers, body: bytes) -> None:
         self.put_answer(status, headers, body)
         if self._line.writing_paused:
@@ -89,7 +94,7 @@ class HttpOutlet:
     def put_answer(self, status: int, headers: Headers, body: bytes) -> None:
         """`answer` without the wait for the client to take it."""
         self._no_body = self._no_body or status in _WITHOUT_BODY
-        framing = None if status in _WITHOUT_BODY else f"Content-Length: {len(body)}"
+        framing = "" if status in _WITHOUT_BODY else f"Content-Length: {len(body)}\r\n"
         head = self._head(status, headers, framing)
         if self._no_body:
             self._put(head)
@@ -102,12 +107,12 @@ class HttpOutlet:
 
     async def start(self, status: int, headers: Headers) -> None:
         self._no_body = self._no_body or status in _WITHOUT_BODY
-        framing = None
+        framing = ""
         if self._http_1_0:
             self.keeps = False
         elif not self._no_body:
             self._chunked = True
-            framing = "Transfer-Encoding: chunked"
+            framing = "Transfer-Encoding: chunked\r\n"
         head = self._head(status, headers, framing)
         self._stage = _Stage.STREAMING
         self._put(head)
@@ -187,33 +192,47 @@ class HttpOutlet:
             self.keeps = False
             raise
 
-    def _head(self, status: int, headers: Headers, framing: str | None) -> bytes:
+    def _head(self, status: int, headers: Headers, framing: str) -> bytes:
         assert self._stage is not _Stage.STREAMING, "one answer per request"
         assert self._stage is not _Stage.ENDED, "one answer per request"
         if self._line.closing:
             self.keeps = False
-        lines = [_STATUS_LINES.get(status) or f"HTTP/1.1 {status} Status"]
+        lines = [_STATUS_LINES.get(status) or f"HTTP/1.1 {status} Status\r\n"]
         dated = False
         for name, value in headers:
-            lower = name.lower()
-            if lower in _OURS:
-                continue
-            dated = dated or lower == "date"
-            line = f"{name}: {value}"
-            if not line.isprintable() and _UNFIT.search(line):
-                raise ValueError(f"the header {lower!r} holds a control character")
-            lines.append(line)
-        lines.append(f"X-Request-Id: {self.request_id}")
+            lead = _leads.get(name)
+            if lead is None:
+                lower = name.lower()
+                if lower in _OURS:
+                    continue
+                dated = dated or lower == "date"
+                lead = _lead(name, lower)
+            if not value.isprintable() and _UNFIT.search(value):
+                raise ValueError(f"the header {name.lower()!r} holds a control character")
+            lines.append(f"{lead}{value}\r\n")
+        lines.append(f"X-Request-Id: {self.request_id}\r\n")
         if not dated:
             lines.append(_date_line())
-        if framing is not None:
-            lines.append(framing)
+        lines.append(framing)
         if not self.keeps:
-            lines.append("Connection: close")
+            lines.append("Connection: close\r\n\r\n")
         elif self._http_1_0:
-            lines.append("Connection: keep-alive")
-        lines.append("\r\n")
-        return "\r\n".join(lines).encode("utf-8", "surrogateescape")
+            lines.append("Connection: keep-alive\r\n\r\n")
+        else:
+            lines.append("\r\n")
+        return "".join(lines).encode("utf-8", "surrogateescape")
+
+
+_leads: dict[str, str] = {}  # of the names that were seen to be fit, but for those that need a look each time: ours and `Date`
+
+
+def _lead(name: str, lower: str) -> str:
+    if _UNFIT.search(name):
+        raise ValueError(f"the header {lower!r} holds a control character")
+    lead = f"{name}: "
+    if lower != "date" and len(_leads) < _NAMES_KEPT:
+        _leads[name] = lead
+    return lead
 
 
 _date = (0, "")  # the last second that was formatted
@@ -223,5 +242,5 @@ def _date_line() -> str:
     global _date  # noqa: PLW0603 - a cache of one line, rebuilt each second
     second = int(time.time())
     if _date[0] != second:
-        _date = (second, f"Date: {formatdate(second, usegmt=True)}")
+        _date = (second, f"Date: {formatdate(second, usegmt=True)}\r\n")
     return _date[1]

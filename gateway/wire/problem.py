@@ -49,6 +49,7 @@ class Kind:
     budget: bool = False  # a budget refusal: its `error.code` is `budget_exceeded`, whatever its code
     retryable: bool = False  # the same request may succeed later, with nothing changed
     sdk_may_retry: bool = False  # and an SDK may try it by itself
+    sdk_may_wait: bool = False  # or only where a `Retry-After` says when
 
 
 _CEILING: Final = Kind(402, "Budget exceeded", "insufficient_quota", budget=True)
@@ -88,7 +89,7 @@ KINDS: Final[dict[str, Kind]] = {
     "provider_unreachable": Kind(502, "Provider unreachable", "server_error", retryable=True, sdk_may_retry=True),
     "provider_cut": Kind(502, "Provider cut the answer short", "server_error"),
     "provider_timeout": Kind(504, "Provider timeout", "server_error"),
-    "overloaded": Kind(503, "Overloaded", "server_error", retryable=True),
+    "overloaded": Kind(503, "Overloaded", "server_error", retryable=True, sdk_may_wait=True),
     "ledger_unavailable": Kind(503, "Ledger unavailable", "server_error", retryable=True),
     "ledger_lost": Kind(503, "Ledger lost", "server_error"),
 }
@@ -204,10 +205,11 @@ class Problem:
 
     def headers(self) -> list[tuple[str, str]]:
         headers = [("content-type", CONTENT_TYPE)]
-        if not kind_of(self.code).sdk_may_retry:
-            headers.append(("x-should-retry", "false"))
-        elif self.retry_after is not None:
+        kind = kind_of(self.code)
+        if self.retry_after is not None and (kind.sdk_may_retry or kind.sdk_may_wait):
             headers.append(("retry-after", str(self.retry_after)))
+        elif not kind.sdk_may_retry:
+            headers.append(("x-should-retry", "false"))
         return headers
 
 
@@ -221,7 +223,8 @@ class Refused(Exception):
 
 
 def problem(code: str, detail: str, param: str | None = None, retry_after: int | None = None) -> Problem:
-    """A problem without budget facts. `retry_after` (seconds) only for `rate_of_spend`."""
+    """A problem without budget facts. `retry_after` (seconds) only where an SDK may try again by itself: `rate_of_spend`,
+    and `overloaded` where nothing was held or sent."""
     kind = kind_of(code)
     error_code = "budget_exceeded" if kind.budget else code
     return Problem(

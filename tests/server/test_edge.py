@@ -471,10 +471,37 @@ async def test_a_connection_serves_many_requests_also_after_a_refusal() -> None:
         assert (await Response.read(reader)).code() == "not_found"
         writer.write(post(b"3") + post(b"4"))  # pipelined
         assert [(await Response.read(reader)).body, (await Response.read(reader)).body] == [b"3", b"4"]
-        writer.write(post(b"5", "Connection: close"))
-        answer = await Response.read(reader)
-        assert answer.headers["connection"] == ["close"]
-        assert await reader.read() == b""
+        writer.close()
+
+
+@pytest.mark.parametrize(
+    "raw",
+    [
+        post(b"5", "Connection: close"),
+        post(b"0\r\n\r\n", "Transfer-Encoding: chunked", "Connection: close"),
+        get("/v1/models", "Connection: close"),
+        get("/v1/models", "Connection: keep-alive, close"),
+        get("/nope", "Connection: close"),
+        post(b"5", version="1.0"),
+        post(b"", version="1.0"),
+    ],
+)
+async def test_a_client_that_wants_its_connection_closed_gets_that(raw: bytes) -> None:
+    async with serving() as running:
+        reader, writer = await running.connect()
+        writer.write(raw)
+        assert (await Response.read(reader)).headers["connection"] == ["close"]
+        assert await asyncio.wait_for(reader.read(), 2) == b""
+        writer.close()
+
+
+async def test_an_old_client_may_ask_to_keep_its_connection() -> None:
+    async with serving() as running:
+        reader, writer = await running.connect()
+        for body in (b"", b"2"):
+            writer.write(post(body, "Connection: keep-alive", version="1.0"))
+            answer = await Response.read(reader)
+            assert (answer.body, answer.headers["connection"]) == (body, ["keep-alive"])
         writer.close()
 
 

@@ -39,7 +39,7 @@ def metrics() -> Metrics:
 
 def ops(ledger: SqliteLedger, metrics: Metrics, policy_error: str | None = None, guarded: bool = False) -> Asking:
     serving = Serving(POLICY, policy_error, "2026-11-01+abc", "0.1.0", ("POST /v1/files",))
-    return Asking(Ops(ledger, metrics, lambda: serving, principal_of if guarded else None).routes())
+    return Asking(Ops(ledger, metrics, lambda: serving, principal_of if guarded else None, lambda: None).routes())
 
 
 async def test_ready_names_the_ledger_the_policy_the_gates_and_the_versions(ledger: SqliteLedger, metrics: Metrics) -> None:
@@ -94,7 +94,7 @@ async def test_a_gate_is_shown_as_the_policy_writes_it(ledger: SqliteLedger, met
         renamed_from="old",
     )
     serving = Serving(Policy("sha-1", (share,)), None, "prices", "0.1.0")
-    _, shown = await Asking(Ops(ledger, metrics, lambda: serving, None).routes())("GET", "/readyz")
+    _, shown = await Asking(Ops(ledger, metrics, lambda: serving, None, lambda: None).routes())("GET", "/readyz")
     (gate,) = shown["gates"]
     assert (gate["name"], gate["renamed_from"]) == ("new", "old")
     assert (gate["window"], gate["limit"]) == ("rolling 10m", "12.5% of tenant-month")
@@ -110,6 +110,14 @@ async def test_a_ledger_that_does_not_serve_is_not_ready_and_says_why(ledger: Sq
 async def test_the_process_is_healthy_even_then(ledger: SqliteLedger, metrics: Metrics) -> None:
     await ledger.close()
     assert await ops(ledger, metrics)("GET", "/healthz", as_=None) == (200, {"status": "ok"})
+
+
+async def test_shedding_is_told_and_neither_unhealthy_nor_unready(ledger: SqliteLedger, metrics: Metrics) -> None:
+    serving = Serving(Policy("sha-1", ()), None, "prices", "0.1.0")
+    ask = Asking(Ops(ledger, metrics, lambda: serving, None, lambda: "lag").routes())
+    assert await ask("GET", "/healthz") == (200, {"status": "ok", "shedding": "lag"})
+    status, shown = await ask("GET", "/readyz")
+    assert (status, shown["ready"], shown["shedding"]) == (200, True, "lag")
 
 
 async def test_a_policy_file_that_cannot_be_taken_is_told_and_the_gateway_stays_ready(

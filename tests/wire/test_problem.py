@@ -148,9 +148,15 @@ def test_no_refusal_invites_a_retry_except_where_waiting_helps() -> None:
     assert waiting.headers() == [("content-type", "application/problem+json"), ("retry-after", "7")]
     hopeless = refused(amounts=Amounts(6 * USD, 1), retry_after=7)
     assert (hopeless.code, hopeless.retry_after) == ("call_exceeds_limit", None)
-    for code in KINDS.keys() - {"rate_of_spend", "provider_unreachable"}:
+    for code in KINDS.keys() - {"rate_of_spend", "provider_unreachable", "overloaded"}:
         assert ("x-should-retry", "false") in problem(code, "x", retry_after=7).headers()
         assert "retry-after" not in dict(problem(code, "x", retry_after=7).headers())
+
+
+def test_an_sdk_may_try_again_what_was_shed_and_not_what_was_ended() -> None:
+    """Ended by a shutdown, a call may have been billed."""
+    assert problem("overloaded", "x").headers()[1:] == [("x-should-retry", "false")]
+    assert problem("overloaded", "x", retry_after=2).headers()[1:] == [("retry-after", "2")]
 
 
 def test_a_paused_run_is_told_what_ends_the_pause_which_no_policy_does() -> None:
