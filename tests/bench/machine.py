@@ -4,7 +4,7 @@ import contextlib
 import os
 import platform
 import resource
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -49,6 +49,16 @@ def tree(pid: int) -> Sequence[int]:
 def cpu_s(pids: Iterable[int]) -> float:
     """User and system time of processes with all their threads, ended ones too. In steps of 10 ms, so of little use below a second."""
     return sum(_cpu_ticks(pid) for pid in pids) * _TICK_S
+
+
+def cpu_of_threads(pid: int) -> Mapping[int, tuple[float, float]]:
+    """User and system time of each thread of a process, by its id."""
+    told = {}
+    for thread in _names(f"/proc/{pid}/task"):
+        for line in _lines(f"/proc/{pid}/task/{thread}/stat"):
+            after_name = line.rpartition(")")[2].split()
+            told[int(thread)] = (int(after_name[11]) * _TICK_S, int(after_name[12]) * _TICK_S)
+    return told
 
 
 def memory_kb(pids: Iterable[int]) -> int:

@@ -123,16 +123,15 @@ class Measure:
 
     def __call__(self, target: Target, load: Load, seconds: float | None = None) -> Reading:
         """Failed where any answer was wrong."""
-        told = self._loaded(target, load, seconds or self._seconds)
-        provider_late = self._provider_lateness()
+        try:
+            told = self._loaded(target, load, seconds or self._seconds)
+            provider_late = self._provider_lateness()
+        finally:
+            self._rest(target)
         if told["failures"]:
             raise Failed(f"{target.name}, {load.name}: {told['failures']} wrong answers, such as: {told['failure']}")
         if not told["events" if load.streams else "calls"]:
             raise Failed(f"{target.name}, {load.name}: nothing came in the window")
-        if target.pids:
-            self._rest(target)
-        else:
-            time.sleep(0.1)
         reading = reading_of(told, load, provider_late)
         _say(target, load, reading)
         return reading
@@ -174,7 +173,7 @@ class Measure:
     def _rest(self, target: Target) -> None:
         """Until the target has dealt with what the load left, such as streams that were cut."""
         until = time.monotonic() + QUIET_WITHIN_S
-        pids = tree(target.pids[0])
+        pids = [below for pid in target.pids for below in tree(pid)]
         while True:
             before = cpu_s(pids)
             time.sleep(0.2)
@@ -217,14 +216,18 @@ def reading_of(told: Mapping[str, Any], load: Load, provider_late_ms: float = 0.
 
 
 def tried(rows: Rows, measure: Measure, target: Target, load: Load, seconds: float | None = None) -> None:
-    """A row's next round. What fails is said, kept, and not tried again under this load: the others go on."""
+    """A row's next round. What fails is tried once more; then it is kept as failed, and not measured again: the others go on."""
     if (target.name, load.name) in rows.failed:
         return
-    try:
-        rows.add(target.name, load.name, measure(target, load, seconds))
-    except Failed as failed:
-        rows.failed[target.name, load.name] = str(failed)
-        sys.stderr.write(f"{time.strftime('%H:%M:%S')} FAILED: {failed}\n")
+    for last in (False, True):
+        try:
+            rows.add(target.name, load.name, measure(target, load, seconds))
+        except Failed as failed:
+            sys.stderr.write(f"{time.strftime('%H:%M:%S')} FAILED: {failed}\n")
+            if last:
+                rows.failed[target.name, load.name] = str(failed)
+        else:
+            return
 
 
 def in_rounds(measure: Measure, targets: Sequence[Target], loads: Sequence[Load], rounds: int) -> Rows:

@@ -26,7 +26,7 @@ class Refused(Exception):
     """A step of an installation failed; with what it said."""
 
 
-def litellm(pins: Mapping[str, str], folder: Path) -> str:
+def litellm(pins: Mapping[str, Any], folder: Path) -> str:
     """uv resolves within seconds what pip takes minutes for."""
     python = folder / "bin" / "python"
     if not python.exists():
@@ -38,19 +38,21 @@ def litellm(pins: Mapping[str, str], folder: Path) -> str:
     return f"litellm {_version_of(python, 'litellm')}"
 
 
-def portkey(pins: Mapping[str, str], folder: Path) -> str:
+def portkey(pins: Mapping[str, Any], folder: Path) -> str:
     if shutil.which("npm") is None:
         raise Refused("there is no npm on PATH")
-    package = folder / "node_modules" / pins["package"] / "package.json"
-    if not package.exists() or json.loads(package.read_text())["version"] != pins["version"]:
-        folder.mkdir(parents=True, exist_ok=True)
-        wanted = f"{pins['package']}@{pins['version']}"
-        _run(["npm", "install", "--no-audit", "--no-fund", "--ignore-scripts", "--prefix", str(folder), wanted])
+    wanted = {"private": True, "dependencies": {pins["package"]: pins["version"]}, "overrides": pins["overrides"]}
+    manifest, installed = folder / "package.json", folder / "node_modules" / pins["package"] / "package.json"
+    if not installed.exists() or json.loads(manifest.read_text()) != wanted:
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir(parents=True)
+        manifest.write_text(json.dumps(wanted))
+        _run(["npm", "install", "--no-audit", "--no-fund", "--ignore-scripts"], folder)
     node = _run(["node", "--version"]).strip()
-    return f"{pins['package']} {json.loads(package.read_text())['version']} on node {node}"
+    return f"{pins['package']} {json.loads(installed.read_text())['version']} on node {node}"
 
 
-def nginx(pins: Mapping[str, str], folder: Path) -> str:
+def nginx(pins: Mapping[str, Any], folder: Path) -> str:
     """The one on PATH; else Debian's package, unpacked and not installed."""
     if nginx_binary() is None:
         if shutil.which("apt-get") is None:
@@ -67,7 +69,7 @@ def nginx(pins: Mapping[str, str], folder: Path) -> str:
     return f"{said.stderr.strip()} ({'unpacked' if PEERS.resolve() in binary.parents else 'on PATH'}: {binary.name})"
 
 
-INSTALLS: Final[Mapping[str, Callable[[Mapping[str, str], Path], str]]] = {"nginx": nginx, "portkey": portkey, "litellm": litellm}
+INSTALLS: Final[Mapping[str, Callable[[Mapping[str, Any], Path], str]]] = {"nginx": nginx, "portkey": portkey, "litellm": litellm}
 
 
 def main(names: Sequence[str]) -> int:
