@@ -162,15 +162,16 @@ class Connection(asyncio.Protocol):
                 if refusal is not None:
                     self._answer_unasked(refusal)
                 return
+            whole = reader.whole and refusal is None
             exchange = self._exchange
             if exchange is None:
-                exchange = self._exchange = self._listener.handler.begin(self, reader.head, reader.whole)
-                if not reader.whole and refusal is None and not exchange.outlet.over:
+                exchange = self._exchange = self._listener.handler.begin(self, reader.head, whole)
+                if not whole and refusal is None and not exchange.outlet.over:
                     self._await_body(reader.head)
             if not exchange.outlet.over:
                 if refusal is not None:
                     exchange.refuse(refusal)
-                elif not reader.whole:
+                elif not whole:
                     return
                 elif exchange.serve(reader.body):
                     self._reader = None
@@ -178,7 +179,7 @@ class Connection(asyncio.Protocol):
                     self.deadline = inf
                     continue
             self._reader = self._exchange = None
-            if not self._stays(exchange.outlet, all_read=reader.whole and not data):
+            if not self._stays(exchange.outlet, all_read=whole and not data):
                 return
 
     def _await_body(self, head: Head) -> None:

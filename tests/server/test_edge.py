@@ -25,6 +25,7 @@ class Running:
         self.port = port
         self.seen: list[Inbound] = []
         self.reports: list[tuple[str, BaseException]] = []
+        self.shed: list[str] = []
 
     async def connect(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
         return await asyncio.open_connection("127.0.0.1", self.port, limit=2**26)
@@ -92,7 +93,13 @@ async def hello(inbound: Inbound, parameters: Mapping[str, str]) -> Reply:
 
 @asynccontextmanager
 async def serving(
-    handler: Handler = echo, *, max_request: int = 100_000, timeouts: Timeouts | None = None, guards: Guards | None = None
+    handler: Handler = echo,
+    *,
+    max_request: int = 100_000,
+    timeouts: Timeouts | None = None,
+    guards: Guards | None = None,
+    max_connections: int = 1_000,
+    max_calls: int = 1_000,
 ) -> AsyncIterator[Running]:
     async def seen(inbound: Inbound, outlet: Outlet) -> None:
         running.seen.append(inbound)
@@ -101,9 +108,10 @@ async def serving(
     routes = Routes({("POST", CHAT): seen, ("GET", "/v1/models"): seen}, [Route("GET", "/budget/runs/{id}", hello)])
     edge = Edge(
         routes,
-        Limits(max_request, timeouts or Timeouts()),
+        Limits(max_request, timeouts or Timeouts(), max_connections, max_calls),
         guards or Guards(),
         lambda what, failure: running.reports.append((what, failure)),
+        lambda reason: running.shed.append(reason),  # noqa: PLW0108 - there is no `running` yet
     )
     running = Running(edge, 0)
     running.port = await edge.listen("127.0.0.1", 0)
@@ -650,6 +658,117 @@ async def test_a_write_that_was_cancelled_while_it_waited_does_not_break_the_nex
         await asyncio.sleep(0.6)
         assert (await asyncio.wait_for(Response.read(reader), 5)).whole
         assert outcome == ["cancelled"] * 3
+        writer.close()
+
+
+# -- too much to do -------------------------------------------------------------------------------------------------------------------------
+
+
+def assert_shed(answer: Response) -> None:
+    assert (answer.status, answer.code()) == (503, "overloaded")
+    assert answer.headers["retry-after"][0] in "123"
+    assert "x-should-retry" not in answer.headers
+
+
+async def test_one_connection_too_many_is_told_so_and_closed() -> None:
+    async with serving(max_connections=2) as running:
+        first, second = await running.connect(), await running.connect()
+        for reader, writer in (first, second):
+            writer.write(post())
+            assert (await Response.read(reader)).status == 200
+        reader, writer = await running.connect()
+        assert_shed(await asyncio.wait_for(Response.read(reader), 2))
+        assert await reader.read() == b""
+        writer.write(post())  # what it would have asked is read away
+        writer.close()
+        assert running.shed == ["connections"]
+        first[1].write(post())
+        assert (await Response.read(first[0])).status == 200
+        first[1].close()
+        await asyncio.sleep(0.05)
+        assert (await running.send(post())).status == 200
+        second[1].close()
+
+
+async def test_one_call_too_many_is_refused_at_once_and_pages_still_answer() -> None:
+    go_on = asyncio.Event()
+
+    async def waits(inbound: Inbound, outlet: Outlet) -> None:
+        await go_on.wait()
+        await outlet.answer(200, [], b"done")
+
+    async with serving(waits, max_calls=2) as running:
+        clients = [await running.connect() for _ in range(2)]
+        for _, writer in clients:
+            writer.write(post())
+        await asyncio.sleep(0.05)
+        assert running.edge.shedding == "calls"
+        reader, writer = await running.connect()
+        for body in (b"{}", b"{}"):  # the connection stays
+            writer.write(post(body))
+            assert_shed(await asyncio.wait_for(Response.read(reader), 2))
+        assert (await running.send(get("/budget/runs/r1"))).status == 200
+        assert (await running.send(get("/nope"))).status == 404
+        waiting, slow = await running.connect()
+        slow.write(post(b"", "Content-Length: 2", "Expect: 100-continue"))
+        answer = await asyncio.wait_for(Response.read(waiting), 2)
+        assert_shed(answer)
+        assert answer.headers["connection"] == ["close"], "its body was not waited for"
+        assert running.shed == ["calls"] * 3
+        go_on.set()
+        for each, _ in clients:
+            assert (await Response.read(each)).body == b"done"
+        assert running.edge.shedding is None
+        writer.write(post())
+        assert (await Response.read(reader)).status == 200
+        for each in (writer, slow, *(writer for _, writer in clients)):
+            each.close()
+
+
+async def test_a_body_that_is_whole_when_all_places_are_taken_is_refused_too() -> None:
+    go_on = asyncio.Event()
+
+    async def waits(inbound: Inbound, outlet: Outlet) -> None:
+        await go_on.wait()
+        await outlet.answer(200, [], b"done")
+
+    async with serving(waits, max_calls=1) as running:
+        late_reader, late = await running.connect()
+        late.write(post(b"{", "Content-Length: 2"))
+        await asyncio.sleep(0.05)
+        reader, writer = await running.connect()
+        writer.write(post())
+        await asyncio.sleep(0.05)
+        late.write(b"}")
+        assert_shed(await asyncio.wait_for(Response.read(late_reader), 2))
+        go_on.set()
+        assert (await Response.read(reader)).body == b"done"
+        late.write(post())
+        assert (await Response.read(late_reader)).status == 200
+        late.close()
+        writer.close()
+
+
+async def test_while_the_event_loop_is_late_new_calls_are_refused_and_those_under_way_go_on() -> None:
+    go_on = asyncio.Event()
+
+    async def waits(inbound: Inbound, outlet: Outlet) -> None:
+        await go_on.wait()
+        await outlet.answer(200, [], b"done")
+
+    async with serving(waits) as running:
+        reader, writer = await running.connect()
+        writer.write(post())
+        await asyncio.sleep(0.05)
+        now = asyncio.get_running_loop().time()
+        for late in range(6):
+            running.edge.tick(now + 10 * late)
+        assert running.edge.shedding == "lag"
+        assert_shed(await running.send(post()))
+        assert (await running.send(get("/budget/runs/r1"))).status == 200
+        assert running.shed == ["lag"]
+        go_on.set()
+        assert (await Response.read(reader)).body == b"done"
         writer.close()
 
 
