@@ -439,6 +439,7 @@ _COMPLETION: Final = frozenset(
         "rejected_prediction_tokens",
     ]
 )
+_TEXTS: Final = frozenset({"content", "refusal", "reasoning_content", "reasoning"})  # of a delta
 _CACHED: Final = ("prompt_cache_hit_tokens", "cached_tokens", "num_cached_tokens", "cache_read_input_tokens")
 _MEDIA: Final = (
     ("audio_tokens", AUDIO_INPUT, CACHED_AUDIO, AUDIO_OUTPUT),
@@ -551,6 +552,14 @@ class ChatStream(EventStream):
     def _cut_choice(self, index: int) -> Mapping[str, Any]:
         """What a chunk is that ends a choice for its length."""
         return {"object": "chat.completion.chunk", "choices": [{"index": index, "delta": {}, "finish_reason": "length"}]}
+
+    def _text_alone(self, event: Mapping[str, Any]) -> tuple[dict[str, Any], str] | None:
+        match event.get("choices"):
+            case [{"delta": dict(delta)}]:
+                told = [name for name, value in delta.items() if value and name != "role"]
+                if len(told) == 1 and told[0] in _TEXTS and type(delta[told[0]]) is str:
+                    return delta, told[0]
+        return None
 
     def _take_event(self, chunk: Mapping[str, Any]) -> bool:
         if chunk.get("error"):

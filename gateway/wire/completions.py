@@ -168,6 +168,12 @@ class CompletionStream(ChatStream):
         if text:
             self._meter.text(text)
 
+    def _text_alone(self, event: Mapping[str, Any]) -> tuple[dict[str, Any], str] | None:
+        match event.get("choices"):
+            case [{"text": str(text)} as choice] if text and not self._echo:
+                return choice, "text"
+        return None
+
     def _cut_choice(self, index: int) -> Mapping[str, Any]:
         choice = {"index": index, "text": "", "logprobs": None, "finish_reason": "length"}
         return {"object": "text_completion", "choices": [choice]}

@@ -662,6 +662,12 @@ class MessagesStream(EventStream):
     def _failure(self, problem: Problem) -> bytes:
         return error_event(problem)
 
+    def _text_alone(self, event: Mapping[str, Any]) -> tuple[dict[str, Any], str] | None:
+        match event:
+            case {"type": "content_block_delta", "delta": {"type": "text_delta", "text": str(text)} as delta} if text:
+                return delta, "text"
+        return None
+
     def _take_event(self, event: Mapping[str, Any]) -> bool:
         kind = event.get("type")
         if kind == "content_block_delta":

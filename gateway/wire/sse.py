@@ -32,14 +32,14 @@ class Events:
 
     def __init__(self, max_event: int = MAX_EVENT) -> None:
         self._max_event = max_event
-        self._rest = bytearray()
-        self._scanned = 0  # bytes of `_rest` in which no event ends
+        self.rest = bytearray()  # of an event that is unfinished
+        self._scanned = 0  # bytes of `rest` in which no event ends
         self._past_bom = False  # none can come any more
         self.mid_event = False  # a piece of a too large event was given out, and its end was not
 
     def feed(self, data: bytes) -> list[Event]:
         # The fast path: plain line ends, and not much left over.
-        rest = self._rest
+        rest = self.rest
         if not self._past_bom and not rest:
             self._past_bom = not _BOM.startswith(data[:1])
         if not self._past_bom or self.mid_event or len(rest) > _SHORT or b"\r" in data or len(data) >= self._max_event:
@@ -56,15 +56,15 @@ class Events:
 
     def finish(self) -> Event | None:
         """What was left at the end of the stream, read as if an empty line had followed."""
-        if not self._rest:
+        if not self.rest:
             return None
-        event = self._event(bytes(self._rest))
-        self._rest.clear()
+        event = self._event(bytes(self.rest))
+        self.rest.clear()
         self._scanned = 0
         return event
 
     def _feed_slowly(self, data: bytes) -> list[Event]:
-        rest = self._rest
+        rest = self.rest
         rest += data
         events = []
         start, search_from = 0, max(0, self._scanned - _LONGEST_END)

@@ -2,13 +2,16 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Final
 
 import orjson
 
 from gateway.core.meter import Meter
+from gateway.wire.alike import Alike, alike
 from gateway.wire.problem import Problem
 from gateway.wire.sse import MAX_EVENT, Event, Events
+
+_TRIES: Final = 4  # in a row to find what events have in common, before it is given up
 
 
 class EventStream(ABC):
@@ -23,6 +26,8 @@ class EventStream(ABC):
         self._meter = meter
         self._events = Events(max_event)
         self._tail: list[bytes] = []
+        self._alike: Alike | None = None  # the event before, if nothing but its text is its own
+        self._tries = _TRIES
         self.done = False
         self.error_seen = False  # the provider sent an error of its own
 
@@ -36,6 +41,12 @@ class EventStream(ABC):
     @abstractmethod
     def _take_event(self, event: Mapping[str, Any]) -> bool:
         """Meters one event; whether it is to be hidden."""
+
+    def _text_alone(self, event: Mapping[str, Any]) -> tuple[dict[str, Any], str] | None:
+        """Where an event has the only text that it meters, if another like it, right after it, would tell nothing but its own text: the
+        object that has it, and the member's name."""
+        del event
+        return None
 
     @abstractmethod
     def _failure(self, problem: Problem) -> bytes:
@@ -54,19 +65,38 @@ class EventStream(ABC):
 
     def feed(self, data: bytes) -> bytes:
         """What may be relayed now."""
+        if self._alike is not None and not self._events.rest:
+            text = self._alike.text_of(data)
+            if text is not None:
+                self._meter.text(text)
+                self._tries = _TRIES
+                return data
         relayed: list[bytes] = []
-        for event in self._events.feed(data):
-            hidden = self._take(event)
+        events = self._events.feed(data)
+        read = None
+        for event in events:
+            read = _object(event)
+            hidden = self._take(event, read)
             if not hidden:
                 (self._tail if self._keeps_back else relayed).append(event.raw)
+        self._alike = None
+        if read is not None and self._tries and len(events) == 1 and not self._keeps_back:
+            self._alike = self._likeness(events[0], read)
         return b"".join(relayed)
+
+    def _likeness(self, event: Event, read: dict[str, Any]) -> Alike | None:
+        place = self._text_alone(read)
+        if place is None:
+            return None
+        self._tries -= 1
+        return alike(event, read, *place)
 
     def finish(self) -> bytes:
         """The provider's stream has ended, or nothing more of it is wanted: what is still to be relayed. Half an event of a stream
         that was cut is not: the client would read it together with the error that follows."""
         event = self._events.finish()
         if event is not None:
-            hidden = self._take(event)
+            hidden = self._take(event, _object(event))
             if not hidden and not self.cut:
                 self._tail.append(event.raw)
         tail, self._tail = b"".join(self._tail), []
@@ -84,20 +114,22 @@ class EventStream(ABC):
         """A piece of an event too large to be kept may have been relayed: what follows must not be read as its rest."""
         return b"\n\n" if self._events.mid_event else b""
 
-    def _take(self, event: Event) -> bool:
-        data = event.data
-        if not data:
-            if data is None:
-                self._take_unread(event.raw)
-            return False
-        try:
-            read = orjson.loads(data)
-        except orjson.JSONDecodeError:
-            read = None
-        if type(read) is dict:
+    def _take(self, event: Event, read: dict[str, Any] | None) -> bool:
+        if read is not None:
             return self._take_event(read)
-        if data.strip() == b"[DONE]":
+        if event.data is None:
+            self._take_unread(event.raw)
+        elif event.data.strip() == b"[DONE]":
             self.done = True
-        else:
-            self._take_unread(data)
+        elif event.data:
+            self._take_unread(event.data)
         return False
+
+
+def _object(event: Event) -> dict[str, Any] | None:
+    """Its data as JSON; None: it is no object, or there is none."""
+    try:
+        read = orjson.loads(event.data) if event.data else None
+    except orjson.JSONDecodeError:
+        return None
+    return read if type(read) is dict else None
