@@ -7,9 +7,11 @@ import pytest
 
 from gateway.core.scopes import Amounts
 from gateway.core.values import Ending, Usage, UsageSource
+from gateway.ledger.contract import HoldState
 from gateway.ledger.entries import Commit, line_of, read_line
 from gateway.ledger.packed import Closing, Record, inputs_of, pack_closing, pack_record, unpack_closing, unpack_record
-from gateway.ledger.redis.lines import Lines, closing_of, closing_text, held_text, read_held, read_lines
+from gateway.ledger.redis.kept import KeptCall, keep_call, read_call
+from gateway.ledger.redis.lines import Lines, closing_of, closing_text, read_lines
 from tests.ledger.builders import account, charge, decision, plan, settlement
 
 PLAIN = Usage(UsageSource.PROVIDER, 1, 2, 3, 4)
@@ -21,13 +23,13 @@ COST = Amounts(7, 8, 1)
 def test_usage_comes_back_from_a_record_as_it_was(usage: Usage | None) -> None:
     closing = Closing(COST, usage, Ending.COMPLETED, 9)
     assert unpack_closing(pack_closing(closing)) == closing
-    assert closing_of({"x": b"7 8 1", "z": b"9", "e": closing_text(usage, Ending.COMPLETED)}) == closing
+    assert closing_of(KeptCall(HoldState.COMMITTED, 0, COST, 9, closing_text(usage, Ending.COMPLETED))) == closing
 
 
 def test_records_of_an_earlier_version_are_read() -> None:
     packed = b'[[7,8,1],["provider",1,2,3,4],"completed",9]'
     assert unpack_closing(packed) == Closing(COST, PLAIN, "completed", 9)
-    call = {"x": b"7 8 1", "z": b"9", "e": b'[["provider",1,2,3,4],"completed"]'}
+    call = KeptCall(HoldState.COMMITTED, 0, COST, 9, b'[["provider",1,2,3,4],"completed"]')
     assert closing_of(call) == Closing(COST, PLAIN, "completed", 9)
 
 
@@ -54,6 +56,9 @@ def test_what_a_call_holds_comes_back_from_a_record_as_it_was(slices: Amounts | 
     assert unpack_record("acme", pack_record(kept)) == kept
     assert [line.held for line in kept.lines] == [10 if slices is None else 3, 10]
     assert len(orjson.loads(pack_record(kept))) == (12 if slices is None else 13), "without slices, as it always was"
-    assert read_held(held_text(kept.held, slices).encode()) == (kept.held, slices)
     lines = Lines(charges)
+    live = KeptCall(
+        HoldState.LIVE, 8, Amounts(0, 0, 0), 0, b"", 9, True, 1, kept.held, slices, b"[]", b"[1]", ("r0",), b"g", "f", b"{}"
+    )
+    assert read_call(keep_call(live)) == live
     assert read_lines("acme", lines.text.encode(), lines.names.encode()).charges == charges

@@ -32,6 +32,7 @@ from gateway.ledger.witness import Seen, Witness
 from gateway.store_url import parse
 from tests.ledger.asking import balance, debit, hold, spend
 from tests.ledger.builders import LEASE_MS, TENANT, account, caller, charge, decision, own_run_charge, plan, settlement
+from tests.ledger.stored import change_meta, meta_of
 from tests.support.between import Between
 from tests.support.valkey import DURABLE, Server, cluster, redis_6_2
 
@@ -186,7 +187,7 @@ async def test_a_tenant_that_several_gateways_make_at_once_has_lost_nothing(host
         look.set()
         assert isinstance(await making, Hold)
         assert ledger.health()["ok"] is True
-        assert ledger.health()["sequence"] == int(server.command("HGET", TenantKeys(TENANT).meta, "sequence"))
+        assert ledger.health()["sequence"] == meta_of(server).sequence
 
 
 async def test_a_gateway_that_starts_on_an_emptied_store_refuses(host: Host, server: Server) -> None:
@@ -199,18 +200,18 @@ async def test_a_gateway_that_starts_on_an_emptied_store_refuses(host: Host, ser
 
 
 @pytest.mark.parametrize(
-    ("field", "value", "says"), [("epoch", "another", "another ledger"), ("sequence", "1", r"step 1 of 2 of tenant 'acme'")]
+    ("field", "value", "says"), [("epoch", "another", "another ledger"), ("sequence", 1, r"step 1 of 2 of tenant 'acme'")]
 )
 async def test_another_store_or_an_older_one_is_noticed_by_the_next_step(
-    host: Host, server: Server, field: str, value: str, says: str
+    host: Host, server: Server, field: str, value: str | int, says: str
 ) -> None:
     async with host.opened() as ledger:
         await spend(ledger, decision(), 4)
         keys = TenantKeys(TENANT)
-        server.command("HSET", keys.meta, field, value)
+        change_meta(server, **{field: value})
         with pytest.raises(LedgerLost, match=says):
             await ledger.reserve(decision(), LEASE_MS)
-        assert server.command("ZCARD", keys.open) == 0
+        assert server.command("ZCARD", keys.leases) == 0
 
 
 async def test_what_another_host_adopted_is_accepted_as_it_is(host: Host, server: Server, tmp_path: Path) -> None:
@@ -223,13 +224,13 @@ async def test_what_another_host_adopted_is_accepted_as_it_is(host: Host, server
             with pytest.raises(LedgerLost):
                 await ledger.reserve(decision(), LEASE_MS)
         await host.adopt()
-        epoch = server.command("HGET", TenantKeys(TENANT).meta, "epoch")
+        epoch = meta_of(server).epoch
         await here.start()
         with pytest.raises(LedgerLost, match="another ledger"):
             await there.start()
         await other.adopt()
         await there.start()
-        assert server.command("HGET", TenantKeys(TENANT).meta, "epoch") == epoch
+        assert meta_of(server).epoch == epoch
         await spend(there, decision(), 2)
         await spend(here, decision(), 3)
         assert (await balance(here, account())).committed == 5
@@ -240,7 +241,7 @@ async def test_adopting_leaves_tenants_alone_that_lost_nothing(host: Host, serve
         for tenant in (TENANT, "other"):
             await spend(ledger, decision(plan(charge(account(tenant=tenant))), of=caller(tenant=tenant)), 4)
     before = host.witness.read_tenants()
-    server.command("HSET", TenantKeys(TENANT).meta, "sequence", 1)
+    change_meta(server, sequence=1)
     await host.adopt()
     after = host.witness.read_tenants()
     assert after["other"] == before["other"]
@@ -372,7 +373,7 @@ async def test_a_store_that_is_full_holds_nothing_and_goes_on_when_there_is_room
         server.command("CONFIG", "SET", "maxmemory", 0)
         found = await balance(ledger, account())
         assert (found.committed, found.reserved) == (4, 0)
-        assert server.command("HGET", TenantKeys(TENANT).meta, "sequence") == b"2"
+        assert meta_of(server).sequence == 2
         await spend(ledger, decision(), 5)
 
 

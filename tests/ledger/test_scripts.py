@@ -13,23 +13,43 @@ import pytest
 from gateway.core.scopes import Account, Amounts, Unit
 from gateway.core.values import Ending, RunTerms
 from gateway.core.windows import rolling
-from gateway.ledger.contract import Debiting, Keep, SetLimit
+from gateway.ledger.contract import Debiting, HoldState, Keep, RunState, SetLimit
 from gateway.ledger.redis import scripts
+from gateway.ledger.redis.kept import (
+    VERSION,
+    KeptAccount,
+    KeptCall,
+    KeptMeta,
+    KeptRun,
+    keep_account,
+    keep_call,
+    keep_meta,
+    keep_run,
+    read_amounts,
+)
 from gateway.ledger.redis.keys import TenantKeys
 from gateway.ledger.redis.ledger import RedisLedger
 from gateway.ledger.redis.lines import Lines
+from gateway.ledger.redis.packing import packed_texts, unpacked_numbers, unpacked_texts
 from gateway.ledger.redis.scripts import text_of
 from gateway.ledger.redis.servers import servers
 from gateway.ledger.redis.shapes import AGAIN, DONE, LOST, UNKNOWN
 from gateway.ledger.witness import Witness
 from gateway.store_url import parse
 from tests.ledger.builders import LEASE_MS, START_MS, TENANT, account, caller, charge, decision, own_run_charge, plan, settlement
+from tests.ledger.stored import account_of, call_of, change_meta, meta_of, run_of
 from tests.support.valkey import Server, redis_6_2, valkey
 
 FOLDER = Path(scripts.__file__).parent / "lua"
 NAMES = sorted(path.stem for path in FOLDER.glob("*.lua"))
-WHOLE = [name for name in NAMES if name not in ("common", "lines", "meta")]
+PARTS = ("common", "lines", "short")
+SHORT = ("commit", "hold")
+WHOLE = [name for name in NAMES if name not in (*PARTS, *SHORT, "meta")]
 KEYS = TenantKeys(TENANT)
+A_RUN = KeptRun(
+    *(START_MS, 0, 0, 0, 0, START_MS, None, None, None, 0, RunState.ACTIVE, False, False, True),
+    *("k1", "", (), ""),
+)
 Run = Callable[..., Any]
 
 
@@ -39,7 +59,7 @@ def server(request: pytest.FixtureRequest, tmp_path: Path) -> Any:
     if binary is None:
         pytest.skip("no Redis 6.2 for this Python")
     with Server(tmp_path / "server", binary=binary) as running:
-        running.command("HSET", KEYS.meta, "epoch", "e", "sequence", 7)
+        running.command("SET", KEYS.meta, keep_meta(KeptMeta(7, 0, 0, 0, VERSION, "e")))
         yield running
 
 
@@ -67,7 +87,7 @@ def lua(server: Server, body: str, *args: Any) -> Any:
 def test_every_script_opens_with_its_contract(name: str) -> None:
     first = (FOLDER / f"{name}.lua").read_text().split("\nlocal ")[0]
     assert first.startswith("-- ")
-    if name not in ("common", "lines"):
+    if name not in PARTS:
         for word in ("KEYS", "ARGV", "Reply"):
             assert re.search(rf"-- +{word}", first), word
 
@@ -108,8 +128,11 @@ def test_a_part_of_an_amount_is_exact_although_the_product_is_not(server: Server
 
 @pytest.mark.parametrize("amount", [10**14, 49 * 10**14, 2**53 - 1, 2**53])
 def test_a_number_that_goes_to_a_command_is_written_in_full(server: Server, amount: int) -> None:
-    lua(server, "call('HSET', KEYS[1], 'x', tonumber(ARGV[3]), 'y', int(tonumber(ARGV[3])))", amount)
-    assert server.command("HMGET", KEYS.meta, "x", "y") == [str(amount).encode()] * 2
+    body = """call('ZADD', 'at', tonumber(ARGV[3]), 'a')
+    call('SET', 'kept', numbers('<d', tonumber(ARGV[3])))
+    return {call('ZSCORE', 'at', 'a'), int(tonumber(ARGV[3])), tonumber(ARGV[3])}"""
+    assert lua(server, body, amount) == [str(amount).encode(), str(amount).encode(), amount]
+    assert unpacked_numbers(server.command("GET", "kept")) == [amount]
 
 
 _UNDECLARED = """local declared = {}
@@ -117,8 +140,12 @@ for _, key in ipairs(KEYS) do
   declared[key] = true
 end
 local function call(command, key, ...)
-  if command ~= 'TIME' and not declared[key] then
-    error('not in KEYS: ' .. command .. ' ' .. tostring(key))
+  local named = {key, ...}
+  local last = command == 'TIME' and 0 or (command == 'MGET' or command == 'MSET') and #named or 1
+  for at = 1, last, command == 'MSET' and 2 or 1 do
+    if not declared[named[at]] then
+      error('not in KEYS: ' .. command .. ' ' .. tostring(named[at]))
+    end
   end
   if key == nil then
     return redis.call(command)
@@ -126,6 +153,21 @@ local function call(command, key, ...)
   return redis.call(command, key, ...)
 end
 """
+
+
+def test_texts_that_python_packs_are_read_by_lua_and_the_other_way_round(server: Server) -> None:
+    texts = ["", "a", "ü|\x00", "b" * 31, "c" * 32, "d" * 255, "e" * 256, "f" * 70_000]
+    packed = packed_texts(*texts)
+    assert [each.decode() for each in unpacked_texts(packed)] == texts
+    told = lua(server, "return {texts(cmsgpack.unpack(ARGV[3])), cmsgpack.unpack(ARGV[3])}", packed)
+    assert told[0] == packed
+    assert [each.decode() for each in told[1:]] == texts
+
+
+@pytest.mark.parametrize("broken", [b"\xa2a", b"\xd9", b"\x01", b"\xc0"])
+def test_what_no_script_packed_is_no_text(broken: bytes) -> None:
+    with pytest.raises(ValueError, match="text"):
+        unpacked_texts(broken)
 
 
 async def test_no_script_touches_a_key_that_it_was_not_given(
@@ -189,10 +231,13 @@ async def a_life(ledger: RedisLedger) -> None:
 
 def test_meta_makes_a_tenant_once(server: Server) -> None:
     meta = TenantKeys("new").meta
-    assert server.command("EVAL", text_of("meta"), 1, meta, "") == [b"", 0]
+    assert server.command("EVAL", text_of("meta"), 1, meta, "", "") == [b"", 0]
     assert server.command("EXISTS", meta) == 0
-    assert server.command("EVAL", text_of("meta"), 1, meta, "one") == [b"one", 0]
-    assert server.command("EVAL", text_of("meta"), 1, meta, "two") == [b"one", 0]
+    assert server.command("EVAL", text_of("meta"), 1, meta, "one", "") == [b"one", 0]
+    assert server.command("EVAL", text_of("meta"), 1, meta, "two", "") == [b"one", 0]
+    assert server.command("EVAL", text_of("meta"), 1, meta, "two", "other") == [b"one", 0]
+    assert server.command("EVAL", text_of("meta"), 1, meta, "two", "one") == [b"two", 0]
+    assert meta_of(server, "new") == KeptMeta(0, 0, 0, 0, VERSION, "two")
 
 
 def test_due_tells_the_oldest_first_and_passes_by_what_it_is_told_to(server: Server, run: Run) -> None:
@@ -206,7 +251,7 @@ def test_due_tells_the_oldest_first_and_passes_by_what_it_is_told_to(server: Ser
 
 def settle_keys(of: Account, day: int = START_MS // 86_400_000) -> list[str]:
     return [
-        *(KEYS.call("t"), KEYS.leases, KEYS.open, KEYS.ended, KEYS.tombstones, KEYS.days, KEYS.spend(day), KEYS.recent("r1")),
+        *(KEYS.call("t"), KEYS.leases, KEYS.expired, KEYS.ended, KEYS.tombstones, KEYS.days, KEYS.spend(day), KEYS.recent("r1")),
         *(KEYS.acts, KEYS.acts_order, KEYS.run("r1"), KEYS.account(of.key)),
     ]
 
@@ -217,13 +262,13 @@ def held(server: Server) -> Account:
     of = account()
     lines = Lines((charge(of),))
     group = orjson.dumps(["k1", "r1", {}, "big", "lab"])
-    fields = ("s", 1, "l", START_MS + 5, "t", START_MS, "h", "10 5 1", "g", group, "n", lines.text, "m", lines.names, "d", "[]")
+    texts = (lines.text.encode(), lines.names.encode(), (), group, "", b"[]")
+    held = KeptCall(HoldState.LIVE, START_MS + 5, Amounts(0, 0, 0), 0, b"", START_MS, False, 0, Amounts(10, 5, 1), None, *texts)
     server.commands(
-        ("HSET", KEYS.call("t"), *fields),
-        ("HSET", KEYS.account(of.key), "c", 0, "r", 10, "u", 0, "a", 0, "e", 2**53),
-        ("HSET", KEYS.run("r1"), "o", "k1", "r", 10, "k", 1, "h", 1),
+        ("SET", KEYS.call("t"), keep_call(held)),
+        ("SET", KEYS.account(of.key), keep_account(KeptAccount(10, 0, 0, 0, None, 2**53, 0, 0))),
+        ("SET", KEYS.run("r1"), keep_run(A_RUN._replace(reserved=10, open=1, calls=1, last_ms=START_MS - 9_000, latest="t"))),
         ("ZADD", KEYS.leases, START_MS + 5, "t"),
-        ("ZADD", KEYS.open, START_MS, "t"),
     )
     return of
 
@@ -233,16 +278,17 @@ def test_settle_charges_once_and_tells_the_same_again(server: Server, run: Run, 
         return run("settle", settle_keys(held), "t", 3, usd, 3, 1, '[null,"completed"]', 1, "", "")
 
     assert commit(4) == [DONE, 8, 3, 1, 4, 3, 1, [100, 4, 0, 0], []]
-    server.command("HSET", KEYS.meta, "sequence", 8)
+    change_meta(server, sequence=8)
     assert commit(9) == [DONE, 8, 3, 0, 4, 3, 1, [100, 4, 0, 0], []]
-    assert server.command("HMGET", KEYS.run("r1"), "c", "r", "k", "h") == [b"4", b"0", b"1", b"0"]
-    assert server.command("HGETALL", KEYS.spend(START_MS // 86_400_000))[1] == b"4 3 1"
-    assert [server.command("ZCARD", key) for key in (KEYS.leases, KEYS.open, KEYS.ended)] == [0, 0, 1]
+    found = run_of(server, "r1")
+    assert (found.committed, found.reserved, found.calls, found.open) == (4, 0, 1, 0)
+    assert read_amounts(server.command("HGETALL", KEYS.spend(START_MS // 86_400_000))[1]) == (4, 3, 1)
+    assert [server.command("ZCARD", key) for key in (KEYS.leases, KEYS.expired, KEYS.ended)] == [0, 0, 1]
 
 
 def test_settle_asks_for_the_accounts_that_it_was_not_sent(server: Server, run: Run, held: Account) -> None:
     assert run("settle", settle_keys(held)[:-2], "t", 3, 4, 3, 1, "", 0, "", "") == [AGAIN, 7]
-    assert server.command("HGET", KEYS.call("t"), "s") == b"1"
+    assert call_of(server, "t").state is HoldState.LIVE
 
 
 def test_settle_expires_no_lease_that_still_runs(run: Run, held: Account) -> None:
@@ -252,20 +298,21 @@ def test_settle_expires_no_lease_that_still_runs(run: Run, held: Account) -> Non
 
 def test_extend_holds_more_once_however_often_it_is_asked(server: Server, run: Run, held: Account) -> None:
     keys = [KEYS.call("t"), KEYS.leases, KEYS.run("r1"), KEYS.account(held.key)]
-    for target, holds in (("16 0 0", b"16"), ("16 0 0", b"16"), ("22 0 1", b"22"), ("16 0 0", b"22"), ("", b"22")):
+    for target, holds in (("[16,0,0]", 16), ("[16,0,0]", 16), ("[22,0,1]", 22), ("[16,0,0]", 22), ("", 22)):
         assert run("extend", keys, "t", 100, target, 1)[0] == DONE
-        assert server.command("HGET", KEYS.account(held.key), "r") == holds
-    assert run("extend", keys, "t", 100, "101 0 0", 1)[0] == UNKNOWN
-    assert run("extend", keys[:2], "t", 100, "23 0 0", 1)[0] == AGAIN
-    assert server.command("HMGET", KEYS.call("t"), "h", "l") == [b"22 5 1", str(START_MS + 100).encode()]
+        assert account_of(server, held.key).reserved == holds
+    assert run("extend", keys, "t", 100, "[101,0,0]", 1)[0] == UNKNOWN
+    assert run("extend", keys[:2], "t", 100, "[23,0,0]", 1)[0] == AGAIN
+    found = call_of(server, "t")
+    assert (found.held, found.lease_ms) == (Amounts(22, 5, 1), START_MS + 100)
 
 
 def test_balances_of_a_rolling_window_leave_out_what_has_fallen_out_of_it(server: Server, run: Run) -> None:
     of = account("hour", Unit.USD, rolling(59_000))  # buckets of a second
     at = START_MS // 1_000
-    amounts = ("c", 15, "r", 1, "u", 3, "a", 0, "e", 2**53, "o", at - 59)
-    buckets = (f"b{at - 59}", "4 1 0", f"b{at - 58}", "5 2 0", f"b{at}", "6 0 0")
-    server.command("HSET", KEYS.account(of.key), *amounts, *buckets)
+    buckets = ((at - 59, 4, 1, 0), (at - 58, 5, 2, 0), (at, 6, 0, 0))
+    kept = KeptAccount(1, 15, 3, 0, None, 2**53, 0, 0, at - 59, buckets)
+    server.command("SET", KEYS.account(of.key), keep_account(kept))
 
     def told(later_ms: int) -> Any:
         return run("balances", [KEYS.account(of.key)], of.window.bucket_ms, now_ms=START_MS + later_ms)[2][0][:3]
@@ -279,7 +326,7 @@ def test_balances_of_a_rolling_window_leave_out_what_has_fallen_out_of_it(server
 
 
 def test_run_asks_again_where_the_run_has_another_owner(server: Server, run: Run) -> None:
-    server.command("HSET", KEYS.run("r1"), "o", "k2", "s", "0")
+    server.command("SET", KEYS.run("r1"), keep_run(A_RUN._replace(owner="k2")))
     keys = [KEYS.run("r1"), KEYS.runs, KEYS.owner("k1"), KEYS.owner("k1"), KEYS.active("k1"), KEYS.acts, KEYS.acts_order]
     assert run("run", keys, "stop", "r1", "k1", "act", "[]", "op") == [AGAIN, 7]
     assert run("run", keys, "stop", "never seen", "k2", "act", "[]", "op")[0] == DONE
@@ -289,39 +336,40 @@ def test_account_adjusts_once_and_never_below_zero(server: Server, run: Run) -> 
     key = KEYS.account(account().key)
     keys = [key, KEYS.acts, KEYS.acts_order]
     assert run("account", keys, "adjust", 5, "act", "[]", "")[0] == UNKNOWN
-    server.command("HSET", key, "c", 10, "r", 0, "u", 4, "a", 0, "e", 2**53)
+    server.command("SET", key, keep_account(KeptAccount(0, 10, 4, 0, None, 2**53, 0, 0)))
     assert run("account", keys, "adjust", -7, "one", "[]", "")[2] == b"below_zero"
     assert run("account", keys, "adjust", -6, "one", "[]", "")[2:] == [b"done", None, 4, 0, 4, 0, -6]
     assert run("account", keys, "adjust", -6, "one", "[]", "")[2:] == [b"replayed", None, 4, 0, 4, 0, -6]
-    assert server.command("HMGET", KEYS.meta, "raises", "acts") == [b"1", b"1"]
+    assert (meta_of(server).raises, meta_of(server).acts) == (1, 1)
 
 
 def test_freeze_counts_what_is_frozen(server: Server, run: Run) -> None:
     keys = [KEYS.frozen, KEYS.freezes, KEYS.acts, KEYS.acts_order]
     for act, act_id, changed, frozen in (
-        ("freeze", "one", 1, b"1"),
-        ("freeze", "one", 1, b"1"),  # asked again
-        ("freeze", "two", 0, b"1"),
-        ("thaw", "three", 1, b"0"),
-        ("thaw", "four", 0, b"0"),
+        ("freeze", "one", 1, 1),
+        ("freeze", "one", 1, 1),  # asked again
+        ("freeze", "two", 0, 1),
+        ("thaw", "three", 1, 0),
+        ("thaw", "four", 0, 0),
     ):
         assert run("freeze", keys, act, "agent=a1", act_id, "[]", "[]")[2] == changed
-        assert server.command("HGET", KEYS.meta, "frozen") == frozen
+        assert meta_of(server).frozen == frozen
 
 
 def test_sweep_keeps_an_account_that_something_still_counts_in(server: Server, run: Run) -> None:
     of = account(window=rolling(59_000))
     key = KEYS.account(account().key)
     keys = [KEYS.ends, KEYS.named, key]
-    for amounts in (("c", 5, "r", 0, "f", 4), ("c", 5, "r", 1, "f", 5), ("c", 5, "r", 0, "f", 4, "j", 2)):
-        server.commands(("DEL", key), ("HSET", key, *amounts, "u", 0, "a", 0, "e", 1))
+    kept = KeptAccount(0, 5, 0, 0, None, 1, 4, 0)
+    for each in (kept, kept._replace(reserved=1, carried=5), kept._replace(adjusted=2)):
+        server.command("SET", key, keep_account(each))
         assert run("sweep", keys, "account", "", account().key, "") == [DONE, 7, 0]
-    server.command("HSET", key, "f", 3)
+    server.command("SET", key, keep_account(kept._replace(carried=3, adjusted=2)))
     assert run("sweep", keys, "account", "", account().key, "") == [DONE, 8, 1]
     assert server.command("EXISTS", key) == 0
     assert of.window.bucket_ms == 1_000
 
 
-def test_runs_tells_the_fields_that_are_asked_for(server: Server, run: Run) -> None:
-    server.command("HSET", KEYS.run("r1"), "o", "k1", "s", "1")
-    assert run("runs", [KEYS.run("r1"), KEYS.run("r2")], "s", "o") == [DONE, 7, 0, [[b"1", b"k1"], [None, None]]]
+def test_runs_tells_what_is_kept(server: Server, run: Run) -> None:
+    server.command("SET", KEYS.run("r1"), keep_run(A_RUN))
+    assert run("runs", [KEYS.run("r1"), KEYS.run("r2")]) == [DONE, 7, 0, [keep_run(A_RUN), None]]

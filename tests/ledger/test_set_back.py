@@ -8,15 +8,13 @@ import pytest
 
 from gateway.ledger import opening
 from gateway.ledger.contract import Ledger, LedgerLost
-from gateway.ledger.redis.keys import TenantKeys
 from gateway.settings import RedisSettings
 from gateway.store_url import parse
 from tests.ledger.asking import of_run, spend, view
 from tests.ledger.builders import TENANT
+from tests.ledger.stored import change_meta, meta_of
 from tests.support.stores import PATIENT_MS
 from tests.support.valkey import Server
-
-META = TenantKeys(TENANT).meta
 
 
 class Host:
@@ -53,7 +51,7 @@ def hosts(tmp_path: Path, server: Server) -> tuple[Host, Host]:
 
 def set_back(server: Server, steps: int) -> None:
     """As by a failover that lost the last steps."""
-    server.command("HINCRBY", META, "sequence", -steps)
+    change_meta(server, sequence=meta_of(server).sequence - steps)
 
 
 async def test_once_the_gateway_that_saw_more_has_noticed_nobody_is_served(server: Server, hosts: tuple[Host, Host]) -> None:
@@ -109,4 +107,4 @@ async def test_a_store_that_is_set_back_twice_is_adopted_twice(server: Server, h
             with pytest.raises(LedgerLost):
                 await spend(ledger, of_run(), 1)
         await host.adopt()
-    assert server.command("HGET", META, "epoch").count(b"-") == 1
+    assert meta_of(server).epoch.count("-") == 1

@@ -7,6 +7,7 @@ its way.
 
 import asyncio
 import tempfile
+from collections import Counter
 from collections.abc import AsyncIterator, Mapping, Sequence
 from typing import IO, Any, Final
 from urllib.parse import quote
@@ -17,44 +18,44 @@ from gateway.core.values import Outcome
 from gateway.core.windows import END_OF_TIME_MS
 from gateway.ledger import rows
 from gateway.ledger.contract import Frozen, HoldState, LedgerUnavailable, RunState
-from gateway.ledger.packed import account_of, ancestry_in, pack_closing, pack_record, run_in, unpack_closing, unpack_record
+from gateway.ledger.packed import (
+    NOTHING,
+    account_of,
+    ancestry_in,
+    pack_closing,
+    pack_record,
+    run_in,
+    unpack_closing,
+    unpack_record,
+)
 from gateway.ledger.redis.keeping import due
+from gateway.ledger.redis.kept import (
+    VERSION,
+    KeptAccount,
+    KeptCall,
+    KeptMeta,
+    KeptRun,
+    keep_account,
+    keep_amounts,
+    keep_call,
+    keep_meta,
+    keep_run,
+    read_account,
+    read_call,
+    read_run,
+)
 from gateway.ledger.redis.keys import TENANTS, TenantKeys
-from gateway.ledger.redis.lines import (
-    NUMBERS,
-    Lines,
-    closing_of,
-    closing_text,
-    group_end,
-    group_start,
-    held_text,
-    record_of,
-    refusal_of,
-    text_of,
-)
-from gateway.ledger.redis.reading import (
-    PAUSED,
-    STOPPED,
-    ancestry_of,
-    call_hash,
-    day_spend,
-    days,
-    frozen,
-    read_act,
-    run_hashes,
-)
+from gateway.ledger.redis.lines import Lines, closing_of, closing_text, group_end, group_start, record_of, refusal_of
+from gateway.ledger.redis.reading import day_spend, days, frozen, kept_runs, read_act
 from gateway.ledger.redis.resp import Argument
 from gateway.ledger.redis.shapes import end_of_day
 from gateway.ledger.redis.slots import Slots, Tenant
-from gateway.ledger.states import STATES
 from gateway.ledger.witness import Seen, new_epoch
 
 _PAGE: Final = 500
 _TRIES: Final = 5
 _IN_MEMORY: Final = 8 * 1024 * 1024
 _SHARED: Final = "untagged/"  # how the value of `run` begins in accounts that calls without a run id share
-_STATES: Final = {STOPPED: RunState.STOPPED, PAUSED: RunState.PAUSED}
-_STATE_TEXTS: Final = {RunState.ACTIVE: "0", RunState.STOPPED: "1", RunState.PAUSED: "2"}
 
 
 async def dump(slots: Slots) -> AsyncIterator[Mapping[str, object]]:
@@ -97,7 +98,7 @@ class _Dump:
         self._at_ms = at_ms
 
     async def all(self) -> AsyncIterator[rows.Row]:
-        raises, _ = await run_hashes(self._slots, self._tenant, [])
+        raises, _ = await kept_runs(self._slots, self._tenant, [])
         yield rows.Tenant(self._name, self._at_ms, raises)
         for part in (self._accounts, self._runs, self._calls, self._refusals, self._spend, self._acts, self._freezes):
             async for row in part():
@@ -117,82 +118,70 @@ class _Dump:
         for listing in (keys.ends, keys.named):
             async for page in self._pages(listing):
                 names = [member.partition(" ")[2] if listing == keys.named else member for member in page]
-                for name, pairs in zip(
-                    names, await asyncio.gather(*[self._ask("HGETALL", keys.account(n)) for n in names]), strict=True
-                ):
-                    fields = dict(zip(pairs[::2], pairs[1::2], strict=True))
+                for name, text in zip(names, await self._ask("MGET", *map(keys.account, names)), strict=True):
                     # One with a window that ends stands in both.
-                    if fields and (listing == keys.ends or int(fields[b"e"]) == END_OF_TIME_MS):
-                        yield self._account(name, fields)
+                    if text is not None and (listing == keys.ends or read_account(text).end_ms == END_OF_TIME_MS):
+                        yield self._account(name, read_account(text))
 
-    def _account(self, name: str, fields: Mapping[bytes, bytes]) -> rows.AccountRow:
-        end_ms = int(fields[b"e"])
-        window = account_of(self._name, name, end_ms).window
-        committed, reserved, unconfirmed, alerted = [int(fields.get(field, 0)) for field in (b"c", b"r", b"u", b"a")]
+    def _account(self, name: str, kept: KeptAccount) -> rows.AccountRow:
+        window = account_of(self._name, name, kept.end_ms).window
+        committed, unconfirmed = kept.committed, kept.unconfirmed
         buckets: list[tuple[int, int, int, int]] = []
         if window.span_ms:
             oldest = window.oldest_bucket(self._at_ms)
-            for field, text in fields.items():
-                if field[:1] == b"b" and int(field[1:]) >= oldest:
-                    one, two, three = map(int, text.split())
-                    buckets.append((int(field[1:]), one, two, three))
-            buckets.sort()
+            buckets = [bucket for bucket in kept.buckets if bucket[0] >= oldest]
             committed, unconfirmed = sum(each[1] for each in buckets), sum(each[2] for each in buckets)
-        limit = fields.get(b"l")
-        carried, adjusted = int(fields.get(b"f", 0)), int(fields.get(b"j", 0))
         return rows.AccountRow(
-            *(self._name, name, end_ms, committed, reserved, unconfirmed, carried, adjusted, alerted),
-            *(None if limit is None else int(limit), tuple(buckets)),
+            *(self._name, name, kept.end_ms, committed, kept.reserved, unconfirmed, kept.carried, kept.adjusted, kept.alerted),
+            *(kept.limit, tuple(buckets)),
         )
 
     async def _runs(self) -> AsyncIterator[rows.Row]:
         async for page in self._pages(self._keys.runs):
-            _, hashes = await run_hashes(self._slots, self._tenant, page)
+            _, kept = await kept_runs(self._slots, self._tenant, page)
             recents = await asyncio.gather(*[self._ask("LRANGE", self._keys.recent(run), 0, -1) for run in page])
-            for run, fields, recent in zip(page, hashes, recents, strict=True):
-                if fields["o"] is not None:
-                    yield self._run(run, fields, recent)
+            for run, each, recent in zip(page, kept, recents, strict=True):
+                if each is not None:
+                    yield self._run(run, each, recent)
 
-    def _run(self, run: str, fields: Mapping[str, Any], recent: Sequence[bytes]) -> rows.Run:
+    def _run(self, run: str, kept: KeptRun, recent: Sequence[bytes]) -> rows.Run:
         pairs = [each.decode().partition(" ") for each in reversed(recent)]
         return rows.Run(
             tenant=self._name,
             run=run,
-            owner=fields["o"].decode(),
-            first_ms=int(fields["f"]),
-            last_ms=int(fields["t"]),
-            state=_STATES.get(fields["s"], RunState.ACTIVE),
-            paused_no=_number(fields["n"] or None),
-            paused_by=(fields["b"] or b"").decode(),
-            limit=_number(fields["l"]),
-            raised=fields["x"] == b"1",
-            asked=_number(fields["q"]),
-            committed=int(fields["c"] or 0),
-            reserved=int(fields["r"] or 0),
-            unconfirmed=int(fields["u"] or 0),
-            calls=int(fields["k"] or 0),
-            latest=None if fields["g"] is None else fields["g"].decode(),
-            issued=fields["i"] == b"1",
-            placed=fields["p"] == b"1",
-            ancestry=ancestry_of(fields["a"]),
+            owner=kept.owner,
+            first_ms=kept.first_ms,
+            last_ms=kept.last_ms,
+            state=kept.state,
+            paused_no=kept.paused_no,
+            paused_by=kept.paused_by,
+            limit=kept.limit,
+            raised=kept.raised,
+            asked=kept.asked,
+            committed=kept.committed,
+            reserved=kept.reserved,
+            unconfirmed=kept.unconfirmed,
+            calls=kept.calls,
+            latest=kept.latest or None,
+            issued=kept.issued,
+            placed=kept.placed,
+            ancestry=kept.ancestry,
             recent=tuple([(tail, fingerprint) for tail, _, fingerprint in pairs]),
         )
 
     async def _calls(self) -> AsyncIterator[rows.Row]:
         keys = self._keys
-        for listing in (keys.open, keys.ended, keys.tombstones):
+        for listing in (keys.leases, keys.ended, keys.tombstones):
             async for page in self._pages(listing):
-                calls = await asyncio.gather(*[call_hash(self._slots, self._tenant, tail) for tail in page])
-                for tail, call in zip(page, calls, strict=True):
-                    state = STATES[int(call["s"])] if call else None
-                    if state is not None and (listing == keys.open or state is not HoldState.EXPIRED):  # those stand in two
-                        yield self._call(tail, state, call)
+                for tail, text in zip(page, await self._ask("MGET", *map(keys.call, page)), strict=True):
+                    if text is not None:
+                        yield self._call(tail, read_call(text))
 
-    def _call(self, tail: str, state: HoldState, call: Mapping[str, bytes]) -> rows.CallRow:
+    def _call(self, tail: str, call: KeptCall) -> rows.CallRow:
         closing = closing_of(call)
         return rows.CallRow(
-            *(self._name, tail, state, int(call["l"]) if state is HoldState.LIVE else 0),
-            orjson.loads(pack_record(record_of(self._name, call))) if "d" in call else None,
+            *(self._name, tail, call.state, call.lease_ms if call.state is HoldState.LIVE else 0),
+            orjson.loads(pack_record(record_of(self._name, call))) if call.lines else None,
             None if closing is None else orjson.loads(pack_closing(closing)),
         )
 
@@ -215,8 +204,7 @@ class _Dump:
         for day in await days(self._slots, self._tenant):
             for group, amounts in (await day_spend(self._slots, self._tenant, day)).items():
                 owner, run, dimensions, model, provider = orjson.loads(group)
-                usd, tokens, calls = map(int, amounts.split())
-                yield rows.Spend(self._name, day, owner, run, model, provider, dimensions, usd, tokens, calls)
+                yield rows.Spend(self._name, day, owner, run, model, provider, dimensions, *amounts)
 
     async def _acts(self) -> AsyncIterator[rows.Row]:
         async for page in self._pages(self._keys.acts_order):
@@ -227,10 +215,6 @@ class _Dump:
     async def _freezes(self) -> AsyncIterator[rows.Row]:
         for each in await frozen(self._slots, self._tenant):
             yield rows.FrozenRow(self._name, each.scope, each.at_ms, each.who, each.why)
-
-
-def _number(text: bytes | None) -> int | None:
-    return None if text is None else int(text)
 
 
 # -- back -------------------------------------------------------------------------------------------------------------------------
@@ -270,11 +254,12 @@ class _Load:
         self._commands: list[tuple[Argument, ...]] = []
         self._acts = 0
         self._frozen = 0
+        self._open: Counter[str] = Counter()  # live and expired holds, by run
 
     async def check_empty(self) -> None:
         """What a load that was cut off left shows in its lists."""
         keys = self._keys
-        lists = (keys.meta, keys.runs, keys.ends, keys.named, keys.open, keys.ended, keys.tombstones, keys.acts, keys.days)
+        lists = (keys.meta, keys.runs, keys.ends, keys.named, keys.leases, keys.ended, keys.tombstones, keys.acts, keys.days)
         if await self._slots.servers.call(keys.meta, "EXISTS", *lists, idempotent=True):
             where = self._slots.servers.url
             raise LedgerUnavailable(f"{where} already has keys that start with {keys.prefix}: remove them; {_ONLY_EMPTY}")
@@ -288,11 +273,15 @@ class _Load:
         """From here on it is a ledger."""
         await self._flush()
         keys, servers = self._keys, self._slots.servers
+        for run, count in self._open.items():
+            text = await servers.call(keys.meta, "GET", keys.run(run), idempotent=True)
+            if text is not None:
+                self._commands.append(("SET", keys.run(run), keep_run(read_run(text)._replace(open=count))))
+        await self._flush()
         seen = Seen(new_epoch(), 1)
-        fields = ("version", 1, "epoch", seen.epoch, "sequence", seen.sequence, "raises", self._raises)
-        counted = ("acts", self._acts, "frozen", self._frozen)
+        meta = keep_meta(KeptMeta(seen.sequence, self._raises, self._frozen, self._acts, VERSION, seen.epoch))
         await servers.call(TENANTS, "SADD", TENANTS, self._name, idempotent=True, replicated=True)
-        await servers.call(keys.meta, "HSET", keys.meta, *fields, *counted, idempotent=True, replicated=True)
+        await servers.call(keys.meta, "SET", keys.meta, meta, idempotent=True, replicated=True)
         self._slots.known[self._name] = Tenant(self._name, seen)
 
     async def add(self, row: rows.Row) -> None:
@@ -307,7 +296,7 @@ class _Load:
             self._add_refusal(row)
         elif isinstance(row, rows.Spend):
             group = group_start(row.owner, row.run, tuple(row.dimensions.items())) + group_end(row.model, row.provider)
-            commands.append(("HSET", keys.spend(row.day), group, f"{row.usd} {row.tokens} {row.calls}"))
+            commands.append(("HSET", keys.spend(row.day), group, keep_amounts(row.usd, row.tokens, row.calls)))
             commands.append(("SADD", keys.days, row.day))
         elif isinstance(row, rows.ActRow):
             self._acts += 1
@@ -325,15 +314,12 @@ class _Load:
     def _add_account(self, row: rows.AccountRow) -> None:
         keys, commands = self._keys, self._commands
         account = account_of(self._name, row.key, row.end_ms)
-        fields: list[Argument] = ["c", row.committed, "r", row.reserved, "u", row.unconfirmed, "a", row.alerted, "e", row.end_ms]
-        fields += ["f", row.carried, "j", row.adjusted]
-        if row.limit is not None:
-            fields += ["l", row.limit]
-        if row.buckets:
-            fields += ["o", row.buckets[0][0]]
-        for index, committed, unconfirmed, carried in row.buckets:
-            fields += [f"b{index}", f"{committed} {unconfirmed} {carried}"]
-        commands.append(("HSET", keys.account(row.key), *fields))
+        oldest = row.buckets[0][0] if row.buckets else None
+        kept = KeptAccount(
+            *(row.reserved, row.committed, row.unconfirmed, row.alerted, row.limit, row.end_ms, row.carried, row.adjusted),
+            *(oldest, row.buckets),
+        )
+        commands.append(("SET", keys.account(row.key), keep_account(kept)))
         run = run_in(account.scope)
         if run:
             text = quote(run, safe="", errors="surrogatepass")
@@ -346,29 +332,27 @@ class _Load:
     def _add_run(self, row: rows.Run) -> None:
         keys, commands = self._keys, self._commands
         state = RunState(row.state)
-        fields: list[Argument] = [
-            *("o", row.owner, "f", row.first_ms, "t", row.last_ms, "s", _STATE_TEXTS[state]),
-            *("n", "" if row.paused_no is None else row.paused_no, "b", row.paused_by, "x", int(row.raised)),
-            *(
-                "c",
-                row.committed,
-                "r",
-                row.reserved,
-                "u",
-                row.unconfirmed,
-                "k",
-                row.calls,
-                "i",
-                int(row.issued),
-                "p",
-                int(row.placed),
-            ),
-            *("a", "/".join(row.ancestry)),
-        ]
-        for field, value in (("l", row.limit), ("q", row.asked), ("g", row.latest)):
-            if value is not None:
-                fields += [field, value]
-        commands.append(("HSET", keys.run(row.run), *fields))
+        kept = KeptRun(
+            last_ms=row.last_ms,
+            reserved=row.reserved,
+            committed=row.committed,
+            open=0,  # `finish` counts them
+            calls=row.calls,
+            first_ms=row.first_ms,
+            paused_no=row.paused_no,
+            limit=row.limit,
+            asked=row.asked,
+            unconfirmed=row.unconfirmed,
+            state=state,
+            raised=row.raised,
+            issued=row.issued,
+            placed=row.placed,
+            owner=row.owner,
+            paused_by=row.paused_by,
+            ancestry=row.ancestry,
+            latest=row.latest or "",
+        )
+        commands.append(("SET", keys.run(row.run), keep_run(kept)))
         commands.append(("ZADD", keys.runs, row.last_ms // 1000, row.run))
         commands.append(("ZADD", keys.owner(row.owner), row.last_ms // 1000, row.run))
         if row.placed and not row.issued and state is not RunState.STOPPED:
@@ -379,14 +363,13 @@ class _Load:
     def _add_call(self, row: rows.CallRow) -> None:
         keys, commands = self._keys, self._commands
         state = HoldState(row.state)
-        fields: list[Argument] = ["s", NUMBERS[state]]
         closing = unpack_closing(None if row.closing is None else orjson.dumps(row.closing))
-        if closing is not None:
-            used = closing_text(closing.usage, closing.ending)
-            fields += ["x", text_of(closing.charged), "e", used, "z", closing.at_ms]
+        ended_ms = 0 if closing is None else closing.at_ms
+        used = b"" if closing is None else closing_text(closing.usage, closing.ending)
+        call = KeptCall(state, 0, NOTHING if closing is None else closing.charged, ended_ms, used)
         if row.record is None:
-            commands.append(("HSET", keys.call(row.tail), *fields))
-            commands.append(("ZADD", keys.tombstones, 0 if closing is None else closing.at_ms, row.tail))
+            commands.append(("SET", keys.call(row.tail), keep_call(call)))
+            commands.append(("ZADD", keys.tombstones, ended_ms, row.tail))
             return
         record = unpack_record(self._name, orjson.dumps(row.record))
         inputs: dict[str, Any] = dict(record.inputs)
@@ -394,29 +377,30 @@ class _Load:
         input_tokens = [0] * len(inputs["ladder"])
         input_tokens[record.plan] = inputs.pop("input_tokens", 0)
         lines = Lines(record.charges)
-        fields += [
-            *("t", record.at_ms, "h", held_text(record.held, record.slices), "n", lines.text, "m", lines.names),
-            *("g", group_start(record.owner, record.run, record.dimensions) + group_end(record.selected_model, record.provider)),
-            *("d", orjson.dumps((record.requested_model, inputs, input_tokens))),
-        ]
-        said = {
-            "f": str(inputs.get("fingerprint", "")),
-            "p": record.plan or "",
-            "w": "1" if record.outcome == Outcome.ADVISORY_WARN else "",
-            "a": "/".join(ancestry_in(record)),
-        }
-        for field, value in said.items():
-            if value != "":
-                fields += [field, value]
+        group = group_start(record.owner, record.run, record.dimensions) + group_end(record.selected_model, record.provider)
+        call = call._replace(
+            lease_ms=row.lease_ms if state is HoldState.LIVE else 0,
+            at_ms=record.at_ms,
+            warned=record.outcome == Outcome.ADVISORY_WARN,
+            plan=record.plan,
+            held=record.held,
+            slices=record.slices,
+            fingerprint=str(inputs.get("fingerprint", "")),
+            ancestry=ancestry_in(record),
+            lines=lines.text.encode(),
+            names=lines.names.encode(),
+            group=group.encode(),
+            rest=orjson.dumps((record.requested_model, inputs, input_tokens)),
+        )
+        commands.append(("SET", keys.call(row.tail), keep_call(call)))
         if state is HoldState.LIVE:
-            fields += ["l", row.lease_ms]
             commands.append(("ZADD", keys.leases, row.lease_ms, row.tail))
+        if state is HoldState.EXPIRED:
+            commands.append(("ZADD", keys.expired, record.at_ms, row.tail))
         if state in (HoldState.LIVE, HoldState.EXPIRED):
-            commands.append(("ZADD", keys.open, record.at_ms, row.tail))
-            commands.append(("HINCRBY", keys.run(record.run), "h", 1))
+            self._open[record.run] += 1
         if closing is not None:
             commands.append(("ZADD", keys.ended, closing.at_ms, row.tail))
-        commands.append(("HSET", keys.call(row.tail), *fields))
 
     def _add_refusal(self, row: rows.Refused) -> None:
         keys = self._keys

@@ -13,7 +13,7 @@ from gateway.core.windows import END_OF_TIME_MS
 from gateway.ledger.contract import CallRecord, Keep, LedgerUnavailable
 from gateway.ledger.packed import account_of, run_in
 from gateway.ledger.redis.lines import read_lines, run_of
-from gateway.ledger.redis.reading import call_hash, days, told
+from gateway.ledger.redis.reading import call_of, days, run_called, told
 from gateway.ledger.redis.shapes import AGAIN
 from gateway.ledger.redis.slots import Slots, Tenant
 
@@ -47,8 +47,8 @@ async def aged(slots: Slots, keep: Keep, at_most: int) -> list[CallRecord]:
     ]
     oldest.sort(key=lambda each: each[:3])
     oldest = oldest[:at_most]
-    calls = await asyncio.gather(*[call_hash(slots, tenant, tail) for _, _, tail, tenant in oldest])
-    return [told(name, tail, call) for (_, name, tail, _), call in zip(oldest, calls, strict=True) if "d" in call]
+    calls = await asyncio.gather(*[call_of(slots, tenant, tail) for _, _, tail, tenant in oldest])
+    return [told(name, tail, call) for (_, name, tail, _), call in zip(oldest, calls, strict=True) if call and call.lines]
 
 
 async def retire(slots: Slots, tenant: Tenant, decision_ids: Sequence[str], keep: Keep) -> int:
@@ -58,11 +58,11 @@ async def retire(slots: Slots, tenant: Tenant, decision_ids: Sequence[str], keep
 
 async def _retire(slots: Slots, tenant: Tenant, tail: str, keep: Keep) -> int:
     keys = tenant.keys
-    group, text, names = await slots.command(tenant, "HMGET", keys.call(tail), "g", "n", "m")
-    if text is None:
+    call = await call_of(slots, tenant, tail)
+    if call is None or not call.lines:
         return 0
-    accounts = [keys.account(key) for key in read_lines(tenant.name, text, names).keys]
-    named = (keys.call(tail), keys.ended, keys.open, keys.run(run_of(group)), *accounts)
+    accounts = [keys.account(key) for key in read_lines(tenant.name, call.lines, call.names).keys]
+    named = (keys.call(tail), keys.ended, keys.expired, keys.run(run_of(call.group)), *accounts)
     reply = await slots.run(tenant, slots.scripts.retire, named, tail, keep.records_ms)
     if reply[0] == AGAIN:
         raise LedgerUnavailable(f"rsv_{tail} is another call than it was a moment ago")
@@ -140,14 +140,14 @@ class _Sweep:
         found = await self._passing(keys.runs, at_most, self._forget_ms, 1_000)
         now_ms = await self._now_ms() if found else 0
         for _, run in found:
-            owner, last_ms = await self._slots.command(self._tenant, "HMGET", keys.run(run), "o", "t")
+            kept = await run_called(self._slots, self._tenant, run)
             removed = 0
-            if owner is not None and int(last_ms) + self._forget_ms <= now_ms:
+            if kept is not None and kept.last_ms + self._forget_ms <= now_ms:
                 text = quote(run, safe="", errors="surrogatepass")
                 accounts, args = await self._accounts_of(text)
-                listed = (keys.ends, keys.named, keys.runs, keys.owner(owner.decode()), keys.active(owner.decode()))
+                listed = (keys.ends, keys.named, keys.runs, keys.owner(kept.owner), keys.active(kept.owner))
                 named = (*listed, keys.run(run), keys.recent(run), *accounts)
-                removed = await self._remove("run", named, run, last_ms, owner, text, *args)
+                removed = await self._remove("run", named, run, kept.last_ms, kept.owner, text, *args)
             gone += removed
             if not removed and len(found) == at_most:
                 self._pass_by(keys.runs)

@@ -14,7 +14,7 @@ class TenantKeys:
     """The keys of one tenant."""
 
     __slots__ = (
-        *("acts", "acts_order", "days", "ended", "ends", "freezes", "frozen", "leases", "meta", "named", "open", "prefix"),
+        *("acts", "acts_order", "days", "ended", "ends", "expired", "freezes", "frozen", "leases", "meta", "named", "prefix"),
         *("refused", "refused_at", "runs", "shared", "tombstones"),
     )
 
@@ -22,9 +22,11 @@ class TenantKeys:
         # An empty tag would be none at all.
         prefix = f"penstock:{{{quote(tenant, safe='', errors='surrogatepass') or '%'}}}:"
         self.prefix = prefix
-        self.meta = prefix + "meta"  # hash: epoch, sequence, how many raises and acts there were, how many scopes are frozen
+        self.meta = (
+            prefix + "meta"
+        )  # packed: epoch, sequence, how many raises there were, scopes frozen, acts, the format's version
         self.leases = prefix + "leases"  # sorted set: tail → when the lease of a live hold ends
-        self.open = prefix + "open"  # … → when a live or expired hold was reserved
+        self.expired = prefix + "expired"  # … → when a hold was reserved that expired and was never confirmed
         self.ended = prefix + "ended"  # … → when an ended call (tombstones left out) ended
         self.tombstones = prefix + "tombstones"  # … → since when
         self.runs = prefix + "runs"  # sorted set: run → second of its last use
@@ -65,5 +67,5 @@ class TenantKeys:
         return f"{self.prefix}active:{key}"
 
     def spend(self, day: int) -> str:
-        """A hash: group → "usd tokens calls"."""
+        """A hash: group → packed usd, tokens, calls."""
         return f"{self.prefix}spend:{day}"

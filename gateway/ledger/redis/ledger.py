@@ -8,7 +8,7 @@ changes nothing and says so.
 import asyncio
 import secrets
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Generator, Mapping, Sequence
-from typing import Any, Final, Generic, NamedTuple, TypeVar
+from typing import Any, Final, NamedTuple, TypeVar
 
 import orjson
 
@@ -39,11 +39,29 @@ from gateway.ledger.contract import (
     scope_text,
 )
 from gateway.ledger.layout import places
+from gateway.ledger.packed import NOTHING
 from gateway.ledger.redis import copying, keeping, reading
-from gateway.ledger.redis.lines import NUMBERS, Lines, closing_text, held_text, read_lines, run_of, text_of
+from gateway.ledger.redis.kept import NUMBERS, read_ancestry
+from gateway.ledger.redis.lines import closing_text, read_lines, run_of
 from gateway.ledger.redis.resp import Argument
 from gateway.ledger.redis.servers import Servers
-from gateway.ledger.redis.shapes import AGAIN, DONE, HELD, UNKNOWN, Shape, arguments, refused, reserved, settled
+from gateway.ledger.redis.shapes import (
+    AGAIN,
+    BARRED,
+    DAY_MS,
+    DONE,
+    HELD,
+    REFUSED,
+    UNKNOWN,
+    Known,
+    Shape,
+    arguments,
+    plainly_held,
+    plainly_settled,
+    refused,
+    reserved,
+    settled,
+)
 from gateway.ledger.redis.slots import Slots, Tenant, adopt
 from gateway.ledger.witness import Witness
 
@@ -54,20 +72,9 @@ T = TypeVar("T")
 _TIDY_EVERY_S: Final = 1.0
 _HELD_AT_MOST: Final = 65_536
 _TRIES: Final = 8  # of a step whose keys had changed
-_DAY_MS: Final = 86_400_000
 _LOOK: Final = 0  # at a hold, instead of ending it
 _HOW: Final = {Debiting.ASK: 1, Debiting.ALWAYS: 2, Debiting.REPLAY: 3}
 _AS_HELD: Final = ("", "", "")
-
-
-class _Known(NamedTuple):
-    """What names the keys of a hold. All of it stays as it is for as long as the hold is on record."""
-
-    lines: Lines
-    day: int  # of its reserve
-    runs: int
-    around: tuple[str, ...]  # its keys behind the day's spend
-    accounts: tuple[str, ...]
 
 
 class _Assumed(NamedTuple):
@@ -78,40 +85,46 @@ class _Assumed(NamedTuple):
     others: tuple[str, ...]  # its run's ancestors that the caller does not name
 
 
-class _Answer(Generic[T]):
-    """Waits for a step that is under way, and reads its reply."""
-
-    __slots__ = ("_future", "_read")
-
-    def __init__(self, future: "asyncio.Future[Any]", read: Callable[[Any], T]) -> None:
-        self._future = future
-        self._read = read
-
-    def __await__(self) -> Generator[Any, None, T]:
-        return self._read((yield from self._future))
-
-
 class _Reserving:
     """Waits for a reserve. If the waiter goes, or never comes, what may be held is given back: by its id, whatever has become of it."""
 
-    __slots__ = ("_answer", "_give_back", "_heard")
+    __slots__ = ("_answer", "_heard", "_hold_id", "_ledger", "_read", "_tenant")
 
-    def __init__(self, answer: Awaitable[Reserved], give_back: Callable[[], None]) -> None:
+    def __init__(
+        self, ledger: "RedisLedger", tenant: str, hold_id: str, answer: Awaitable[Any], read: Callable[[Any], Reserved] | None
+    ) -> None:
+        self._ledger = ledger
+        self._tenant = tenant
+        self._hold_id = hold_id
         self._answer = answer
-        self._give_back = give_back
+        self._read = read
         self._heard = False
 
     def __await__(self) -> Generator[Any, None, Reserved]:
         self._heard = True
         try:
-            return (yield from self._answer.__await__())
+            reply = yield from self._answer.__await__()
         except asyncio.CancelledError:
-            self._give_back()
+            self._ledger.give_back(self._tenant, self._hold_id)
             raise
+        return reply if self._read is None else self._read(reply)
 
     def __del__(self) -> None:
         if not self._heard:
-            self._give_back()
+            self._ledger.give_back(self._tenant, self._hold_id)
+
+
+class _Ending:
+    """Waits for the end of a hold, and reads its reply."""
+
+    __slots__ = ("_future", "_read")
+
+    def __init__(self, future: "asyncio.Future[Any]", read: Callable[[Any], Settled | None]) -> None:
+        self._future = future
+        self._read = read
+
+    def __await__(self) -> Generator[Any, None, Settled | None]:
+        return self._read((yield from self._future))
 
 
 class RedisLedger:
@@ -120,7 +133,7 @@ class RedisLedger:
     def __init__(self, servers: Servers, witness: Witness, now: str | None = None) -> None:
         self._servers = servers
         self._slots = Slots(servers, witness, now)
-        self._held: dict[tuple[str, str], _Known] = {}  # by tenant and tail, the oldest first
+        self._held: dict[tuple[str, str], Known] = {}  # by tenant and tail, the oldest first
         self._tasks: set[asyncio.Task[Any]] = set()
         self._tidying: asyncio.Task[None] | None = None
         self._connected = False
@@ -209,46 +222,61 @@ class RedisLedger:
         name = decision.call.caller.tenant
         tenant = self._known_tenant(name)
         if tenant is None:
-            answer: Awaitable[Reserved] = self._under_way(self._reserve_first(name, decision, lease_ms))
-        else:
-            answer = self._reserve(tenant, decision, lease_ms)
-        return _Reserving(answer, lambda: self._give_back(name, decision.hold_id))
+            return _Reserving(self, name, decision.hold_id, self._under_way(self._reserve_first(name, decision, lease_ms)), None)
+        return self._reserve(tenant, decision, lease_ms)
 
     async def _reserve_first(self, name: str, decision: Decision, lease_ms: int) -> Reserved:
         return await self._reserve(await self._slots.get(name), decision, lease_ms)
 
     def _reserve(self, tenant: Tenant, decision: Decision, lease_ms: int) -> Awaitable[Reserved]:
-        keys = tenant.keys
-        owner, tail = decision.call.caller.key, decision.id.removeprefix("bdg_")
+        slots, keys, tail = self._slots, tenant.keys, decision.id.removeprefix("bdg_")
         shape = tenant.shapes.of(decision)
-        named = [keys.call(tail), keys.leases, keys.open, keys.runs, keys.owner(owner), keys.active(owner)]
-        named += shape.after
-        named.append(keys.days)  # a debit's spend
-        named += shape.runs
-        for each in shape.accounts:
-            named += each
-        future = self._slots.evaluate(tenant, self._slots.scripts.reserve, named, arguments(shape, decision, tail, lease_ms))
+        plain = shape.plain_of(keys, decision)
 
         def read(reply: Any) -> Reserved:
-            self._slots.checked(tenant, reply)
+            if type(reply) is bytes:
+                assert plain is not None
+                sequence, known, hold = plainly_held(plain, shape.lines[0], decision, reply)
+                tenant.saw(sequence)
+                self._remember(tenant.name, tail, known)
+                return hold
+            slots.checked(tenant, reply)
             if reply[0] == HELD:
                 number = shape.texts[id(decision.ladder[reply[4] - 1].charges)] - 1
-                known = _Known(
-                    *(shape.lines[number], reply[2] // _DAY_MS, 1 + len(decision.call.caller.ancestry)),
-                    *(shape.settled, shape.accounts[number]),
-                )
+                runs = 1 + len(decision.call.caller.ancestry)
+                known = Known(shape.lines[number], reply[2] // DAY_MS, runs, shape.settled, shape.accounts[number])
                 self._remember(tenant.name, tail, known)
+            shape.held_long = reply[0] in (REFUSED, BARRED)
             return reserved(shape, decision, reply)
 
-        return _Answer(future, read)
+        def in_full() -> tuple[Argument, ...]:
+            owner = decision.call.caller.key
+            named = [keys.call(tail), keys.leases, keys.runs, keys.owner(owner), keys.active(owner)]
+            named += shape.after
+            named.append(keys.days)  # a debit's spend
+            named += shape.runs
+            for each in shape.accounts:
+                named += each
+            args = (tenant.sequence, *arguments(shape, decision, tail, lease_ms))
+            return slots.command_of(tenant, slots.scripts.reserve, named, args)
 
-    def _remember(self, tenant: str, tail: str, known: _Known) -> None:
+        if plain is None:
+            future = slots.ask(tenant, in_full())
+        else:
+            command = slots.command_of(
+                *(tenant, slots.scripts.hold, (keys.call(tail), *plain.after)),
+                plain.arguments(tenant.sequence, decision, tail, lease_ms),
+            )
+            future = slots.ask(tenant, command, in_full)
+        return _Reserving(self, tenant.name, decision.hold_id, future, read)
+
+    def _remember(self, tenant: str, tail: str, known: Known) -> None:
         held = self._held
         if len(held) >= _HELD_AT_MOST:
             del held[next(iter(held))]
         held[tenant, tail] = known
 
-    def _give_back(self, tenant: str, hold_id: str) -> None:
+    def give_back(self, tenant: str, hold_id: str) -> None:
         """Sent after the reserve, on the same connection; if that is asked for again later, it finds a tombstone."""
         if self._connected:  # else its lease ends it
             self._under_way(self._settle(tenant, hold_id, HoldState.RELEASED, closing_text(None, Ending.NOT_SENT)))
@@ -257,46 +285,59 @@ class RedisLedger:
         cost = settlement.cost
         assert min(cost.usd, cost.tokens, cost.calls) >= 0, cost
         closing = closing_text(settlement.usage, settlement.ending)
-        return self._end(tenant, hold_id, HoldState.COMMITTED, closing, (cost.usd, cost.tokens, cost.calls))
+        return self._end(tenant, hold_id, HoldState.COMMITTED, closing, cost)
 
     def release(self, tenant: str, hold_id: str, ending: Ending) -> Awaitable[Settled]:
-        answer: Awaitable[Any] = self._end(tenant, hold_id, HoldState.RELEASED, closing_text(None, ending), (0, 0, 0))
+        answer: Awaitable[Any] = self._end(tenant, hold_id, HoldState.RELEASED, closing_text(None, ending), NOTHING)
         return answer
 
-    def _end(
-        self, tenant_name: str, hold_id: str, state: HoldState, closing: bytes, charged: tuple[Argument, ...]
-    ) -> Awaitable[Settled | None]:
-        tenant = self._known_tenant(tenant_name)
+    def _end(self, tenant_name: str, hold_id: str, state: HoldState, closing: bytes, cost: Amounts) -> Awaitable[Settled | None]:
+        slots, tenant = self._slots, self._known_tenant(tenant_name)
         tail = hold_id.removeprefix("rsv_")
         known = self._held.pop((tenant_name, tail), None)
+        charged = (cost.usd, cost.tokens, cost.calls)
         if tenant is None or known is None:
             return self._under_way(self._settle(tenant_name, hold_id, state, closing, charged))
-        future = self._send_end(tenant, tail, known, NUMBERS[state], closing, charged)
+        lines = known.lines
 
         def read(reply: Any) -> Settled | None:
-            self._slots.checked(tenant, reply)
-            return settled(known.lines, reply) if reply[0] == DONE else None
+            if type(reply) is bytes:
+                sequence, ended = plainly_settled(lines, cost, reply)
+                tenant.saw(sequence)
+                return ended
+            slots.checked(tenant, reply)
+            return settled(lines, reply) if reply[0] == DONE else None
 
-        return _Answer(future, read)
+        def in_full() -> tuple[Argument, ...]:
+            return self._command_to_end(tenant, tail, known, NUMBERS[state], closing, charged)
 
-    def _send_end(
+        plainly = known.plainly
+        if state is HoldState.COMMITTED and plainly is not None:
+            command = slots.command_of(
+                *(tenant, slots.scripts.commit, (tenant.keys.call(tail), *plainly.after)),
+                plainly.arguments(tenant.sequence, cost, tail, closing),
+            )
+            return _Ending(slots.ask(tenant, command, in_full), read)
+        return _Ending(slots.ask(tenant, in_full()), read)
+
+    def _command_to_end(
         self,
         tenant: Tenant,
         tail: str,
-        known: _Known | None,
+        known: Known | None,
         state: int,
         closing: bytes,
         charged: tuple[Argument, ...],
         act: tuple[Argument, ...] = ("", ""),
-    ) -> "asyncio.Future[Any]":
+    ) -> tuple[Argument, ...]:
         keys = tenant.keys
-        named: tuple[str, ...] = (keys.call(tail), keys.leases, keys.open, keys.ended, keys.tombstones, keys.days)
+        named: tuple[str, ...] = (keys.call(tail), keys.leases, keys.expired, keys.ended, keys.tombstones, keys.days)
         if known is None:
             named = (*named, keys.days, keys.days, keys.acts, keys.acts_order)
         else:
             named = (*named, keys.spend(known.day), *known.around, *known.accounts)
         args = (tail, state, *charged, closing, 0 if known is None else known.runs, *act)
-        return self._slots.evaluate(tenant, self._slots.scripts.settle, named, args)
+        return self._slots.command_of(tenant, self._slots.scripts.settle, named, (tenant.sequence, *args))
 
     async def _settle(
         self,
@@ -325,36 +366,34 @@ class RedisLedger:
     ) -> Settled | None:
         for _ in range(_TRIES):
             known = await self._look_up(tenant, tail)
-            reply = self._slots.checked(tenant, await self._send_end(tenant, tail, known, state, closing, charged, act))
+            command = self._command_to_end(tenant, tail, known, state, closing, charged, act)
+            reply = self._slots.checked(tenant, await self._slots.ask(tenant, command))
             if reply[0] == UNKNOWN:
                 return None
             if reply[0] == DONE:
                 return settled(None if known is None else known.lines, reply)
         raise LedgerUnavailable(f"rsv_{tail} changed all the time")  # it was reserved while it was looked up: that happens once
 
-    async def _look_up(self, tenant: Tenant, tail: str) -> _Known | None:
+    async def _look_up(self, tenant: Tenant, tail: str) -> Known | None:
         """What names the keys of a hold. None: there is none, or a tombstone."""
         known = self._held.get((tenant.name, tail))
         if known is not None:
             return known
-        keys = tenant.keys
-        asked = self._slots.command(tenant, "HMGET", keys.call(tail), "t", "g", "a", "n", "m")
-        at_ms, group, ancestry, text, names = await asked
-        if text is None:
+        call = await reading.call_of(self._slots, tenant, tail)
+        if call is None or not call.lines:
             return None
-        lines = read_lines(tenant.name, text, names)
-        name = run_of(group)
-        runs = [keys.run(each) for each in (name, *reading.ancestry_of(ancestry))]
+        keys, lines, name = tenant.keys, read_lines(tenant.name, call.lines, call.names), run_of(call.group)
+        runs = [keys.run(each) for each in (name, *call.ancestry)]
         around = (keys.recent(name), keys.acts, keys.acts_order, *runs)
-        return _Known(lines, int(at_ms) // _DAY_MS, len(runs), around, tuple([keys.account(key) for key in lines.keys]))
+        return Known(lines, call.at_ms // DAY_MS, len(runs), around, tuple([keys.account(key) for key in lines.keys]))
 
     def extend(
         self, tenant: str, hold_id: str, lease_ms: int, held: Amounts | None = None, slices: Amounts | None = None
     ) -> Awaitable[bool]:
-        text = "" if held is None else held_text(held, slices)
+        text = b"" if held is None else orjson.dumps(places(held, slices))
         return self._under_way(self._extend(tenant, hold_id.removeprefix("rsv_"), lease_ms, text))
 
-    async def _extend(self, tenant_name: str, tail: str, lease_ms: int, held: str) -> bool:
+    async def _extend(self, tenant_name: str, tail: str, lease_ms: int, held: bytes) -> bool:
         tenant = await self._find(tenant_name)
         if tenant is None:
             return False
@@ -380,7 +419,7 @@ class RedisLedger:
         tenant = await self._get(caller.tenant)
         shape = tenant.shapes.of(decision)
         # As far as is known; the script says if it is not so.
-        assumed = _Assumed(decision.at_ms // _DAY_MS, caller.key, ())
+        assumed = _Assumed(decision.at_ms // DAY_MS, caller.key, ())
         for _ in range(_TRIES):
             sent = self._send_debit(tenant, shape, decision, settlement, how, assumed)
             reply = self._slots.checked(tenant, await sent)
@@ -388,8 +427,8 @@ class RedisLedger:
                 return settled(shape.lines[0], reply)
             if reply[0] != AGAIN:
                 return refused(shape, decision, reply)
-            others = [each for each in reading.ancestry_of(reply[4]) if each not in (*caller.ancestry, caller.parent)]
-            assumed = _Assumed(reply[2] // _DAY_MS, reply[3].decode() or caller.key, tuple(others))
+            others = [each for each in read_ancestry(reply[4].decode()) if each not in (*caller.ancestry, caller.parent)]
+            assumed = _Assumed(reply[2] // DAY_MS, reply[3].decode() or caller.key, tuple(others))
         raise LedgerUnavailable(f"{decision.id} can't be debited: its run changes hands all the time")
 
     def _send_debit(
@@ -398,9 +437,9 @@ class RedisLedger:
         keys, tail, cost = tenant.keys, decision.id.removeprefix("bdg_"), settlement.cost
         day, owner, others = assumed
         closing = closing_text(settlement.usage, settlement.ending).decode()
-        debit = orjson.dumps((_HOW[how], places(cost, None), text_of(cost), closing, day, owner, others))
+        debit = orjson.dumps((_HOW[how], places(cost, None), closing, day, owner, others))
         named = (
-            *(keys.call(tail), keys.leases, keys.open, keys.runs, keys.owner(owner), keys.active(owner), *shape.after),
+            *(keys.call(tail), keys.leases, keys.runs, keys.owner(owner), keys.active(owner), *shape.after),
             *(keys.spend(day), *shape.runs, *map(keys.run, others), *shape.accounts[0]),
         )
         return self._slots.evaluate(tenant, self._slots.scripts.reserve, named, arguments(shape, decision, tail, 0, debit))
@@ -419,12 +458,12 @@ class RedisLedger:
     async def _expire(self, tenant: Tenant, tail: str) -> Expired | None:
         """None: it ended or was extended meanwhile."""
         self._held.pop((tenant.name, tail), None)
-        group = await self._slots.command(tenant, "HGET", tenant.keys.call(tail), "g")
+        call = await reading.call_of(self._slots, tenant, tail)
         closing = closing_text(Usage(UsageSource.HELD), Ending.UNKNOWN)
         ended = await self._settle_in(tenant, tail, NUMBERS[HoldState.EXPIRED], closing)
-        if ended is None or not ended.changed:
+        if call is None or ended is None or not ended.changed:
             return None
-        return Expired(f"rsv_{tail}", run_of(group), ended.charged, ended.alerts)
+        return Expired(f"rsv_{tail}", run_of(call.group), ended.charged, ended.alerts)
 
     async def halted(self, tenant: str, callers: Sequence[Caller]) -> Sequence[Barrier | None]:
         found = await self._find(tenant)
@@ -464,15 +503,15 @@ class RedisLedger:
         gets: str | None = None,
     ) -> bool:
         keys = tenant.keys
-        kept = _act(act, what, who, why)
+        done = _act(act, what, who, why)
         for _ in range(_TRIES):
-            owner = await self._slots.command(tenant, "HGET", keys.run(run), "o")
-            has = "" if owner is None else owner.decode()
+            kept = await reading.run_called(self._slots, tenant, run)
+            has = "" if kept is None else kept.owner
             named = (
                 *(keys.run(run), keys.runs, keys.owner(has), keys.owner(has if gets is None else gets), keys.active(has)),
                 *(keys.acts, keys.acts_order),
             )
-            reply = await self._slots.run(tenant, self._slots.scripts.run, named, act, run, has, *kept, who, *more)
+            reply = await self._slots.run(tenant, self._slots.scripts.run, named, act, run, has, *done, who, *more)
             if reply[0] != AGAIN:
                 return bool(reply[0] == DONE)
         raise LedgerUnavailable(f"run {run} changes hands all the time")

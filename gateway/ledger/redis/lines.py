@@ -1,7 +1,7 @@
 """A plan's charges as the scripts read them, and calls as the scripts keep them: the order of the fields stands here and in
 `lua/lines.lua`."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, Final
 
 import orjson
@@ -9,7 +9,7 @@ import orjson
 from gateway.core.scopes import Account, Amounts, Unit
 from gateway.core.values import Balance, Basis, Ceiling, Charge, Decision, Mode, Outcome, Usage
 from gateway.ledger.packed import Closing, Record, account_of, inputs_of, packable_usage, usage_of
-from gateway.ledger.states import STATES
+from gateway.ledger.redis.kept import KeptCall
 
 _UNITS: Final = {Unit.USD: 1, Unit.TOKENS: 2, Unit.CALLS: 3}
 _SLICED: Final = 3  # on top of a unit's number, where a slice is held
@@ -19,16 +19,12 @@ _BASIS: Final = {number: basis for basis, number in _BASES.items()}
 # at the end is left off.
 _DEFAULT: Final = False
 _ALL: Final = 1_000_000  # a share, in ppm
-NUMBERS: Final = {state: number for number, state in STATES.items()}
-
-# The fields of a call's hash.
-CALL_FIELDS: Final = ("s", "l", "t", "h", "f", "p", "w", "a", "g", "n", "m", "d", "x", "e", "z")
 
 
 class Lines:
     """The charges of a plan, ready to be sent. `text`: what every step looks at; `names`: what few do, [key, end, mode] per line."""
 
-    __slots__ = ("charges", "keys", "names", "text", "unique")
+    __slots__ = ("charges", "keys", "names", "text", "unique", "usual")
 
     def __init__(self, charges: tuple[Charge, ...], texts: tuple[str, str] | None = None) -> None:
         """`texts`: as they were sent once."""
@@ -47,6 +43,8 @@ class Lines:
                 self.unique.append((account, ceiling.mode))
             lines.append((charge, ordinals[account.key], twin))
         self.keys = tuple(ordinals)
+        # The short scripts know one rule an account, and no rolling windows.
+        self.usual = len(ordinals) == len(charges) and not any(each.ceiling.account.window.bucket_ms for each in charges)
         if texts is None:
             written = [_line(*each, places.get(each[0].ceiling.pinned_to, 0)) for each in lines]
             accounts = [charge.ceiling.account for charge in charges]
@@ -57,14 +55,40 @@ class Lines:
             texts = (orjson.dumps(written).decode(), orjson.dumps(names).decode())
         self.text, self.names = texts
 
+    def to_hold(self, runs: Sequence[str]) -> Iterator[int]:
+        """As hold.lua reads them, flat. `runs`: the call's run, and its ancestors."""
+        for charge in self.charges:
+            ceiling = charge.ceiling
+            limit = -2 if ceiling.pinned_ppm else -1 if ceiling.limit is None else ceiling.limit
+            yield from (_unit(charge), limit, _BASES[ceiling.basis], charge.share_ppm, ceiling.margin, _place(ceiling, runs))
+
+    def to_commit(self, runs: Sequence[str]) -> Iterator[int]:
+        """As commit.lua reads them, flat."""
+        for charge in self.charges:
+            ceiling = charge.ceiling
+            limit = -1 if ceiling.limit is None else ceiling.limit
+            yield from (_unit(charge), limit, _place(ceiling, runs), len(ceiling.alerts), *ceiling.alerts)
+
     def balances(self, told: Sequence[Any]) -> tuple[Balance, ...]:
-        """`told`: limit, committed, reserved, unconfirmed per account."""
+        """`told`: limit (None or -1: none), committed, reserved, unconfirmed per account."""
         found = []
         at = 0
         for account, mode in self.unique:
-            found.append(Balance(account, told[at], told[at + 1], told[at + 2], told[at + 3], mode))
+            limit = told[at]
+            found.append(Balance(account, None if limit == -1 else limit, told[at + 1], told[at + 2], told[at + 3], mode))
             at += 4
         return tuple(found)
+
+
+def _unit(charge: Charge) -> int:
+    return _UNITS[charge.ceiling.account.unit] + (_SLICED if charge.sliced else 0)
+
+
+def _place(ceiling: Ceiling, runs: Sequence[str]) -> int:
+    """Of the run whose own limit replaces the ceiling's, from 1; 0: there is none. One that is not named counts as the call's own."""
+    if ceiling.own_run is None:
+        return 0
+    return runs.index(ceiling.own_run) + 1 if ceiling.own_run in runs else 1
 
 
 def _line(charge: Charge, ordinal: int, twin: bool, pinned_to: int) -> list[Any]:
@@ -72,7 +96,7 @@ def _line(charge: Charge, ordinal: int, twin: bool, pinned_to: int) -> list[Any]
     window = ceiling.account.window
     line = [
         ordinal,
-        _UNITS[ceiling.account.unit] + (_SLICED if charge.sliced else 0),
+        _unit(charge),
         -1 if ceiling.limit is None else ceiling.limit,
         _BASES[ceiling.basis],
         ceiling.alerts or _DEFAULT,
@@ -109,26 +133,6 @@ def read_lines(tenant: str, text: bytes, names: bytes) -> Lines:
     return Lines(tuple(charges), (text.decode(), names.decode()))
 
 
-def amounts_of(text: bytes) -> Amounts:
-    """The "usd tokens calls" of the scripts."""
-    usd, tokens, calls = text.split(b" ")
-    return Amounts(int(usd), int(tokens), int(calls))
-
-
-def text_of(amounts: Amounts) -> str:
-    return f"{amounts.usd} {amounts.tokens} {amounts.calls}"
-
-
-def held_text(held: Amounts, slices: Amounts | None) -> str:
-    """What a call holds, as the scripts keep it: see `six` in common.lua."""
-    return text_of(held) if slices is None else f"{text_of(held)} {text_of(slices)}"
-
-
-def read_held(text: bytes) -> tuple[Amounts, Amounts | None]:
-    numbers = [int(number) for number in text.split(b" ")]
-    return Amounts(*numbers[:3]), Amounts(*numbers[3:]) if len(numbers) > 3 else None
-
-
 def rest_of(decision: Decision) -> bytes:
     """What no script looks at: [model asked for, inputs, input tokens per plan]."""
     return orjson.dumps((decision.call.model, inputs_of(decision, None), [plan.input_tokens for plan in decision.ladder]))
@@ -147,32 +151,31 @@ def run_of(group: bytes) -> str:
     return str(orjson.loads(group)[1])
 
 
-def record_of(tenant: str, call: Mapping[str, bytes]) -> Record:
-    """From the fields of a call's hash."""
-    owner, run, dimensions, model, provider = orjson.loads(call["g"])
-    requested, inputs, input_tokens = orjson.loads(call["d"])
-    plan = int(call.get("p", 0))
-    held, slices = read_held(call["h"])
-    charges = read_lines(tenant, call["n"], call["m"]).charges
-    rung = inputs["ladder"][plan]
+def record_of(tenant: str, call: KeptCall) -> Record:
+    owner, run, dimensions, model, provider = orjson.loads(call.group)
+    requested, inputs, input_tokens = orjson.loads(call.rest)
+    charges = read_lines(tenant, call.lines, call.names).charges
+    rung = inputs["ladder"][call.plan]
     inputs["effective_max_output_tokens"] = rung[2]
-    inputs["input_tokens"] = input_tokens[plan]
-    outcome = Outcome.ADVISORY_WARN if "w" in call else Outcome.ALLOW
+    inputs["input_tokens"] = input_tokens[call.plan]
+    outcome = Outcome.ADVISORY_WARN if call.warned else Outcome.ALLOW
     if model != inputs["ladder"][0][0]:
         outcome = Outcome.DOWNGRADE
     pairs = tuple(sorted(dimensions.items()))
-    return Record(run, owner, int(call["t"]), outcome, requested, model, provider, held, charges, pairs, plan, inputs, slices)
+    return Record(
+        *(run, owner, call.at_ms, outcome, requested, model, provider, call.held, charges, pairs, call.plan, inputs, call.slices)
+    )
 
 
 def closing_text(usage: Usage | None, ending: str | None) -> bytes:
     return orjson.dumps((packable_usage(usage), ending))
 
 
-def closing_of(call: Mapping[str, bytes]) -> Closing | None:
-    if "x" not in call:
+def closing_of(call: KeptCall) -> Closing | None:
+    if not call.ended_ms:
         return None
-    used, ending = orjson.loads(call["e"])
-    return Closing(amounts_of(call["x"]), usage_of(used), ending, int(call["z"]))
+    used, ending = orjson.loads(call.closing)
+    return Closing(call.charged, usage_of(used), ending, call.ended_ms)
 
 
 def refusal_of(text: bytes) -> Record:

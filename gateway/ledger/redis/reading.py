@@ -4,7 +4,7 @@ What several commands read is not of one instant: a reader may see a run before 
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, Final, TypeAlias
 
 import orjson
@@ -13,67 +13,44 @@ from gateway.core.scopes import NO_VALUE, Account, Caller
 from gateway.core.values import Balance
 from gateway.ledger.contract import AccountView, Act, Barrier, CallRecord, Frozen, RunState, RunView, SpendRow
 from gateway.ledger.packed import account_of, call_record
-from gateway.ledger.redis.lines import CALL_FIELDS, closing_of, record_of, refusal_of, run_of
+from gateway.ledger.redis.kept import KeptCall, KeptRun, read_account, read_amounts, read_call, read_run
+from gateway.ledger.redis.lines import closing_of, record_of, refusal_of, run_of
 from gateway.ledger.redis.slots import Slots, Tenant
-from gateway.ledger.states import STATES
 from gateway.ledger.telling import day_name, dearest_first, halting
 
 _DAY_MS: Final = 86_400_000
 _PAGE: Final = 500
-STOPPED: Final = b"1"
-PAUSED: Final = b"2"
-# The fields of a run's hash: owner, first and last use, state, raises at its pause, who paused it, own limit, set by the admin, the last
-# X-Run-Limit, committed, reserved, unconfirmed, calls, latest, issued, placed, ancestry, open holds.
-RUN_FIELDS: Final = ("o", "f", "t", "s", "n", "b", "l", "x", "q", "c", "r", "u", "k", "g", "i", "p", "a", "h")
-
 
 # A ledger's way to say how the accounts of a call stand: their effective limits are the scripts' to tell.
 Standing: TypeAlias = Callable[[Tenant, str], Awaitable[tuple[Balance, ...]]]
 
 
 async def run(slots: Slots, tenant: Tenant, name: str, standing: Standing) -> RunView | None:
-    raises, (fields,) = await run_hashes(slots, tenant, [name])
-    if fields["o"] is None:
+    raises, (kept,) = await kept_runs(slots, tenant, [name])
+    if kept is None:
         return None
-    latest = fields["g"]
-    accounts = await standing(tenant, latest.decode()) if latest else ()
-    return _view(tenant.name, name, fields, raises, accounts)
+    accounts = await standing(tenant, kept.latest) if kept.latest else ()
+    return _view(tenant.name, name, kept, raises, accounts)
 
 
-async def run_hashes(slots: Slots, tenant: Tenant, names: Sequence[str]) -> tuple[int, list[dict[str, Any]]]:
-    """How many raises there were, and the runs' hashes."""
-    found = await slots.run(tenant, slots.scripts.runs, [tenant.keys.run(name) for name in names], *RUN_FIELDS)
-    return found[2], [dict(zip(RUN_FIELDS, values, strict=True)) for values in found[3]]
+async def kept_runs(slots: Slots, tenant: Tenant, names: Sequence[str]) -> tuple[int, list[KeptRun | None]]:
+    """How many raises there were, and the runs."""
+    found = await slots.run(tenant, slots.scripts.runs, [tenant.keys.run(name) for name in names])
+    return found[2], [None if text is None else read_run(text) for text in found[3]]
 
 
-def is_paused(fields: Mapping[str, Any], raises: int) -> bool:
-    return fields["s"] == PAUSED and (not fields["n"] or int(fields["n"]) == raises)
-
-
-def _view(tenant: str, name: str, fields: Mapping[str, Any], raises: int, accounts: tuple[Balance, ...] = ()) -> RunView:
-    paused = is_paused(fields, raises)
-    state = RunState.STOPPED if fields["s"] == STOPPED else RunState.PAUSED if paused else RunState.ACTIVE
+def _view(tenant: str, name: str, run: KeptRun, raises: int, accounts: tuple[Balance, ...] = ()) -> RunView:
+    paused = run.is_paused(raises)
+    state = run.state if paused or run.state is not RunState.PAUSED else RunState.ACTIVE
     return RunView(
-        tenant,
-        name,
-        fields["o"].decode(),
-        state,
-        None if fields["l"] is None else int(fields["l"]),
-        fields["x"] == b"1",
-        int(fields["c"] or 0),
-        int(fields["r"] or 0),
-        int(fields["u"] or 0),
-        int(fields["k"] or 0),
-        int(fields["f"]),
-        int(fields["t"]),
-        accounts,
-        ancestry_of(fields["a"]),
-        (fields["b"] or b"").decode() if paused else "",
+        *(tenant, name, run.owner, state, run.limit, run.raised, run.committed, run.reserved, run.unconfirmed, run.calls),
+        *(run.first_ms, run.last_ms, accounts, run.ancestry, run.paused_by if paused else ""),
     )
 
 
-def ancestry_of(text: bytes | None) -> tuple[str, ...]:
-    return tuple(text.decode().split("/")) if text else ()
+async def run_called(slots: Slots, tenant: Tenant, name: str) -> KeptRun | None:
+    text = await slots.command(tenant, "GET", tenant.keys.run(name))
+    return None if text is None else read_run(text)
 
 
 async def runs(slots: Slots, tenant: Tenant, owner: str | None, limit: int, before: str | None) -> list[RunView]:
@@ -89,31 +66,28 @@ async def runs(slots: Slots, tenant: Tenant, owner: str | None, limit: int, befo
     found = []
     for at in range(0, len(names), _PAGE):
         page = names[at : at + _PAGE]
-        raises, hashes = await run_hashes(slots, tenant, page)
-        found += [
-            _view(tenant.name, name, each, raises) for name, each in zip(page, hashes, strict=True) if each["o"] is not None
-        ]
+        raises, kept = await kept_runs(slots, tenant, page)
+        found += [_view(tenant.name, name, each, raises) for name, each in zip(page, kept, strict=True) if each is not None]
     return found
 
 
 async def record(slots: Slots, tenant: Tenant, decision_id: str) -> CallRecord | None:
     """A call that was refused once and held later under the same id shows as held."""
     tail = decision_id.removeprefix("bdg_")
-    call = await call_hash(slots, tenant, tail)
-    if "d" in call:
+    call = await call_of(slots, tenant, tail)
+    if call is not None and call.lines:
         return told(tenant.name, tail, call)
     text = await slots.command(tenant, "HGET", tenant.keys.refused, tail)
     return None if text is None else call_record(tenant.name, tail, None, refusal_of(text), None)
 
 
-async def call_hash(slots: Slots, tenant: Tenant, tail: str) -> dict[str, bytes]:
-    values = await slots.command(tenant, "HMGET", tenant.keys.call(tail), *CALL_FIELDS)
-    return {name: value for name, value in zip(CALL_FIELDS, values, strict=True) if value is not None}
+async def call_of(slots: Slots, tenant: Tenant, tail: str) -> KeptCall | None:
+    text = await slots.command(tenant, "GET", tenant.keys.call(tail))
+    return None if text is None else read_call(text)
 
 
-def told(tenant: str, tail: str, call: Mapping[str, bytes]) -> CallRecord:
-    lease_ms = int(call.get("l", 0))
-    return call_record(tenant, tail, STATES[int(call["s"])], record_of(tenant, call), closing_of(call), lease_ms)
+def told(tenant: str, tail: str, call: KeptCall) -> CallRecord:
+    return call_record(tenant, tail, call.state, record_of(tenant, call), closing_of(call), call.lease_ms)
 
 
 async def balances(slots: Slots, tenant: Tenant, accounts: Sequence[Account]) -> list[Balance]:
@@ -134,10 +108,10 @@ async def _look(slots: Slots, tenant: Tenant, accounts: Sequence[Account]) -> An
 
 
 async def account(slots: Slots, tenant: Tenant, key: str) -> AccountView | None:
-    end_ms = await slots.command(tenant, "HGET", tenant.keys.account(key), "e")
-    if end_ms is None:
+    text = await slots.command(tenant, "GET", tenant.keys.account(key))
+    if text is None:
         return None
-    found = account_of(tenant.name, key, int(end_ms))
+    found = account_of(tenant.name, key, read_account(text).end_ms)
     ((committed, reserved, unconfirmed, limit, carried, adjusted, _),) = await _look(slots, tenant, [found])
     return AccountView(Balance(found, limit, committed, reserved, unconfirmed), carried, adjusted)
 
@@ -162,9 +136,8 @@ async def halted(slots: Slots, tenant: Tenant, callers: Sequence[Caller]) -> lis
     stopped = set()
     for start in range(0, len(names), _PAGE):
         page = names[start : start + _PAGE]
-        _, _, _, states = await slots.run(tenant, slots.scripts.runs, [tenant.keys.run(name) for name in page], "s")
-        stopped |= {name for name, (state,) in zip(page, states, strict=True) if state == STOPPED}
-
+        _, kept = await kept_runs(slots, tenant, page)
+        stopped |= {name for name, each in zip(page, kept, strict=True) if each is not None and each.state is RunState.STOPPED}
     return [halting(caller, stopped, scopes) for caller in callers]
 
 
@@ -188,20 +161,17 @@ def read_act(act_id: str, text: bytes) -> Act:
 
 
 async def holds(slots: Slots, tenant: Tenant, run: str | None, limit: int) -> list[CallRecord]:
-    """Of one run: looks through the tenant's open holds, a page at a time."""
-    found: list[CallRecord] = []
-    start = 0
-    while len(found) < limit:
-        tails = await slots.command(tenant, "ZRANGE", tenant.keys.open, start, start + _PAGE - 1)
-        for tail, call in zip(
-            tails, await asyncio.gather(*[call_hash(slots, tenant, tail.decode()) for tail in tails]), strict=True
-        ):
-            if "d" in call and (run is None or run_of(call["g"]) == run):
-                found.append(told(tenant.name, tail.decode(), call))
-        start += _PAGE
-        if len(tails) < _PAGE:
-            break
-    return found[:limit]
+    """Looks at all of the tenant's open holds, since no list has them in their order."""
+    tails: list[str] = []
+    for listing in (tenant.keys.leases, tenant.keys.expired):
+        tails += [tail.decode() for tail in await slots.command(tenant, "ZRANGE", listing, 0, -1)]
+    found: list[tuple[int, str, KeptCall]] = []
+    for start in range(0, len(tails), _PAGE):
+        page = tails[start : start + _PAGE]
+        for tail, call in zip(page, await asyncio.gather(*[call_of(slots, tenant, tail) for tail in page]), strict=True):
+            if call is not None and call.lines and (run is None or run_of(call.group) == run):
+                found.append((call.at_ms, tail, call))
+    return [told(tenant.name, tail, call) for _, tail, call in sorted(found)[:limit]]
 
 
 async def spend(slots: Slots, tenant: Tenant, by: Sequence[str], from_ms: int, to_ms: int, owner: str | None) -> list[SpendRow]:
@@ -215,8 +185,8 @@ async def spend(slots: Slots, tenant: Tenant, by: Sequence[str], from_ms: int, t
             if owner in (None, key):
                 values = dimensions | {"key": key, "run": run_, "model": model, "provider": provider, "day": day_name(day)}
                 total = sums.setdefault(tuple([values.get(word, NO_VALUE) for word in by]), [0, 0, 0])
-                for place, amount in enumerate(amounts.split()):
-                    total[place] += int(amount)
+                for place, amount in enumerate(amounts):
+                    total[place] += amount
     return dearest_first(sums)
 
 
@@ -224,12 +194,12 @@ async def days(slots: Slots, tenant: Tenant) -> list[int]:
     return sorted(map(int, await slots.command(tenant, "SMEMBERS", tenant.keys.days)))
 
 
-async def day_spend(slots: Slots, tenant: Tenant, day: int) -> dict[bytes, bytes]:
-    """Group → "usd tokens calls". In pages: a busy day has many."""
-    found: dict[bytes, bytes] = {}
+async def day_spend(slots: Slots, tenant: Tenant, day: int) -> dict[bytes, tuple[int, int, int]]:
+    """Group → usd, tokens, calls. In pages: a busy day has many."""
+    found: dict[bytes, tuple[int, int, int]] = {}
     cursor: Any = 0
     while True:
         cursor, page = await slots.command(tenant, "HSCAN", tenant.keys.spend(day), cursor, "COUNT", 1_000)
-        found.update(zip(page[::2], page[1::2], strict=True))
+        found.update(zip(page[::2], map(read_amounts, page[1::2]), strict=True))
         if int(cursor) == 0:
             return found

@@ -1,7 +1,7 @@
 """The Lua scripts of the Redis ledger: their texts, put together, and what the gateway calls them by.
 
 Every script that looks at a tenant's books has `lua/common.lua` before it; those that move money also `lua/lines.lua`. The longest one,
-reserve, goes on in the parts of a folder.
+reserve, goes on in the parts of a folder. `hold` and `commit` do what is usual without all that, on `lua/short.lua`.
 """
 
 from collections.abc import Callable
@@ -11,12 +11,15 @@ from typing import Final
 _NOW: Final = "local time = call('TIME')\n  return time[1] * 1000 + math.floor(time[2] / 1000)"
 _COMMON: Final = ("common.lua",)
 _MONEY: Final = ("common.lua", "lines.lua")
+_SHORT: Final = ("short.lua",)
 _PARTS: Final = {
     "account": _MONEY,
     "balances": _MONEY,
+    "commit": _SHORT,
     "due": _COMMON,
     "extend": _MONEY,
     "freeze": _COMMON,
+    "hold": _SHORT,
     "meta": (),
     "reserve": _MONEY,
     "retire": _MONEY,
@@ -36,9 +39,11 @@ class Scripts:
 
     account: str
     balances: str
+    commit: str
     due: str
     extend: str
     freeze: str
+    hold: str
     meta: str
     reserve: str
     retire: str

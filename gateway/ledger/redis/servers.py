@@ -10,7 +10,7 @@ import contextlib
 import re
 from abc import ABC, abstractmethod
 from binascii import crc_hqx
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from hashlib import sha1
 from typing import Any, Final
@@ -47,7 +47,7 @@ class Facts:
 class _Call(Asked):
     """One call, on its way from server to server if need be."""
 
-    __slots__ = ("idempotent", "key", "redirections", "replicated", "servers", "tellings", "unknown", "why")
+    __slots__ = ("idempotent", "key", "otherwise", "redirections", "replicated", "servers", "tellings", "unknown", "why")
 
     def __init__(
         self,
@@ -56,6 +56,7 @@ class _Call(Asked):
         args: tuple[Argument, ...],
         deadline: float,
         future: "asyncio.Future[Any]",
+        otherwise: Callable[[], tuple[Argument, ...]] | None,
         *,
         idempotent: bool,
         replicated: bool,
@@ -65,12 +66,20 @@ class _Call(Asked):
         self.args = args
         self.deadline = deadline
         self.future = future
+        self.otherwise = otherwise
         self.idempotent = idempotent
         self.replicated = replicated
         self.redirections = 0
         self.tellings = 0  # of its script
         self.unknown = False  # an earlier attempt may have run
         self.why: LedgerUnavailable | None = None  # the last attempt failed
+
+    def answered(self, reply: object) -> None:
+        if self.otherwise is not None and type(reply) is int:
+            self.args, self.otherwise = self.otherwise(), None
+            self.servers.send(self)  # also where nobody waits any more: what was asked for is not done yet
+        elif not self.future.done():  # cancelled, or out of time
+            self.future.set_result(reply)
 
     def failed(self, error: LedgerUnavailable, where: Address) -> None:
         self.servers.failed(self, error, where)
@@ -192,12 +201,25 @@ class Servers(ABC):
         timeout_ms: int | None = None,
     ) -> "asyncio.Future[Any]":
         """Asks the server that has `key`. Under way when it returns. ServerError, LedgerUnavailable, OutcomeUnknown."""
+        return self.ask(key, args, idempotent=idempotent, replicated=replicated, timeout_ms=timeout_ms)
+
+    def ask(
+        self,
+        key: str,
+        args: tuple[Argument, ...],
+        otherwise: Callable[[], tuple[Argument, ...]] | None = None,
+        *,
+        idempotent: bool = False,
+        replicated: bool = False,
+        timeout_ms: int | None = None,
+    ) -> "asyncio.Future[Any]":
+        """As `call`. `otherwise`: what is asked instead where the answer is a number, within the same deadline."""
         if not self._open:
             raise LedgerUnavailable("the ledger is not open")
         loop = self._loop
         future: asyncio.Future[Any] = loop.create_future()
         deadline = loop.time() + (self._timeout_s if timeout_ms is None else timeout_ms / 1000)
-        call = _Call(self, key, args, deadline, future, idempotent=idempotent, replicated=replicated)
+        call = _Call(self, key, args, deadline, future, otherwise, idempotent=idempotent, replicated=replicated)
         link = self._route(key)
         if link is None or not link.send(call, replicated=replicated):
             self.failed(call, LedgerUnavailable(str(self.trouble or f"{self.url} is not connected")), self.url.addresses[0])
@@ -224,7 +246,7 @@ class Servers(ABC):
             for link in self._links():
                 if link.address == where:  # in a cluster whose slots move, not always the one that the key leads to
                     link.tell("SCRIPT", "LOAD", self._scripts[str(call.args[1])])
-            self._send(call)
+            self.send(call)
         elif error.code in _LATER:
             if error.code in _REPLICA_NOW:
                 self._doubt(where)
@@ -235,7 +257,7 @@ class Servers(ABC):
         else:
             call.gave_up(error)
 
-    def _send(self, call: _Call) -> None:
+    def send(self, call: _Call) -> None:
         """Again, now or when it can be sent."""
         link = self._route(call.key)
         if link is None or not link.send(call, replicated=call.replicated):
@@ -260,7 +282,7 @@ class Servers(ABC):
                 assert call.why is not None, "only what has failed is parked"
                 call.gave_up(call.why)
             else:
-                self._send(call)
+                self.send(call)
 
     # -- which server is fit ----------------------------------------------------------------------------------------------------
 

@@ -1,31 +1,51 @@
-"""What reserve.lua is sent and what it answers. Most of what is sent is the same for every call of a run over the same charges, and is put
-together once."""
+"""What reserve.lua and the short scripts are sent and what they answer. Most of what is sent is the same for every call of a run over the
+same charges, and is put together once."""
 
 from collections.abc import Sequence
 from datetime import UTC, date, datetime, timedelta
 from functools import lru_cache
-from typing import Any, Final
+from struct import unpack
+from typing import Any, Final, NamedTuple
 from urllib.parse import quote
 
 import orjson
 
-from gateway.core.scopes import Caller
+from gateway.core.scopes import Amounts, Caller
 from gateway.core.values import Balance, Decision, Hold
-from gateway.ledger.contract import Alert, Barred, Barrier, Ended, Refusal, Reserved, Settled, Stale
-from gateway.ledger.layout import windows_of
+from gateway.ledger.contract import Alert, Barred, Barrier, Ended, HoldState, Refusal, Reserved, Settled, Stale
+from gateway.ledger.layout import places, windows_of
+from gateway.ledger.redis.kept import keep_call_texts, keep_run_texts
 from gateway.ledger.redis.keys import TenantKeys
-from gateway.ledger.redis.lines import Lines, amounts_of, group_end, group_start, held_text, rest_of
+from gateway.ledger.redis.lines import Lines, group_end, group_start, rest_of
+from gateway.ledger.redis.packing import packed_numbers, packed_texts
 from gateway.ledger.states import STATES
 
 # What the scripts answer.
 LOST, DONE, UNKNOWN, AGAIN, HELD, REFUSED, BARRED, STALE, ENDED = range(9)
 _AT_MOST: Final = 8_192
+DAY_MS: Final = 86_400_000
 
 
 class Shape:
     """The calls of one caller over the same charges. Holds on to those, by whose identity it is known."""
 
-    __slots__ = ("accounts", "after", "ancestry", "caller", "charges", "group", "lines", "rare", "runs", "settled", "texts")
+    __slots__ = (
+        *(
+            "accounts",
+            "after",
+            "ancestry",
+            "caller",
+            "charges",
+            "group",
+            "held_long",
+            "lines",
+            "plain",
+            "rare",
+            "runs",
+            "settled",
+        ),
+        *("texts", "usual"),
+    )
 
     def __init__(self, keys: TenantKeys, decision: Decision) -> None:
         caller, terms = decision.call.caller, decision.terms
@@ -59,8 +79,21 @@ class Shape:
             *(keys.named, keys.shared, keys.ended, keys.days),
         )
         self.settled = (keys.recent(caller.run), keys.acts, keys.acts_order, *self.runs)
+        self.plain: dict[tuple[str, str], Plain] = {}  # by model and provider of the first plan
+        self.usual = len(names) == len(self.runs) and caller.parent in (None, *caller.ancestry[:1]) and self.lines[0].usual
+        self.held_long = False  # the last call was refused: the next one may well be, so reserve.lua is asked at once
         if len(names) > len(self.runs):
             self.runs = (*self.runs, keys.run(names[-1]))
+
+    def plain_of(self, keys: TenantKeys, decision: Decision) -> "Plain | None":
+        """None: it takes reserve.lua."""
+        if not self.usual or self.held_long:
+            return None
+        plan = decision.ladder[0]
+        plain = self.plain.get((plan.model, plan.provider))
+        if plain is None:
+            plain = self.plain[plan.model, plan.provider] = Plain(keys, self, decision)
+        return plain
 
     def _offsets(self) -> list[int]:
         """Where each text's accounts start; then how many there are."""
@@ -68,6 +101,86 @@ class Shape:
         for each in self.accounts:
             offsets.append(offsets[-1] + len(each))
         return offsets
+
+
+class Plainly(NamedTuple):
+    """What commit.lua is sent of a hold."""
+
+    after: tuple[str, ...]  # keys behind the call's
+    texts: int  # of texts among KEYS
+    terms: bytes
+    group: str
+
+    def arguments(self, seen: int, cost: Amounts, tail: str, closing: bytes) -> tuple[str | bytes | int, ...]:
+        """ARGV of commit.lua, from the second on."""
+        numbers = packed_numbers(seen, self.texts, cost.usd, cost.tokens, cost.calls)
+        return numbers, tail, self.terms, self.group, packed_texts(closing)
+
+
+class Known(NamedTuple):
+    """What names the keys of a hold. All of it stays as it is for as long as the hold is on record."""
+
+    lines: Lines
+    day: int  # of its reserve
+    runs: int
+    around: tuple[str, ...]  # its keys behind the day's spend
+    accounts: tuple[str, ...]
+    plainly: Plainly | None = None  # None: commit.lua does not know how
+
+
+class Plain:
+    """What the short scripts are sent, over and over, of calls of a shape whose first plan is by one model of one provider."""
+
+    __slots__ = ("_days", "_group", "_keys", "_names", "_shape", "after", "count", "names", "record", "terms")
+
+    def __init__(self, keys: TenantKeys, shape: Shape, decision: Decision) -> None:
+        caller, rules, lines, plan = decision.call.caller, decision.terms, shape.lines[0], decision.ladder[0]
+        run_limit = decision.call.directives.run_limit
+        watched = rules.max_active is not None and not caller.run_issued
+        self._keys = keys
+        self._names = names = (caller.run, *caller.ancestry)
+        self._shape = shape
+        self._group = shape.group + group_end(plan.model, plan.provider)
+        self._days: dict[int, Known] = {}
+        texts = (*shape.runs, *shape.accounts[0])
+        self.count = 2 + len(texts)  # of texts among KEYS
+        recent = [keys.recent(caller.run)] if rules.same_request else []
+        self.after = (*texts, keys.leases, keys.active(caller.key), keys.runs, keys.owner(caller.key), *recent)
+        self.record = keep_call_texts(lines.text, lines.names, caller.ancestry, self._group)
+        self.names = packed_texts(
+            *[
+                text
+                for place, name in enumerate(names)
+                for text in (keep_run_texts(caller.key, "", caller.ancestry[place:]), name)
+            ]
+        )
+        self.terms = packed_numbers(
+            *(*windows_of(lines.charges), -1 if run_limit is None else run_limit, caller.run_issued),
+            *(rules.idle_ms if watched else -1, rules.same_request, rules.within_calls, len(names)),
+            *lines.to_hold(names),
+        )
+
+    def known(self, at_ms: int) -> Known:
+        """Of a hold that was made then."""
+        day = at_ms // DAY_MS
+        known = self._days.get(day)
+        if known is None:
+            keys, shape, names = self._keys, self._shape, self._names
+            lines, accounts = shape.lines[0], shape.accounts[0]
+            after = (*shape.runs, *accounts, keys.leases, keys.ended, keys.days, keys.spend(day))
+            terms = packed_numbers(day, len(names), *lines.to_commit(names))
+            known = Known(lines, day, len(names), shape.settled, accounts, Plainly(after, len(after) - 2, terms, self._group))
+            self._days = {day: known}  # of the day before, nothing more is held
+        return known
+
+    def arguments(self, seen: int, decision: Decision, tail: str, lease_ms: int) -> tuple[str | bytes | int, ...]:
+        """ARGV of hold.lua, from the second on."""
+        plan = decision.ladder[0]
+        held, first = plan.held, None if plan.slice is None else plan.slice.cost
+        amounts = (held.usd, held.tokens, held.calls) if first is None else places(held, first)
+        numbers = packed_numbers(seen, self.count, lease_ms, *amounts)
+        texts = packed_texts(decision.call.fingerprint, rest_of(decision))
+        return numbers, tail, self.terms, self.names, self.record, texts
 
 
 class Shapes:
@@ -118,7 +231,7 @@ def plans_of(shape: Shape, decision: Decision) -> bytes:
         slices = () if first is None else (first.usd, first.tokens, first.calls)
         plans.append(
             (
-                *(shape.texts[id(plan.charges)], held.usd, held.tokens, held.calls, held_text(held, first)),
+                *(shape.texts[id(plan.charges)], held.usd, held.tokens, held.calls),
                 *(_group_end(plan.model, plan.provider), *slices),
             )
         )
@@ -142,6 +255,18 @@ def arguments(shape: Shape, decision: Decision, tail: str, lease_ms: int, debit:
 
 
 # -- answers --------------------------------------------------------------------------------------------------------------------
+
+
+def plainly_held(plain: Plain, lines: Lines, decision: Decision, reply: bytes) -> tuple[int, Known, Hold]:
+    """Of hold.lua: the sequence, and the hold."""
+    sequence, now_ms, lease_ms, *told = unpack(f"<{len(reply) // 8}q", reply)
+    return sequence, plain.known(now_ms), Hold(decision, decision.ladder[0], lines.balances(told), lease_ms)
+
+
+def plainly_settled(lines: Lines, cost: Amounts, reply: bytes) -> tuple[int, Settled]:
+    """Of commit.lua: the sequence, and how it went."""
+    sequence, *told = unpack(f"<{len(reply) // 8}q", reply)
+    return sequence, Settled(HoldState.COMMITTED, True, cost, lines.balances(told))
 
 
 def reserved(shape: Shape, decision: Decision, reply: Sequence[Any]) -> Reserved:
@@ -177,7 +302,7 @@ def refused(shape: Shape, decision: Decision, reply: Sequence[Any]) -> Refusal |
 def settled(lines: Lines | None, reply: Sequence[Any]) -> Settled:
     """Of settle.lua's DONE, and a debit's. `lines` None: a tombstone."""
     _, _, state, changed, usd, tokens, calls, told, fired, *_ = reply
-    charged = amounts_of(b"%d %d %d" % (usd, tokens, calls))
+    charged = Amounts(usd, tokens, calls)
     if lines is None or not told:
         return Settled(STATES[state], bool(changed), charged)
     alerts = tuple([_alert(lines, *each) for each in fired]) if fired else ()

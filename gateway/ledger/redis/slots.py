@@ -7,7 +7,7 @@ has found all of them in order again: what else is missing nobody can know.
 import asyncio
 import contextlib
 import random
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Final
 
 from gateway.ledger.contract import LedgerLost, LedgerUnavailable
@@ -32,6 +32,10 @@ class Tenant:
         self.shapes = Shapes(self.keys)
         self.epoch = seen.epoch
         self.sequence = seen.sequence
+
+    def saw(self, sequence: int) -> None:
+        if sequence > self.sequence:
+            self.sequence = sequence
 
     @property
     def seen(self) -> Seen:
@@ -95,10 +99,10 @@ class Slots:
         self.lost = why
         return LedgerLost(why)
 
-    async def look(self, keys: TenantKeys, epoch: str = "") -> Seen | None:
-        """Where a tenant stands. `epoch`: what a tenant that there is not is made with."""
+    async def look(self, keys: TenantKeys, epoch: str = "", replaces: str = "") -> Seen | None:
+        """Where a tenant stands. `epoch`: what a tenant that there is not is made with, or one with the epoch that it replaces."""
         reply = await self.servers.call(
-            keys.meta, "EVALSHA", self.scripts.meta, 1, keys.meta, epoch, idempotent=True, replicated=True
+            keys.meta, "EVALSHA", self.scripts.meta, 1, keys.meta, epoch, replaces, idempotent=True, replicated=True
         )
         return Seen(reply[0].decode(), reply[1]) if reply[0] else None
 
@@ -168,19 +172,20 @@ class Slots:
 
     # -- scripts --------------------------------------------------------------------------------------------------------------
 
-    def evaluate(self, tenant: Tenant, sha: str, keys: Sequence[str], args: Sequence[Argument]) -> "asyncio.Future[Any]":
-        """`keys`: without meta, which is always the first. Under way when it returns. `checked` must see the reply."""
+    def command_of(self, tenant: Tenant, sha: str, keys: Sequence[str], args: Sequence[Argument]) -> tuple[Argument, ...]:
+        """A script's. `keys`: without meta, which is always the first. `args`: without the epoch, which is too."""
+        return ("EVALSHA", sha, len(keys) + 1, tenant.keys.meta, *keys, tenant.epoch, *args)
+
+    def ask(
+        self, tenant: Tenant, command: tuple[Argument, ...], otherwise: Callable[[], tuple[Argument, ...]] | None = None
+    ) -> "asyncio.Future[Any]":
+        """Under way when it returns. `checked`, or `Tenant.saw`, must see the reply."""
         if self.lost is not None:
             raise LedgerLost(self.lost)
-        meta = tenant.keys.meta
-        return self.servers.call(
-            *(meta, "EVALSHA", sha, len(keys) + 1, meta),
-            *keys,
-            *(tenant.epoch, tenant.sequence),
-            *args,
-            idempotent=True,
-            replicated=True,
-        )
+        return self.servers.ask(tenant.keys.meta, command, otherwise, idempotent=True, replicated=True)
+
+    def evaluate(self, tenant: Tenant, sha: str, keys: Sequence[str], args: Sequence[Argument]) -> "asyncio.Future[Any]":
+        return self.ask(tenant, self.command_of(tenant, sha, keys, (tenant.sequence, *args)))
 
     def checked(self, tenant: Tenant, reply: Any) -> Any:
         """The reply of a script. LedgerLost where the slot is not what it was."""
@@ -188,8 +193,7 @@ class Slots:
             if self.lost is not None:
                 raise LedgerLost(self.lost)
             raise self.lose(tenant, Seen(reply[1].decode(), reply[2]) if reply[1] else None)
-        if reply[1] > tenant.sequence:
-            tenant.sequence = reply[1]
+        tenant.saw(reply[1])
         return reply
 
     async def run(self, tenant: Tenant, sha: str, keys: Sequence[str], *args: Argument) -> Any:
@@ -218,8 +222,8 @@ async def adopt(servers: Servers, witness: Witness) -> Mapping[str, Seen]:
         found = await slots.look(keys, new_epoch())
         assert found is not None
         if seen is not None and found.epoch == seen.epoch and found.sequence < seen.sequence:
-            found = Seen(new_epoch(), found.sequence)
-            await servers.call(keys.meta, "HSET", keys.meta, "epoch", found.epoch, idempotent=True, replicated=True)
+            found = await slots.look(keys, new_epoch(), replaces=found.epoch)
+            assert found is not None
         await servers.call(TENANTS, "SADD", TENANTS, name, idempotent=True)
         adopted[name] = found
     await asyncio.to_thread(witness.replace_tenants, adopted)

@@ -10,28 +10,22 @@ local account = account_at(KEYS[2], bucket_ms)
 if not account.e then
   return {UNKNOWN, sequence}
 end
-local found = call('HMGET', KEYS[2], 'f', 'j')
-local carried, adjusted = tonumber(found[1]) or 0, tonumber(found[2]) or 0
 
 local function done(word)
-  return {DONE, sequence, word, account.l or false, account.c, account.r, account.u, carried, adjusted}
+  return {DONE, sequence, word, account.l or false, account.c, account.r, account.u, account.f, account.j}
 end
 
-local function raise()
-  call('HINCRBY', KEYS[1], 'raises', 1)
+local function changed()
+  raises = raises + 1
+  advance()
+  store(account)
   act(KEYS[3], KEYS[4], ARGV[5], ARGV[6])
 end
 
 if what == 'set_account_limit' then
   if account.l ~= amount then
-    advance()
-    if amount then
-      call('HSET', KEYS[2], 'l', amount)
-    else
-      call('HDEL', KEYS[2], 'l')
-    end
     account.l = amount
-    raise()
+    changed()
   end
 elseif what == 'adjust' then
   if call('HEXISTS', KEYS[3], ARGV[5]) == 1 then
@@ -42,23 +36,17 @@ elseif what == 'adjust' then
     return done('below_zero')
   end
   must_count(account, amount)
-  advance()
-  account.c, adjusted = account.c + amount, adjusted + amount
-  call('HSET', KEYS[2], 'c', account.c, 'j', adjusted)
-  raise()
-elseif account.c ~= account.u or (account.a or 0) ~= 0 then -- reset
-  advance()
+  account.c, account.j = account.c + amount, account.j + amount
+  changed()
+elseif account.c ~= account.u or account.a ~= 0 then -- reset
   if bucket_ms then
-    for index = account.o, account.at do
-      local bucket = bucket_of(account, index)
+    for _, bucket in pairs(account.buckets) do
       bucket[1], bucket[3] = bucket[2], bucket[3] + bucket[2] - bucket[1]
     end
   else
-    adjusted = adjusted + account.u - account.c
-    call('HSET', KEYS[2], 'j', adjusted)
+    account.j = account.j + account.u - account.c
   end
   account.c, account.a = account.u, 0
-  store(account)
-  raise()
+  changed()
 end
 return done('done')

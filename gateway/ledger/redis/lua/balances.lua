@@ -6,9 +6,6 @@
 local told = {}
 for at = 2, #KEYS do
   local account = account_at(KEYS[at], tonumber(ARGV[at + 1]))
-  local found = call('HMGET', KEYS[at], 'f', 'j')
-  told[at - 1] = {
-    account.c, account.r, account.u, account.l or false, tonumber(found[1]) or 0, tonumber(found[2]) or 0, account.e or false,
-  }
+  told[at - 1] = {account.c, account.r, account.u, account.l or false, account.f, account.j, account.e or false}
 end
 return {DONE, sequence, told}

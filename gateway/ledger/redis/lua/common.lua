@@ -1,24 +1,39 @@
--- Stands before every script. KEYS[1]: the tenant's meta hash. ARGV[1]: the epoch the gateway knows. ARGV[2]: the highest sequence it saw.
+-- Stands before every script. KEYS[1]: the tenant's meta. ARGV[1]: the epoch the gateway knows. ARGV[2]: the highest sequence it saw.
 -- A store with another epoch, or behind that sequence, answers {LOST, epoch, sequence} and changes no book. One that is behind gets another
 -- epoch: a gateway that saw less than this one would go on unawares, and soon write more steps than are missing.
 -- Replies start with {code, sequence}. A script reads and decides first and writes last, so that it never stops half-way; every script
 -- that changes anything moves the sequence by `advance`, which is its first write: out of memory or read-only shows there.
 -- Amounts are doubles, exact up to 2^53. They go to commands as numbers, which the server writes with 17 digits, and into texts by
 -- `int` only: Lua's own way has 14. What rarely runs is a function made when it is needed: closures are what a short script pays for.
+-- What is kept (meta, accounts, runs, calls, spend) is one text each: first numbers, as doubles, then texts, as cmsgpack packs them. kept.py
+-- is the same for Python.
 local call = redis.call
+local numbers, texts, read = struct.pack, cmsgpack.pack, struct.unpack
 
 local LOST, DONE, UNKNOWN, AGAIN = 0, 1, 2, 3
 local HELD, REFUSED, BARRED, STALE, ENDED = 4, 5, 6, 7, 8
 local LIVE, EXPIRED, COMMITTED, RELEASED = 1, 2, 3, 4
+local NONE = -1 -- of a number that there need not be
 
-local meta = call('HMGET', KEYS[1], 'epoch', 'sequence', 'raises', 'frozen')
-if meta[1] ~= ARGV[1] or tonumber(meta[2]) < tonumber(ARGV[2]) then
-  if meta[1] == ARGV[1] then
-    redis.pcall('HSET', KEYS[1], 'epoch', string.match(meta[1], '^[^-]*') .. '-' .. table.concat(call('TIME'), '.'))
-  end
-  return {LOST, meta[1] or '', tonumber(meta[2]) or 0}
+-- The tenant: sequence, how many raises there were, scopes are frozen, acts there were, the version of all that is kept; and the epoch.
+local META, META_SIZE = '<ddddd', 40
+local meta = call('GET', KEYS[1])
+local epoch, sequence, raises, frozen, acts, version = '', 0, 0, 0, 0, 0
+if meta then
+  sequence, raises, frozen, acts, version = read(META, meta)
+  epoch = string.sub(meta, META_SIZE + 1)
 end
-local sequence = tonumber(meta[2])
+local function save_meta()
+  call('SET', KEYS[1], numbers(META, sequence, raises, frozen, acts, version) .. epoch)
+end
+if epoch ~= ARGV[1] or sequence < tonumber(ARGV[2]) then
+  local found = epoch
+  if epoch == ARGV[1] then
+    epoch = string.match(epoch, '^[^-]*') .. '-' .. table.concat(call('TIME'), '.')
+    pcall(save_meta)
+  end
+  return {LOST, found, sequence}
+end
 local function now_ms()
   local time = call('TIME')
   return time[1] * 1000 + math.floor(time[2] / 1000)
@@ -30,32 +45,68 @@ local function int(number)
 end
 
 local function advance()
-  sequence = call('HINCRBY', KEYS[1], 'sequence', 1)
+  sequence = sequence + 1
+  save_meta()
 end
 
--- "1 2 3" → 1, 2, 3
-local function three(text)
-  local one, two, other = string.match(text, '(%S+) (%S+) (%S+)')
-  return tonumber(one), tonumber(two), tonumber(other)
-end
-
--- What a call holds, in the order of UNIT (lines.lua), from "usd tokens calls" and, if it has a slice, the same three of that. Then whether
--- it has one.
-local function six(text)
-  local one, two, other, slice = string.match(text, '(%S+) (%S+) (%S+) ?(.*)')
-  one, two, other = tonumber(one), tonumber(two), tonumber(other)
-  if slice == '' then
-    return {one, two, other, one, two, other}, false
+-- A run: when it was last used, what is reserved, committed, how many open holds it has, calls, when it was first used, raises at its pause
+-- (NONE: an operator's), own limit, the last X-Run-Limit, unconfirmed, state, whether the admin set the limit, it is issued, it is placed;
+-- owner, who paused it, ancestry, latest. One that there is not has no `o`.
+local RUN, RUN_SIZE = '<dddddddddddddd', 112
+local function run_at(key)
+  local text = call('GET', key)
+  if not text then
+    return {key = key, s = 0, n = NONE, b = '', x = false, q = NONE, c = 0, r = 0, u = 0, k = 0, g = '', i = false, p = false, a = '', h = 0}
   end
-  return {one, two, other, three(slice)}, true
+  local t, r, c, h, k, f, n, l, q, u, s, x, i, p = read(RUN, text)
+  local _, o, b, a, g = cmsgpack.unpack_limit(text, 4, RUN_SIZE)
+  return {
+    key = key, o = o, f = f, t = t, s = s, n = n, b = b, l = l ~= NONE and l or nil, x = x == 1, q = q, c = c, r = r, u = u, k = k, g = g,
+    i = i == 1, p = p == 1, a = a, h = h,
+  }
 end
 
-local function of_three(one, two, other)
-  return string.format('%.0f %.0f %.0f', one, two, other)
+local function store_run(run)
+  local x, i, p = run.x and 1 or 0, run.i and 1 or 0, run.p and 1 or 0
+  local fixed = numbers(RUN, run.t, run.r, run.c, run.h, run.k, run.f, run.n, run.l or NONE, run.q, run.u, run.s, x, i, p)
+  call('SET', run.key, fixed .. texts(run.o, run.b, run.a, run.g))
+end
+
+-- A call: state, end of its lease, what it was charged (usd, tokens, calls), when it ended (0: not yet), when it was reserved (0: a tombstone),
+-- whether it warned, its plan's place from 0, whether it has a slice, what it holds (usd, tokens, calls, and again in accounts that hold a
+-- slice: UNIT in lines.lua); lines, names, ancestry, group, fingerprint, rest, closing: of a tombstone only that. One that there is not: nil.
+local CALL, CALL_SIZE = '<dddddddddddddddd', 128
+local function call_at(key)
+  local text = call('GET', key)
+  if not text then
+    return nil
+  end
+  local s, l, x1, x2, x3, z, t, w, p, sliced, h1, h2, h3, h4, h5, h6 = read(CALL, text)
+  local kept = {
+    key = key, s = s, l = l, x = {x1, x2, x3}, z = z, t = t ~= 0 and t or nil, w = w, p = p, sliced = sliced, h = {h1, h2, h3, h4, h5, h6},
+  }
+  if kept.t then
+    local _
+    _, kept.n, kept.m, kept.a, kept.g, kept.f, kept.d, kept.e = cmsgpack.unpack_limit(text, 7, CALL_SIZE)
+  end
+  return kept
+end
+
+local function store_call(kept)
+  local x, h = kept.x, kept.h
+  local text = numbers(
+    CALL, kept.s, kept.l, x[1], x[2], x[3], kept.z, kept.t or 0, kept.w, kept.p, kept.sliced, h[1], h[2], h[3], h[4], h[5], h[6]
+  )
+  if kept.t then
+    text = text .. texts(kept.n, kept.m, kept.a, kept.g, kept.f, kept.d)
+  end
+  call('SET', kept.key, text .. (kept.e and texts(kept.e) or ''))
 end
 
 -- Keeps what somebody did by hand. `text`: JSON of who, what was done, to what and why.
-local function act(acts, order, id, text)
-  call('HSET', acts, id, int(now) .. ' ' .. text)
-  call('ZADD', order, call('HINCRBY', KEYS[1], 'acts', 1), id)
+local function act(kept, order, id, text)
+  acts = acts + 1
+  save_meta()
+  call('HSET', kept, id, int(now) .. ' ' .. text)
+  call('ZADD', order, acts, id)
 end

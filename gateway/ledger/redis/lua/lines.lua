@@ -19,18 +19,15 @@ local function must_count(account, more)
   end
 end
 
--- An account: c(ommitted) r(eserved) u(nconfirmed) a(lerted) l(imit) f(orwarded: carried) j (adjusted) e(nd), as its hash has them. Of a
--- rolling window also o, the oldest bucket that c and u count, and a field b<index> = "committed unconfirmed carried" per bucket.
+-- An account: r(eserved) c(ommitted) u(nconfirmed) a(lerted) l(imit) e(nd) f(orwarded: carried) j (adjusted). Of a rolling window also
+-- o, the oldest bucket that c and u count, and per bucket its index, committed, unconfirmed and carried. One that there is not has no `e`.
+local ACCOUNT = '<dddddddd'
 local accounts = {}
 
 local function bucket_of(account, index)
   local bucket = account.buckets[index]
   if not bucket then
     bucket = {0, 0, 0}
-    local text = call('HGET', account.key, 'b' .. int(index))
-    if text then
-      bucket[1], bucket[2], bucket[3] = three(text)
-    end
     account.buckets[index] = bucket
   end
   return bucket
@@ -41,30 +38,30 @@ local function account_at(key, bucket_ms)
   if account then
     return account
   end
-  local found = call('HMGET', key, 'c', 'r', 'u', 'e', 'l', 'a', 'o')
-  account = {key = key, c = 0, r = 0, u = 0}
-  if found[4] then
-    account.c, account.r, account.u, account.e = tonumber(found[1]), tonumber(found[2]), tonumber(found[3]), found[4]
-    account.l, account.a = tonumber(found[5]), tonumber(found[6])
+  account = {key = key, c = 0, r = 0, u = 0, a = 0, f = 0, j = 0}
+  local text, kept = call('GET', key), {}
+  if bucket_ms then
+    kept = text and {read('<' .. string.rep('d', #text / 8), text)} or kept
+    account.at, account.buckets = math.floor(now / bucket_ms), {}
+  end
+  if text then
+    account.r, account.c, account.u, account.a, account.l, account.e, account.f, account.j = read(ACCOUNT, text)
+    account.l, account.e = account.l ~= NONE and account.l or nil, account.e ~= NONE and account.e or nil
   end
   accounts[key] = account
-  if bucket_ms then -- what has fallen out of the window no longer counts; its fields go with the next write
-    local at = math.floor(now / bucket_ms)
-    local oldest = at - BUCKETS + 1
-    local first = tonumber(found[7]) or oldest
-    local stale = {}
-    for index = first, math.min(oldest, first + BUCKETS) - 1 do
-      stale[#stale + 1] = 'b' .. int(index)
+  if bucket_ms then -- what has fallen out of the window no longer counts, and is not kept any more
+    local oldest = account.at - BUCKETS + 1
+    account.o = oldest
+    if #kept > 9 then -- the last is where it was read to
+      account.o = math.max(kept[9], oldest)
     end
-    if #stale > 0 then
-      for _, text in ipairs(call('HMGET', key, unpack(stale))) do
-        if text then
-          local committed, unconfirmed = three(text)
-          account.c, account.u = account.c - committed, account.u - unconfirmed
-        end
+    for at = 10, #kept - 1, 4 do
+      if kept[at] >= account.o then
+        account.buckets[kept[at]] = {kept[at + 1], kept[at + 2], kept[at + 3]}
+      else
+        account.c, account.u = account.c - kept[at + 1], account.u - kept[at + 2]
       end
     end
-    account.at, account.o, account.stale, account.buckets = at, math.max(first, oldest), stale, {}
   end
   return account
 end
@@ -85,19 +82,18 @@ local function move(account, reserved, committed, unconfirmed, index)
 end
 
 local function store(account)
-  if not account.at then
-    call('HSET', account.key, 'c', account.c, 'r', account.r, 'u', account.u, 'a', account.a or 0)
-    return
+  local text = numbers(
+    ACCOUNT, account.r, account.c, account.u, account.a, account.l or NONE, account.e or NONE, account.f, account.j
+  )
+  if account.at then
+    local kept, count = {account.o}, 1
+    for index, bucket in pairs(account.buckets) do
+      kept[count + 1], kept[count + 2], kept[count + 3], kept[count + 4] = index, bucket[1], bucket[2], bucket[3]
+      count = count + 4
+    end
+    text = text .. numbers('<' .. string.rep('d', count), unpack(kept))
   end
-  local fields = {'c', account.c, 'r', account.r, 'u', account.u, 'a', account.a or 0, 'o', account.o}
-  for index, bucket in pairs(account.buckets) do
-    fields[#fields + 1] = 'b' .. int(index)
-    fields[#fields + 1] = of_three(bucket[1], bucket[2], bucket[3])
-  end
-  call('HSET', account.key, unpack(fields))
-  if #account.stale > 0 then
-    call('HDEL', account.key, unpack(account.stale))
-  end
+  call('SET', account.key, text)
 end
 
 -- amount * ppm / 1,000,000, rounded down (or up), exact although the product would not be.
@@ -106,8 +102,8 @@ local function part(amount, ppm, up)
   return (amount - low) / 1000000 * ppm + (up and math.ceil or math.floor)(low * ppm / 1000000)
 end
 
--- A line's effective limit, or false. `own`, and `above` by name: the call's run and its ancestors {l = its own limit, x = '1' where the
--- admin set it}. `anew`: a share that is not pinned yet stands at what its pin would be.
+-- A line's effective limit, or false. `own`, and `above` by name: the call's run and its ancestors. `anew`: a share that is not pinned yet
+-- stands at what its pin would be.
 local function limit_of(lines, line, own, above, anew)
   local limit = line.account.l
   if not limit and line[PINNED] then
@@ -120,7 +116,7 @@ local function limit_of(lines, line, own, above, anew)
   end
   local run = line[OWN] and (above[line[OWN]] or own)
   if run and run.l then
-    limit = (run.x == '1' or not limit) and run.l or math.min(limit, run.l)
+    limit = (run.x or not limit) and run.l or math.min(limit, run.l)
   end
   return limit or false
 end
@@ -182,7 +178,7 @@ local function fire(alerts, place, line)
   for _, threshold in ipairs(line[ALERTS]) do
     if account.c < part(limit, threshold, true) then
       return
-    elseif threshold > (account.a or 0) then
+    elseif threshold > account.a then
       account.a = threshold
       alerts[#alerts + 1] = {place, threshold, limit, account.c}
     end
@@ -196,10 +192,10 @@ local function add_spend(key, days, day, group, usd, tokens, calls)
   end
   local text = call('HGET', key, group)
   if text then
-    local before_usd, before_tokens, before_calls = three(text)
+    local before_usd, before_tokens, before_calls = read('<ddd', text)
     usd, tokens, calls = before_usd + usd, before_tokens + tokens, before_calls + calls
   else
     call('SADD', days, day)
   end
-  call('HSET', key, group, of_three(usd, tokens, calls))
+  call('HSET', key, group, numbers('<ddd', usd, tokens, calls))
 end

@@ -1,11 +1,17 @@
--- A tenant becomes known, or its epoch is read. Stands alone: nothing is known yet to be checked.
+-- A tenant becomes known, its epoch is read, or replaced. Stands alone: nothing is known yet to be checked.
 --
 -- KEYS   1 meta
--- ARGV   1 the epoch to give it if it has none; '' only looks
+-- ARGV   1 the epoch to give it if it has none; '' only looks  2 the epoch that the first one replaces, or ''
 -- Reply  {epoch or '', sequence}
-local meta = redis.call('HMGET', KEYS[1], 'epoch', 'sequence')
-if not meta[1] and ARGV[1] ~= '' then
-  redis.call('HSET', KEYS[1], 'version', '1', 'epoch', ARGV[1], 'sequence', 0)
-  meta = {ARGV[1], 0}
+local META, META_SIZE, VERSION = '<ddddd', 40, 1 -- as in common.lua
+local meta = redis.call('GET', KEYS[1])
+local epoch, sequence, raises, frozen, acts, version = '', 0, 0, 0, 0, VERSION
+if meta then
+  sequence, raises, frozen, acts, version = struct.unpack(META, meta)
+  epoch = string.sub(meta, META_SIZE + 1)
 end
-return {meta[1] or '', tonumber(meta[2]) or 0}
+if ARGV[1] ~= '' and epoch == ARGV[2] then
+  epoch = ARGV[1]
+  redis.call('SET', KEYS[1], struct.pack(META, sequence, raises, frozen, acts, version) .. epoch)
+end
+return {epoch, sequence}

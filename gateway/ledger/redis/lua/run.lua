@@ -5,17 +5,17 @@
 -- ARGV   1 epoch  2 sequence  3 what  4 the run's name  5 the owner it has, as the gateway saw  6 the act's id  7 its text  8 who
 --        9 set_limit: the limit  10 by the admin: '1'  11 the owner who asks
 -- Reply  {DONE, sequence}  {UNKNOWN, sequence}: no such run, or another's  {AGAIN, sequence}: it has another owner
-local ACTIVE, STOPPED, PAUSED = '0', '1', '2'
+local ACTIVE, STOPPED, PAUSED = 0, 1, 2
 local what, name, who = ARGV[3], ARGV[4], ARGV[8]
-local found = call('HMGET', KEYS[2], 'o', 's', 'n', 'b', 'l', 'x')
-local owner, state = found[1], found[2]
+local run = run_at(KEYS[2])
+local owner, state = run.o, run.s
 if owner and owner ~= ARGV[5] then
   return {AGAIN, sequence}
 end
 
-local function change(...)
+local function changed()
   advance()
-  call('HSET', KEYS[2], ...)
+  store_run(run)
   act(KEYS[7], KEYS[8], ARGV[6], ARGV[7])
 end
 
@@ -25,12 +25,21 @@ if what == 'set_limit' then
     return {UNKNOWN, sequence}
   end
   local gets = (not owner or not by_admin) and asks or owner
+  local limit, raised = asked, true
+  if not by_admin then
+    limit, raised = run.l and math.min(run.l, asked) or asked, run.x
+  end
+  local limits = limit ~= run.l or raised ~= run.x
+  run.l, run.x = limit, raised
   if owner ~= gets then
     local second = math.floor(now / 1000)
-    advance()
-    call('HSET', KEYS[2], 'o', gets)
+    run.o = gets
     if not owner then
-      call('HSET', KEYS[2], 'f', now, 't', now, 's', ACTIVE, 'p', '0', 'i', '0')
+      run.f, run.t = now, now
+    end
+    advance()
+    store_run(run)
+    if not owner then
       call('ZADD', KEYS[3], second, name)
     else
       second = call('ZSCORE', KEYS[3], name)
@@ -38,16 +47,9 @@ if what == 'set_limit' then
     end
     call('ZADD', KEYS[5], second, name)
   end
-  local before = tonumber(found[5])
-  local limit, raised = asked, '1'
-  if not by_admin then
-    limit, raised = before and math.min(before, asked) or asked, found[6] or '0'
-  end
-  if limit ~= before or raised ~= (found[6] or '0') then
-    change('l', limit, 'x', raised)
-    if by_admin then
-      call('HINCRBY', KEYS[1], 'raises', 1)
-    end
+  if limits then
+    raises = raises + (by_admin and 1 or 0)
+    changed()
   end
   return {DONE, sequence}
 end
@@ -57,14 +59,17 @@ if not owner then
 end
 if what == 'stop' then
   if state ~= STOPPED then
-    change('s', STOPPED, 'n', '', 'b', '')
+    run.s, run.n, run.b = STOPPED, NONE, ''
+    changed()
     call('ZREM', KEYS[6], name)
   end
 elseif what == 'pause' then
-  if state ~= STOPPED and not (state == PAUSED and found[3] == '' and found[4] == who) then
-    change('s', PAUSED, 'n', '', 'b', who)
+  if state ~= STOPPED and not (state == PAUSED and run.n == NONE and run.b == who) then
+    run.s, run.n, run.b = PAUSED, NONE, who
+    changed()
   end
-elseif state == PAUSED and (found[3] == '' or found[3] == (meta[3] or '0')) then
-  change('s', ACTIVE, 'n', '', 'b', '')
+elseif state == PAUSED and (run.n == NONE or run.n == raises) then
+  run.s, run.n, run.b = ACTIVE, NONE, ''
+  changed()
 end
 return {DONE, sequence}

@@ -1,13 +1,10 @@
 -- Runs as they stand.
 --
 -- KEYS   1 meta; then the runs
--- ARGV   1 epoch  2 sequence  3… the fields of their hashes
--- Reply  {DONE, sequence, raises, {a value per field} …}
-local fields, told = {}, {}
-for at = 3, #ARGV do
-  fields[at - 2] = ARGV[at]
-end
+-- ARGV   1 epoch  2 sequence
+-- Reply  {DONE, sequence, raises, {a run as it is kept, or nil} …}
+local told = {}
 for at = 2, #KEYS do
-  told[at - 1] = call('HMGET', KEYS[at], unpack(fields))
+  told[at - 1] = call('GET', KEYS[at])
 end
-return {DONE, sequence, tonumber(meta[3]) or 0, told}
+return {DONE, sequence, raises, told}

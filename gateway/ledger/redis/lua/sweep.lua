@@ -21,11 +21,9 @@ local function is_settled(key, bucket_ms)
     return false
   end
   if not bucket_ms then
-    local found = call('HMGET', key, 'f', 'j')
-    return account.c == (tonumber(found[1]) or 0) + (tonumber(found[2]) or 0)
+    return account.c == account.f + account.j
   end
-  for index = account.o, account.at do
-    local bucket = bucket_of(account, index)
+  for _, bucket in pairs(account.buckets) do
     if bucket[1] ~= bucket[3] then
       return false
     end
@@ -60,7 +58,8 @@ end
 
 local gone = 0
 if what == 'tombstone' then
-  if not call('HGET', KEYS[3], 'n') then
+  local kept = call_at(KEYS[3])
+  if not kept or not kept.t then
     advance()
     call('DEL', KEYS[3])
     gone = 1
@@ -78,8 +77,8 @@ elseif what == 'account' then
     gone = 1
   end
 elseif what == 'run' then
-  local run = call('HMGET', KEYS[7], 't', 'o', 'h')
-  if run[1] == ARGV[5] and run[2] == ARGV[6] and tonumber(run[3] or 0) == 0 then
+  local run = run_at(KEYS[7])
+  if run.t == tonumber(ARGV[5]) and run.o == ARGV[6] and run.h == 0 then
     local accounts_gone = forget_all(8, 8, ARGV[7])
     if accounts_gone then
       call('DEL', KEYS[7], KEYS[8])

@@ -14,15 +14,15 @@ local function remember(why, told, blocking)
   end
   local first, scope = plans[1], cjson.decode(ARGV[10])[SCOPE]
   local text = string.format('[%s,%.0f,"%s",[%.0f,%.0f,%.0f],', cjson.encode(scope), now, why, first[2], first[3], first[4])
-  text = text .. ARGV[14] .. first[6] .. ',' .. ARGV[11] .. ',' .. texts(blocking) .. ',' .. texts(told) .. ']'
-  call('LREM', KEYS[12], 0, tail)
-  call('LPUSH', KEYS[12], tail)
-  call('HSET', KEYS[10], tail, text)
-  call('ZADD', KEYS[11], now, tail)
-  while call('LLEN', KEYS[12]) > RING do
-    local oldest = call('RPOP', KEYS[12])
-    call('HDEL', KEYS[10], oldest)
-    call('ZREM', KEYS[11], oldest)
+  text = text .. ARGV[14] .. first[5] .. ',' .. ARGV[11] .. ',' .. texts(blocking) .. ',' .. texts(told) .. ']'
+  call('LREM', KEYS[11], 0, tail)
+  call('LPUSH', KEYS[11], tail)
+  call('HSET', KEYS[9], tail, text)
+  call('ZADD', KEYS[10], now, tail)
+  while call('LLEN', KEYS[11]) > RING do
+    local oldest = call('RPOP', KEYS[11])
+    call('HDEL', KEYS[9], oldest)
+    call('ZREM', KEYS[10], oldest)
   end
 end
 
@@ -37,7 +37,7 @@ end
 -- The run's place in the tree, or nil and the barrier that stands in the way.
 local function place_of()
   local named = parent.name
-  if run.p == '1' then
+  if run.p then
     if string.match(run.a, '^[^/]*') ~= named then
       return nil, 'parent_changed'
     end
@@ -66,7 +66,7 @@ end
 
 local function is_frozen()
   local values = cjson.decode(ARGV[10])[VALUES]
-  for _, scope in ipairs(call('ZRANGE', KEYS[9], 0, -1)) do
+  for _, scope in ipairs(call('ZRANGE', KEYS[8], 0, -1)) do
     local matches = true
     if scope ~= 'tenant' then
       for value in string.gmatch(scope, '[^,]+') do
@@ -82,7 +82,7 @@ end
 local mine, place, barred = not owned_by_another(run), nil, nil
 if mine then
   if not parent then
-    place = run.p == '1' and run.a or ''
+    place = run.p and run.a or ''
   else
     place, barred = place_of()
   end
@@ -98,26 +98,26 @@ if how ~= REPLAY then
   end
 end
 if how < ALWAYS then
-  local answer = run.s and run.s ~= ACTIVE and stands_in_the_way(run)
+  local answer = run.s ~= ACTIVE and stands_in_the_way(run)
   if place ~= '' then
     for each in string.gmatch(place, '[^/]+') do
       answer = answer or stands_in_the_way(above[each])
     end
   end
-  answer = answer or (meta[4] and meta[4] ~= '0' and is_frozen())
+  answer = answer or (frozen ~= 0 and is_frozen())
   if answer then
     return answer
   end
   if caller[MAX_ACTIVE] >= 0 and not caller[ISSUED] then
     local idle_from = now - caller[IDLE]
-    local active = run.p == '1' and run.s ~= STOPPED and run.i ~= '1' and run.t > idle_from
-    if not active and call('ZCOUNT', KEYS[7], '(' .. int(idle_from), '+inf') >= caller[MAX_ACTIVE] then
+    local active = run.p and run.s ~= STOPPED and not run.i and run.t > idle_from
+    if not active and call('ZCOUNT', KEYS[6], '(' .. int(idle_from), '+inf') >= caller[MAX_ACTIVE] then
       return bar('too_many_runs', int(caller[MAX_ACTIVE]))
     end
   end
   if caller[SAME] > 0 and caller[WITHIN] > 1 and fingerprint ~= '' then
     local same = 0
-    for _, each in ipairs(call('LRANGE', KEYS[8], 0, caller[WITHIN] - 2)) do
+    for _, each in ipairs(call('LRANGE', KEYS[7], 0, caller[WITHIN] - 2)) do
       if string.match(each, ' (.*)$') == fingerprint then
         same = same + 1
       end
@@ -127,7 +127,7 @@ if how < ALWAYS then
     end
   end
 end
-local takes = run.p ~= '1' and place -- its place from now on
+local takes = not run.p and place -- its place from now on
 local ancestors = takes or run.a
 if debit then
   local known_all = math.floor(now / DAY_MS) == debit[DAY] and (not run.o or run.o == '' or run.o == debit[INDEXED])

@@ -11,7 +11,7 @@ for number, plan in ipairs(plans) do
     lines = lines_of(plan[1], true)
     met[plan[1]] = lines
   end
-  amounts = {plan[2], plan[3], plan[4], plan[7] or plan[2], plan[8] or plan[3], plan[9] or plan[4]}
+  amounts = {plan[2], plan[3], plan[4], plan[6] or plan[2], plan[7] or plan[3], plan[8] or plan[4]}
   held = number
   if how < ALWAYS then
     for at_line, line in ipairs(lines) do

@@ -32,13 +32,11 @@ if not held then
   end
   pauses = pauses and not caller[ISSUED]
   if not caller[ISSUED] then
-    local fields = claim()
+    claim()
     if pauses then
-      for _, each in ipairs({'s', PAUSED, 'n', meta[3] or '0', 'b', ''}) do
-        fields[#fields + 1] = each
-      end
+      run.s, run.n, run.b = PAUSED, raises, ''
     end
-    call('HSET', run.key, unpack(fields))
+    store_run(run)
   end
   remember('ceiling_reached', told_lines, blocking_lines)
   return {REFUSED, sequence, now, pauses and 1 or 0, blocked, told}
