@@ -299,7 +299,7 @@ def test_a_ledger_moves_through_a_pipe(spent: Path, other: Path) -> None:
 
 def test_every_balance_that_is_not_what_its_records_say_is_a_line(penstock: Callable[..., Done], spent: Path) -> None:
     with apsw.Connection(str(spent.parent / "ledger.db")) as database:
-        database.execute("UPDATE accounts SET reserved = 7")
+        database.execute("UPDATE account_sums SET reserved = 7")
     done = penstock("ledger", "verify", "-c", spent)
     assert done.out == "acme: all||lifetime|usd: reserved = live holds: expected 10, found 7\n"
     assert "1 balances are not what the records say" in done.complaint

@@ -22,6 +22,7 @@ from gateway.ledger.sqlite.cards import (
     ACCOUNT_COLUMNS,
     CALL_COLUMNS,
     RUN_COLUMNS,
+    WIDE_RUN_COLUMNS,
     AccountRow,
     CallRow,
     RunRow,
@@ -31,6 +32,7 @@ from gateway.ledger.sqlite.cards import (
     run_row,
     wide_columns,
 )
+from gateway.ledger.sqlite.many import Many
 from gateway.ledger.states import ACTIVE, EXPIRED, LIVE
 
 RING: Final = 32  # refusals kept per run
@@ -38,6 +40,15 @@ _KNOWN_AT_MOST: Final = 8_192  # rows of each kind
 # Of spend: tenant, day, owner, run, model, provider, dimensions.
 _Group: TypeAlias = tuple[str, int, str, str, str, str, tuple[tuple[str, str], ...]]
 _DAY_MS: Final = 86_400_000
+
+_NEW_ACCOUNTS: Final = Many("INSERT", "accounts", "tenant, key, end_ms, run, alerted, carried, adjusted, stored_limit, buckets")
+_WIDE_ACCOUNT: Final = "UPDATE accounts SET alerted = ?, carried = ?, adjusted = ?, stored_limit = ?, buckets = ? WHERE id = ?"
+_ACCOUNT_SUMS: Final = Many("REPLACE", "account_sums", "id, committed, reserved, unconfirmed")
+_NEW_RUNS: Final = Many("INSERT", "runs", f"tenant, run, first_ms, {WIDE_RUN_COLUMNS}")
+_WIDE_RUN: Final = f"UPDATE runs SET {WIDE_RUN_COLUMNS.replace(',', ' = ?,')} = ? WHERE id = ?"  # noqa: S608 - names of columns
+_RUN_SUMS: Final = Many("REPLACE", "run_sums", "id, committed, reserved, unconfirmed, calls, last_ms, latest")
+_NEW_CALLS: Final = Many("INSERT", "calls", "tenant, tail, state, due_ms, record, closing")
+_GROWN_CALL: Final = "UPDATE calls SET state = ?, due_ms = ?, closing = ?, record = ? WHERE id = ?"
 
 # The limits of runs themselves, as a step sees them: the call's run's, whether the admin set it, and the ancestors, whose own are in
 # the books.
@@ -143,7 +154,7 @@ class Books:
         return (account, row) if row.stored or row.changed else None
 
     def _account_columns(self, where: Where) -> tuple[Any, ...] | None:
-        return self._cursor.execute(f"SELECT {ACCOUNT_COLUMNS} FROM accounts WHERE tenant = ? AND key = ?", where).fetchone()  # noqa: S608
+        return self._cursor.execute(f"SELECT {ACCOUNT_COLUMNS} WHERE tenant = ? AND key = ?", where).fetchone()
 
     def limit_account(self, row: AccountRow, limit: int | None) -> None:
         """Stores a limit with it."""
@@ -155,7 +166,7 @@ class Books:
         where = (tenant, run)
         row = self._runs.get(where)
         if row is None and where not in self._runs:
-            found = self._cursor.execute(f"SELECT {RUN_COLUMNS} FROM runs WHERE tenant = ? AND run = ?", where).fetchone()  # noqa: S608
+            found = self._cursor.execute(f"SELECT {RUN_COLUMNS} WHERE tenant = ? AND run = ?", where).fetchone()
             row = self._runs[where] = run_row(where, self._changed_runs, found) if found else None
         return row
 
@@ -174,7 +185,7 @@ class Books:
         return int(
             self._cursor.execute(
                 "SELECT count(*) FROM (SELECT 1 FROM runs WHERE tenant = ?1 AND owner = ?2 AND quiet = 0 AND used_s > ?3"
-                " UNION ALL SELECT 1 FROM runs INDEXED BY runs_by_owner"
+                " UNION ALL SELECT 1 FROM runs INDEXED BY runs_by_owner JOIN run_sums USING (id)"
                 " WHERE tenant = ?1 AND owner = ?2 AND quiet = 0 AND used_s = ?3 AND last_ms > ?4"
                 " LIMIT ?5)",
                 (tenant, owner, since_s, since_ms, at_most),
@@ -312,7 +323,9 @@ class Books:
             if run is not None:
                 run.changed = False
         self._many("DELETE FROM calls WHERE tenant = ? AND tail = ?", calls)
+        self._many("DELETE FROM account_sums WHERE id = (SELECT id FROM accounts WHERE tenant = ? AND key = ?)", accounts)
         self._many("DELETE FROM accounts WHERE tenant = ? AND key = ?", accounts)
+        self._many("DELETE FROM run_sums WHERE id = (SELECT id FROM runs WHERE tenant = ? AND run = ?)", runs)
         self._many("DELETE FROM runs WHERE tenant = ? AND run = ?", runs)
 
     def remove_refusals(self, refusals: Sequence[tuple[str, str, int]]) -> None:
@@ -341,75 +354,47 @@ class Books:
 
     def _write_accounts(self) -> None:
         """A row that is listed and not changed any more was removed."""
-        new: list[AccountRow] = []
-        inserted: list[tuple[Any, ...]] = []
-        rewritten: list[tuple[Any, ...]] = []
-        moved: list[tuple[Any, ...]] = []
-        for row in self._changed_accounts:
-            if not row.changed:
-                continue
-            row.changed = False
-            if row.id and not row.wide:
-                moved.append((row.committed, row.reserved, row.unconfirmed, row.id))
-                continue
-            row.wide = False
-            amounts = (row.committed, row.reserved, row.unconfirmed)
-            rest = (row.alerted, row.carried, row.adjusted, row.limit, row.packed_buckets())
-            if row.id:
-                rewritten.append((*amounts, *rest, row.id))
-            else:
-                new.append(row)
-                inserted.append((*row.where, row.end_ms, row.run, *amounts, *rest))
+        changed = [row for row in self._changed_accounts if row.changed]
         self._changed_accounts.clear()
-        self._insert(
-            "INSERT INTO accounts (tenant, key, end_ms, run, committed, reserved, unconfirmed, alerted, carried, adjusted, stored_limit,"
-            " buckets) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
-            inserted,
-            new,
-        )
-        self._many(
-            "UPDATE accounts SET committed = ?, reserved = ?, unconfirmed = ?, alerted = ?, carried = ?, adjusted = ?, stored_limit = ?,"
-            " buckets = ? WHERE id = ?",
-            rewritten,
-        )
-        self._many("UPDATE accounts SET committed = ?, reserved = ?, unconfirmed = ? WHERE id = ?", moved)
+        new: list[AccountRow] = []
+        inserted: list[int | str | None] = []
+        for row in changed:
+            row.changed = False
+            if not row.id or row.wide:
+                row.wide = False
+                wide = (row.alerted, row.carried, row.adjusted, row.limit, row.packed_buckets())
+                if row.id:
+                    self._cursor.execute(_WIDE_ACCOUNT, (*wide, row.id))
+                else:
+                    new.append(row)
+                    inserted += (*row.where, row.end_ms, row.run, *wide)
+        for row, row_id in zip(new, _NEW_ACCOUNTS.insert(self._cursor, inserted), strict=True):
+            row.id = row_id
+        sums: list[int] = []
+        for row in changed:
+            sums += (row.id, row.committed, row.reserved, row.unconfirmed)
+        _ACCOUNT_SUMS.write(self._cursor, sums)
 
     def _write_runs(self) -> None:
-        new: list[RunRow] = []
-        inserted: list[tuple[Any, ...]] = []
-        rewritten: list[tuple[Any, ...]] = []
-        moved: list[tuple[Any, ...]] = []
-        for run in self._changed_runs:
-            if not run.changed:
-                continue
-            run.changed = False
-            amounts = (run.committed, run.reserved, run.unconfirmed, run.calls, run.last_ms, run.latest)
-            if run.id and not run.wide:
-                moved.append((*amounts, run.id))
-                continue
-            run.wide = False
-            if run.id:
-                rewritten.append((*amounts, *wide_columns(run), run.id))
-            else:
-                new.append(run)
-                inserted.append((*run.where, run.first_ms, *amounts, *wide_columns(run)))
+        changed = [row for row in self._changed_runs if row.changed]
         self._changed_runs.clear()
-        self._insert(
-            "INSERT INTO runs (tenant, run, first_ms, committed, reserved, unconfirmed, calls, last_ms, latest, owner, state, paused_no,"
-            " paused_by, own_limit, raised, asked, issued, placed, ancestry, recent, used_s, quiet)"
-            " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
-            inserted,
-            new,
-        )
-        self._many(
-            "UPDATE runs SET committed = ?, reserved = ?, unconfirmed = ?, calls = ?, last_ms = ?, latest = ?, owner = ?, state = ?,"
-            " paused_no = ?, paused_by = ?, own_limit = ?, raised = ?, asked = ?, issued = ?, placed = ?, ancestry = ?, recent = ?,"
-            " used_s = ?, quiet = ? WHERE id = ?",
-            rewritten,
-        )
-        self._many(
-            "UPDATE runs SET committed = ?, reserved = ?, unconfirmed = ?, calls = ?, last_ms = ?, latest = ? WHERE id = ?", moved
-        )
+        new: list[RunRow] = []
+        inserted: list[int | str | None] = []
+        for row in changed:
+            row.changed = False
+            if row.wide:
+                row.wide = False
+                if row.id:
+                    self._cursor.execute(_WIDE_RUN, (*wide_columns(row), row.id))
+                else:
+                    new.append(row)
+                    inserted += (*row.where, row.first_ms, *wide_columns(row))
+        for row, row_id in zip(new, _NEW_RUNS.insert(self._cursor, inserted), strict=True):
+            row.id = row_id
+        sums: list[int | str | None] = []
+        for row in changed:
+            sums += (row.id, row.committed, row.reserved, row.unconfirmed, row.calls, row.last_ms, row.latest)
+        _RUN_SUMS.write(self._cursor, sums)
 
     def _write_spend(self) -> None:
         """A correction finds its row: the charge it corrects made it."""
@@ -432,8 +417,7 @@ class Books:
 
     def _write_calls(self) -> None:
         new: list[CallRow] = []
-        inserted: list[tuple[Any, ...]] = []
-        rewritten: list[tuple[Any, ...]] = []
+        inserted: list[int | str | bytes | None] = []
         ended: list[tuple[Any, ...]] = []
         for call in self._changed_calls:
             if not call.changed:
@@ -447,26 +431,18 @@ class Books:
                 continue
             call.packed = None if call.record is None else pack_record(call.record)
             if call.id:
-                rewritten.append((call.state, call.due_ms, closing, call.packed, call.id))
+                self._cursor.execute(_GROWN_CALL, (call.state, call.due_ms, closing, call.packed, call.id))
             else:
                 new.append(call)
-                inserted.append((*call.where, call.state, call.due_ms, call.packed, closing))
+                inserted += (*call.where, call.state, call.due_ms, call.packed, closing)
         self._changed_calls.clear()
-        self._insert("INSERT INTO calls (tenant, tail, state, due_ms, record, closing) VALUES (?, ?, ?, ?, ?, ?)", inserted, new)
-        self._many("UPDATE calls SET state = ?, due_ms = ?, closing = ?, record = ? WHERE id = ?", rewritten)
+        for call, call_id in zip(new, _NEW_CALLS.insert(self._cursor, inserted), strict=True):
+            call.id = call_id
         self._many("UPDATE calls SET state = ?, due_ms = ?, closing = ? WHERE id = ?", ended)
 
     def _many(self, statement: str, rows: Sequence[tuple[Any, ...]]) -> None:
         if rows:
             self._cursor.executemany(statement, rows)
-
-    def _insert(self, statement: str, rows: Sequence[tuple[Any, ...]], into: Sequence[AccountRow | RunRow | CallRow]) -> None:
-        """The ids of new rows follow one another: nobody else writes to the file meanwhile."""
-        if rows:
-            self._cursor.executemany(statement, rows)
-            last = self._cursor.connection.last_insert_rowid()
-            for row_id, row in enumerate(into, last - len(rows) + 1):
-                row.id = row_id
 
 
 def frozen_scopes(cursor: apsw.Cursor, tenant: str) -> tuple[Frozen, ...]:

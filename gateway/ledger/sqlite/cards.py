@@ -9,10 +9,16 @@ from gateway.core.windows import BUCKETS
 from gateway.ledger.packed import Closing, Record, unpack_closing, unpack_record
 from gateway.ledger.states import STOPPED
 
-ACCOUNT_COLUMNS: Final = "id, committed, reserved, unconfirmed, alerted, end_ms, carried, adjusted, stored_limit, run, buckets"
+ACCOUNT_COLUMNS: Final = (
+    "id, committed, reserved, unconfirmed, alerted, end_ms, carried, adjusted, stored_limit, run, buckets"
+    " FROM accounts JOIN account_sums USING (id)"
+)
 RUN_COLUMNS: Final = (
     "id, first_ms, owner, state, paused_no, paused_by, own_limit, raised, asked, issued, placed, ancestry, recent,"
-    " committed, reserved, unconfirmed, calls, last_ms, latest, used_s"
+    " committed, reserved, unconfirmed, calls, last_ms, latest, used_s FROM runs JOIN run_sums USING (id)"
+)
+WIDE_RUN_COLUMNS: Final = (
+    "owner, state, paused_no, paused_by, own_limit, raised, asked, issued, placed, ancestry, recent, used_s, quiet"
 )
 CALL_COLUMNS: Final = "id, state, due_ms, record, closing"
 
@@ -243,7 +249,7 @@ class CallRow:
 
 
 def wide_columns(run: RunRow) -> tuple[Any, ...]:
-    """What a wide change writes, besides the amounts."""
+    """WIDE_RUN_COLUMNS: what a wide change writes, besides the sums."""
     return (
         run.owner,
         run.state,

@@ -116,8 +116,8 @@ def _all(cursor: apsw.Cursor, statement: str, tenant: str) -> Iterator[tuple[Any
 
 def _accounts(cursor: apsw.Cursor, tenant: str, at_ms: int) -> Iterator[rows.AccountRow]:
     statement = (
-        "SELECT key, end_ms, committed, reserved, unconfirmed, carried, adjusted, alerted, stored_limit, buckets FROM accounts"
-        " WHERE tenant = ? ORDER BY key"
+        "SELECT key, end_ms, committed, reserved, unconfirmed, carried, adjusted, alerted, stored_limit, buckets"
+        " FROM accounts JOIN account_sums USING (id) WHERE tenant = ? ORDER BY key"
     )
     for key, end_ms, committed, reserved, unconfirmed, carried, adjusted, alerted, limit, packed in _all(
         cursor, statement, tenant
@@ -134,7 +134,7 @@ def _accounts(cursor: apsw.Cursor, tenant: str, at_ms: int) -> Iterator[rows.Acc
 def _runs(cursor: apsw.Cursor, tenant: str) -> Iterator[rows.Run]:
     statement = (
         "SELECT state, ancestry, recent, raised, issued, placed, run, owner, first_ms, last_ms, paused_no, paused_by, own_limit, asked,"
-        " committed, reserved, unconfirmed, calls, latest FROM runs WHERE tenant = ? ORDER BY run"
+        " committed, reserved, unconfirmed, calls, latest FROM runs JOIN run_sums USING (id) WHERE tenant = ? ORDER BY run"
     )
     for state, ancestry, recent, raised, issued, placed, *rest in _all(cursor, statement, tenant):
         run, owner, first_ms, last_ms, paused_no, paused_by, limit, asked, committed, reserved, unconfirmed, calls, latest = rest
@@ -190,18 +190,24 @@ def _load_rows(cursor: apsw.Cursor, batch: Sequence[rows.Row]) -> None:
         statement = _INSERT.get(type(row))
         if statement is not None:
             cursor.execute(statement, _values(row))
+            if isinstance(row, rows.AccountRow):
+                sums = (row.committed, row.reserved, row.unconfirmed)
+                cursor.execute("INSERT INTO account_sums VALUES (last_insert_rowid(), ?, ?, ?)", sums)
+            elif isinstance(row, rows.Run):
+                run_sums = (row.committed, row.reserved, row.unconfirmed, row.calls, row.last_ms, row.latest)
+                cursor.execute("INSERT INTO run_sums VALUES (last_insert_rowid(), ?, ?, ?, ?, ?, ?)", run_sums)
 
 
 _COLUMNS: Final[Mapping[type, tuple[str, str]]] = {
     rows.Tenant: ("tenants", "tenant, raises"),
     rows.AccountRow: (
         "accounts",
-        "tenant, key, end_ms, committed, reserved, unconfirmed, carried, adjusted, alerted, stored_limit, buckets, run",
+        "tenant, key, end_ms, carried, adjusted, alerted, stored_limit, buckets, run",
     ),
     rows.Run: (
         "runs",
-        """tenant, run, owner, first_ms, last_ms, state, paused_no, paused_by, own_limit, raised, asked, committed, reserved,
-        unconfirmed, calls, latest, issued, placed, ancestry, recent, used_s, quiet""",
+        """tenant, run, owner, first_ms, state, paused_no, paused_by, own_limit, raised, asked, issued, placed, ancestry, recent,
+        used_s, quiet""",
     ),
     rows.CallRow: ("calls", "tenant, tail, state, due_ms, record, closing"),
     rows.Refused: ("refusals", "tenant, ring, number, tail, at_ms, record"),
@@ -242,16 +248,14 @@ def _values(row: rows.Row) -> tuple[Any, ...]:
 def _account_values(row: rows.AccountRow) -> tuple[Any, ...]:
     account = account_of(row.tenant, row.key, row.end_ms)
     buckets = orjson.dumps(row.buckets).decode() if account.window.bucket_ms else None
-    amounts = (row.committed, row.reserved, row.unconfirmed, row.carried, row.adjusted, row.alerted)
-    return (row.tenant, row.key, row.end_ms, *amounts, row.limit, buckets, run_in(account.scope))
+    return (row.tenant, row.key, row.end_ms, row.carried, row.adjusted, row.alerted, row.limit, buckets, run_in(account.scope))
 
 
 def _run_values(row: rows.Run) -> tuple[Any, ...]:
     state = _RUN_NUMBERS[row.state]
     return (
-        *(row.tenant, row.run, row.owner, row.first_ms, row.last_ms, state, row.paused_no, row.paused_by),
-        *(row.limit, int(row.raised), row.asked),
-        *(row.committed, row.reserved, row.unconfirmed, row.calls, row.latest, int(row.issued), int(row.placed)),
+        *(row.tenant, row.run, row.owner, row.first_ms, state, row.paused_no, row.paused_by),
+        *(row.limit, int(row.raised), row.asked, int(row.issued), int(row.placed)),
         "/".join(row.ancestry),
         orjson.dumps(row.recent).decode() if row.recent else None,
         row.last_ms // 1000,

@@ -120,7 +120,8 @@ class Search:
         )
         due.accounts = _rows(
             cursor,
-            "SELECT tenant, key FROM accounts WHERE end_ms <= ? AND end_ms < 9007199254740992 AND reserved = 0"
+            "SELECT tenant, key FROM accounts JOIN account_sums USING (id)"
+            " WHERE end_ms <= ? AND end_ms < 9007199254740992 AND reserved = 0"
             " AND committed = carried + adjusted ORDER BY end_ms LIMIT ?",
             (old_ms, at_most - len(due)),
         )
@@ -157,7 +158,8 @@ class Search:
             else:
                 found += _rows(
                     cursor,
-                    "SELECT tenant, key FROM accounts WHERE tenant = ? AND run = ? AND run <> '' AND reserved = 0",
+                    "SELECT tenant, key FROM accounts JOIN account_sums USING (id)"
+                    " WHERE tenant = ? AND run = ? AND run <> '' AND reserved = 0",
                     (tenant, run),
                 )
         self._looked_at = (tenant, run)
@@ -184,8 +186,8 @@ def _end_of(day: str) -> int:
 def _forgotten(cursor: apsw.Cursor, tenant: str, old_ms: int, at_most: int) -> list[tuple[str, str, int]]:
     found: list[tuple[str, str, int]] = _rows(
         cursor,
-        "SELECT tenant, run, last_ms FROM runs WHERE tenant = ? AND used_s <= ? AND last_ms <= ? AND reserved = 0 AND unconfirmed = 0"
-        " ORDER BY used_s LIMIT ?",
+        "SELECT tenant, run, last_ms FROM runs JOIN run_sums USING (id)"
+        " WHERE tenant = ? AND used_s <= ? AND last_ms <= ? AND reserved = 0 AND unconfirmed = 0 ORDER BY used_s LIMIT ?",
         (tenant, old_ms // 1000, old_ms, at_most),
     )
     if not found:

@@ -71,7 +71,7 @@ def run_views(cursor: apsw.Cursor, tenant: str, owner: str | None, limit: int, b
     bindings = {"tenant": tenant, "owner": owner, "before": before, "last": last, "limit": limit}
     found: list[Any] = []
     for each in ranges:
-        found += cursor.execute(f"SELECT run, {RUN_COLUMNS} FROM runs WHERE tenant = :tenant{each}{order}", bindings)  # noqa: S608
+        found += cursor.execute(f"SELECT run, {RUN_COLUMNS} WHERE tenant = :tenant{each}{order}", bindings)
     rows = sorted(
         [(run, run_row((tenant, run), [], tuple(columns))) for run, *columns in found], key=lambda each: (each[1].used_s, each[0])
     )

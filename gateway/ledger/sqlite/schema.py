@@ -12,9 +12,72 @@ from gateway.ledger.contract import LedgerLost, LedgerUnavailable
 from gateway.ledger.packed import account_of, run_in
 from gateway.ledger.witness import ADOPT_HINT, Seen, new_epoch
 
-VERSION: Final = 2
+VERSION: Final = 3
 
-_TABLES: Final = """
+_MOVING: Final = """
+-- The tables of the path are written by `id`: to find a row by its names costs more than to change it. What every call moves of an
+-- account and of a run stands in a table of its own, whose rows are so short that those of many calls share a page.
+CREATE TABLE accounts (
+    id INTEGER PRIMARY KEY,
+    tenant TEXT NOT NULL,
+    key TEXT NOT NULL,
+    alerted INTEGER NOT NULL,       -- the highest alert threshold that has fired, in ppm
+    end_ms INTEGER NOT NULL,        -- of its window
+    carried INTEGER NOT NULL,       -- of committed: what retired calls had charged
+    adjusted INTEGER NOT NULL,      -- of committed: what operators added, or (below zero) took away
+    stored_limit INTEGER,           -- pinned by the first hold, or set by an operator
+    -- Of a rolling window, JSON: [[index, committed, unconfirmed, carried] …], oldest first. `account_sums` has their sums as of the
+    -- last write, `carried` and `adjusted` are 0. What a reset takes is taken from the buckets' carried.
+    buckets TEXT,
+    run TEXT NOT NULL,              -- of its scope; '' where that names none
+    UNIQUE (tenant, key)
+) STRICT;
+CREATE INDEX accounts_of_run ON accounts (tenant, run) WHERE run <> '';
+CREATE INDEX accounts_by_end ON accounts (end_ms) WHERE end_ms < 9007199254740992;
+CREATE TABLE account_sums (
+    id INTEGER PRIMARY KEY,
+    committed INTEGER NOT NULL CHECK (committed >= 0),
+    reserved INTEGER NOT NULL CHECK (reserved >= 0),
+    unconfirmed INTEGER NOT NULL CHECK (unconfirmed BETWEEN 0 AND committed)
+) STRICT;
+
+-- Amounts are USD. An owner of '' is nobody yet: the first caller becomes it. `used_s` and `quiet` follow from other columns, and are
+-- written only when they change: most calls of a run then change no index.
+CREATE TABLE runs (
+    id INTEGER PRIMARY KEY,
+    tenant TEXT NOT NULL,
+    run TEXT NOT NULL,
+    first_ms INTEGER NOT NULL,
+    owner TEXT NOT NULL,
+    state INTEGER NOT NULL,
+    paused_no INTEGER,         -- of a pause that a refusal set: the tenant's raises at that time. More of them since, and it is over
+    paused_by TEXT NOT NULL,   -- who set the operator's pause that stands; ''
+    own_limit INTEGER,
+    raised INTEGER NOT NULL,   -- the admin set own_limit
+    asked INTEGER,             -- the last X-Run-Limit that was applied
+    issued INTEGER NOT NULL,   -- the gateway made its id up
+    placed INTEGER NOT NULL,   -- its place in the tree is fixed
+    ancestry TEXT NOT NULL,    -- 'parent/its parent'
+    recent TEXT,               -- JSON: [[tail, fingerprint] …] of its last holds, oldest first, where the policy looks for loops
+    used_s INTEGER NOT NULL,   -- last_ms in seconds
+    quiet INTEGER NOT NULL,    -- issued, stopped or not placed: not among its key's active runs
+    UNIQUE (tenant, run)
+) STRICT;
+CREATE INDEX runs_by_use ON runs (tenant, used_s, run);
+CREATE INDEX runs_by_owner ON runs (tenant, owner, quiet, used_s, run);
+CREATE TABLE run_sums (
+    id INTEGER PRIMARY KEY,
+    committed INTEGER NOT NULL CHECK (committed >= 0),
+    reserved INTEGER NOT NULL CHECK (reserved >= 0),
+    unconfirmed INTEGER NOT NULL CHECK (unconfirmed BETWEEN 0 AND committed),
+    calls INTEGER NOT NULL CHECK (calls >= 0),
+    last_ms INTEGER NOT NULL,
+    latest TEXT                -- the tail of its latest hold
+) STRICT;
+
+"""
+
+_TABLES: Final = f"""
 CREATE TABLE meta (
     one INTEGER PRIMARY KEY CHECK (one = 1),
     version INTEGER NOT NULL,
@@ -39,59 +102,7 @@ CREATE TABLE frozen (
     PRIMARY KEY (tenant, text)
 ) STRICT, WITHOUT ROWID;
 
--- The tables of the path are written by `id`: to find a row by its names costs more than to change it.
-CREATE TABLE accounts (
-    id INTEGER PRIMARY KEY,
-    tenant TEXT NOT NULL,
-    key TEXT NOT NULL,
-    committed INTEGER NOT NULL CHECK (committed >= 0),
-    reserved INTEGER NOT NULL CHECK (reserved >= 0),
-    unconfirmed INTEGER NOT NULL CHECK (unconfirmed BETWEEN 0 AND committed),
-    alerted INTEGER NOT NULL,       -- the highest alert threshold that has fired, in ppm
-    end_ms INTEGER NOT NULL,        -- of its window
-    carried INTEGER NOT NULL,       -- of committed: what retired calls had charged
-    adjusted INTEGER NOT NULL,      -- of committed: what operators added, or (below zero) took away
-    stored_limit INTEGER,           -- pinned by the first hold, or set by an operator
-    -- Of a rolling window, JSON: [[index, committed, unconfirmed, carried] …], oldest first. The columns are their sums as of the
-    -- last write, `carried` and `adjusted` 0. What a reset takes is taken from the buckets' carried.
-    buckets TEXT,
-    run TEXT NOT NULL,              -- of its scope; '' where that names none
-    UNIQUE (tenant, key)
-) STRICT;
-CREATE INDEX accounts_of_run ON accounts (tenant, run) WHERE run <> '';
-CREATE INDEX accounts_by_end ON accounts (end_ms) WHERE end_ms < 9007199254740992;
-
--- Amounts are USD. An owner of '' is nobody yet: the first caller becomes it. `used_s` and `quiet` follow from other columns, and are
--- written only when they change: most calls of a run then change no index.
-CREATE TABLE runs (
-    id INTEGER PRIMARY KEY,
-    tenant TEXT NOT NULL,
-    run TEXT NOT NULL,
-    first_ms INTEGER NOT NULL,
-    owner TEXT NOT NULL,
-    state INTEGER NOT NULL,
-    paused_no INTEGER,         -- of a pause that a refusal set: the tenant's raises at that time. More of them since, and it is over
-    paused_by TEXT NOT NULL,   -- who set the operator's pause that stands; ''
-    own_limit INTEGER,
-    raised INTEGER NOT NULL,   -- the admin set own_limit
-    asked INTEGER,             -- the last X-Run-Limit that was applied
-    issued INTEGER NOT NULL,   -- the gateway made its id up
-    placed INTEGER NOT NULL,   -- its place in the tree is fixed
-    ancestry TEXT NOT NULL,    -- 'parent/its parent'
-    recent TEXT,               -- JSON: [[tail, fingerprint] …] of its last holds, oldest first, where the policy looks for loops
-    committed INTEGER NOT NULL CHECK (committed >= 0),
-    reserved INTEGER NOT NULL CHECK (reserved >= 0),
-    unconfirmed INTEGER NOT NULL CHECK (unconfirmed BETWEEN 0 AND committed),
-    calls INTEGER NOT NULL CHECK (calls >= 0),
-    last_ms INTEGER NOT NULL,
-    latest TEXT,               -- the tail of its latest hold
-    used_s INTEGER NOT NULL,   -- last_ms in seconds
-    quiet INTEGER NOT NULL,    -- issued, stopped or not placed: not among its key's active runs
-    UNIQUE (tenant, run)
-) STRICT;
-CREATE INDEX runs_by_use ON runs (tenant, used_s, run);
-CREATE INDEX runs_by_owner ON runs (tenant, owner, quiet, used_s, run);
-
+{_MOVING}
 -- One row per call, found by the tail that its decision id and its hold id share. A tombstone has no record.
 CREATE TABLE calls (
     id INTEGER PRIMARY KEY,
@@ -149,20 +160,38 @@ CREATE TABLE acts (
 CREATE INDEX acts_of_tenant ON acts (tenant);
 """
 
-# A file of version 1 is carried over table by table, so that it ends with the very tables of a new one.
-_FROM_1: Final = """
-INSERT INTO meta SELECT one, 2, epoch, sequence, 0 FROM old_meta;
-INSERT INTO accounts SELECT NULL, tenant, key, committed, reserved, unconfirmed, alerted, end_ms, 0, 0, NULL, NULL,
-    run_of_account(key) FROM old_accounts;
+# A file of an older version is carried over table by table, so that it ends with the very tables of a new one.
+_TABLES_OF: Final = {
+    1: ("meta", "accounts", "runs", "calls", "refusals", "spend", "acts"),
+    2: ("accounts", "runs"),
+}
+_INDEXES_OF: Final = {
+    1: ("open_calls", "refusal_by_tail"),
+    2: ("accounts_of_run", "accounts_by_end", "runs_by_use", "runs_by_owner"),
+}
+_FROM: Final = {
+    1: """
+INSERT INTO meta SELECT one, 3, epoch, sequence, 0 FROM old_meta;
+INSERT INTO accounts SELECT NULL, tenant, key, alerted, end_ms, 0, 0, NULL, NULL, run_of_account(key) FROM old_accounts;
+INSERT INTO account_sums SELECT id, committed, reserved, unconfirmed FROM accounts JOIN old_accounts USING (tenant, key);
 INSERT INTO runs SELECT NULL, tenant, run, first_ms, owner, stopped, NULL, '', own_limit, raised, asked, 0, calls > 0, '', NULL,
-    committed, reserved, unconfirmed, calls, last_ms, latest, last_ms / 1000, stopped OR calls = 0 FROM old_runs;
+    last_ms / 1000, stopped OR calls = 0 FROM old_runs;
+INSERT INTO run_sums SELECT id, committed, reserved, unconfirmed, calls, last_ms, latest FROM runs JOIN old_runs USING (tenant, run);
 INSERT INTO calls SELECT NULL, tenant, tail, state, iif(state = 1, lease_ms, json_extract(CAST(closing AS TEXT), '$[3]')), record, closing
     FROM old_calls ORDER BY rowid;
 INSERT INTO refusals SELECT tenant, ring, number, tail, json_extract(CAST(record AS TEXT), '$[2]'), record FROM old_refusals;
 INSERT INTO spend SELECT NULL, * FROM old_spend;
 INSERT INTO acts SELECT number, tenant, 'act_' || number, at_ms, who, act, what, why FROM old_acts;
-"""
-_TABLES_OF_1: Final = ("meta", "accounts", "runs", "calls", "refusals", "spend", "acts")
+""",
+    2: """
+INSERT INTO accounts SELECT id, tenant, key, alerted, end_ms, carried, adjusted, stored_limit, buckets, run FROM old_accounts;
+INSERT INTO account_sums SELECT id, committed, reserved, unconfirmed FROM old_accounts;
+INSERT INTO runs SELECT id, tenant, run, first_ms, owner, state, paused_no, paused_by, own_limit, raised, asked, issued, placed, ancestry,
+    recent, used_s, quiet FROM old_runs;
+INSERT INTO run_sums SELECT id, committed, reserved, unconfirmed, calls, last_ms, latest FROM old_runs;
+UPDATE meta SET version = 3;
+""",
+}
 
 
 # Trouble with the file, not with what was asked of it.
@@ -239,14 +268,16 @@ def carry_over(connection: apsw.Connection) -> None:
     """A file of an older version becomes one of this, in one transaction. Any other is left as it is."""
     connection.execute("BEGIN IMMEDIATE")
     try:
-        if _version(connection) == 1:
+        version = _version(connection)
+        if version in _FROM:
             connection.create_scalar_function("run_of_account", _run_of_account, 1, deterministic=True)
-            connection.execute("DROP INDEX open_calls; DROP INDEX refusal_by_tail")
-            for table in _TABLES_OF_1:
+            for index in _INDEXES_OF[version]:
+                connection.execute(f"DROP INDEX {index}")
+            for table in _TABLES_OF[version]:
                 connection.execute(f"ALTER TABLE {table} RENAME TO old_{table}")
-            connection.execute(_TABLES)
-            connection.execute(_FROM_1)
-            for table in _TABLES_OF_1:
+            connection.execute(_TABLES if version == 1 else _MOVING)
+            connection.execute(_FROM[version])
+            for table in _TABLES_OF[version]:
                 connection.execute(f"DROP TABLE old_{table}")
     except BaseException:
         connection.execute("ROLLBACK")
@@ -254,11 +285,11 @@ def carry_over(connection: apsw.Connection) -> None:
     connection.execute("COMMIT")
 
 
-def _version(connection: apsw.Connection) -> object:
+def _version(connection: apsw.Connection) -> int:
     try:
-        return connection.execute("SELECT version FROM meta").get
+        return int(connection.execute("SELECT version FROM meta").get or 0)
     except apsw.SQLError:  # no ledger at all: `read_meta` says so
-        return None
+        return 0
 
 
 def _run_of_account(*arguments: object) -> str:
