@@ -10,7 +10,7 @@ from typing import Final, TypeAlias
 import apsw
 
 Values: TypeAlias = Sequence[int | str | bytes | None]
-_SIZES: Final = (64, 32, 16, 8, 4, 2, 1)  # rows in one execution: few enough statements to stay prepared
+_AT_ONCE: Final = 64  # rows in one execution at most: a power of two, as all are, so that few statements stay prepared
 
 
 class Many:
@@ -21,19 +21,24 @@ class Many:
     def __init__(self, verb: str, table: str, columns: str) -> None:
         self._width = columns.count(",") + 1
         row = f"({', '.join('?' * self._width)})"
-        self._texts = {size: f"{verb} INTO {table} ({columns}) VALUES {', '.join([row] * size)}" for size in _SIZES}
+        self._texts = {
+            1 << power: f"{verb} INTO {table} ({columns}) VALUES {', '.join([row] * (1 << power))}"
+            for power in range(_AT_ONCE.bit_length())
+        }
 
-    def write(self, cursor: apsw.Cursor, values: Values) -> int:
-        """How many rows it was."""
-        at, width = 0, self._width
-        for size, text in self._texts.items():
-            while len(values) - at >= size * width:
-                cursor.execute(text, values[at : at + size * width])
-                at += size * width
-        return at // width
+    def write(self, cursor: apsw.Cursor, values: Values) -> None:
+        at, left = 0, len(values) // self._width
+        while left:
+            rows = 1 << (min(left, _AT_ONCE).bit_length() - 1)
+            end = at + rows * self._width
+            cursor.execute(self._texts[rows], values[at:end])
+            at = end
+            left -= rows
 
     def insert(self, cursor: apsw.Cursor, values: Values) -> range:
         """The ids of the new rows. They follow one another: nobody else writes to the file meanwhile."""
-        number = self.write(cursor, values)
+        if not values:
+            return range(0)
+        self.write(cursor, values)
         last = cursor.connection.last_insert_rowid()
-        return range(last - number + 1, last + 1)
+        return range(last - len(values) // self._width + 1, last + 1)
