@@ -11,7 +11,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Generator, Mappi
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from queue import Empty, SimpleQueue
-from typing import Any, Final, Generic, TypeVar
+from typing import Any, Final, Generic, TypeVar, TypeVarTuple
 
 import apsw
 
@@ -49,6 +49,7 @@ from gateway.ledger.witness import Seen, Witness
 __all__ = ["SqliteLedger", "adopt"]
 
 T = TypeVar("T")
+Ts = TypeVarTuple("Ts")
 
 _BATCH: Final = 512
 _TIDY_EVERY_S: Final = 1.0
@@ -57,19 +58,25 @@ _TIDY_EVERY_S: Final = 1.0
 class _Step(Generic[T]):
     """One step under way: what to do, and who waits for the answer."""
 
-    __slots__ = ("deadline", "future", "only_if_awaited", "work")
+    __slots__ = ("arguments", "future", "work")
 
-    def __init__(self, work: Callable[[Books], T], future: "asyncio.Future[T]", deadline: float, only_if_awaited: bool) -> None:
-        self.work = work
+    def __init__(self, future: "asyncio.Future[T]", work: Callable[..., T], arguments: tuple[Any, ...]) -> None:
         self.future = future
-        self.deadline = deadline
-        self.only_if_awaited = only_if_awaited
+        self.work = work
+        self.arguments = arguments
 
     def __call__(self, books: Books) -> T | None:
-        """In the writer thread. A reserve whose waiter has gone already holds nothing."""
-        if self.only_if_awaited and self.future.done():
-            return None
-        return self.work(books)
+        """In the writer thread."""
+        return self.work(books, *self.arguments)
+
+
+class _Reserve(_Step[Reserved]):
+    """One whose waiter has gone already holds nothing."""
+
+    __slots__ = ()
+
+    def __call__(self, books: Books) -> Reserved | None:
+        return None if self.future.done() else self.work(books, *self.arguments)
 
 
 class _Reserving:
@@ -109,8 +116,8 @@ class SqliteLedger:
         self._readers = ThreadPoolExecutor(1, "ledger-reader")
         self._reader: apsw.Connection | None = None
         self._search = keeping.Search()  # the readers'
-        self._waiting: deque[_Step[Any]] = deque()  # in the order of their deadlines
-        self._under_way = 0
+        # What was handed over and is not answered yet, by turns of the loop, each with its deadline. The answers come in this order.
+        self._waiting: deque[tuple[float, Sequence[_Step[Any]]]] = deque()
         self._quiet = asyncio.Event()  # closing, and nothing is under way any more
         self._timer: asyncio.TimerHandle | None = None
         self._tidying: asyncio.Task[None] | None = None
@@ -140,7 +147,7 @@ class SqliteLedger:
         if not self._open:
             return
         self._open = False
-        if self._under_way:
+        if self._fresh or self._waiting:
             await self._quiet.wait()
         self._queue.put(None)
         assert self._tidying is not None
@@ -190,19 +197,20 @@ class SqliteLedger:
             batch = self._queue.get()
             if batch is None:
                 return
-            last = False
+            turns, last = 1, False
             try:
                 while len(batch) < _BATCH:
                     more = self._queue.get_nowait()
                     if more is None:
                         last = True
                         break
-                    batch += more
+                    batch = [*batch, *more]
+                    turns += 1
             except Empty:
                 pass
             answers = self._run(batch)
             try:
-                self._loop.call_soon_threadsafe(self._answer, batch, answers)
+                self._loop.call_soon_threadsafe(self._answer, turns, batch, answers)
             except RuntimeError:  # the loop was closed without us: nobody is left to answer
                 return
             if last:
@@ -219,8 +227,9 @@ class SqliteLedger:
         except Exception as error:  # noqa: BLE001 - the thread must live: whatever it is, the waiters get it
             return [error] * len(batch)
 
-    def _answer(self, batch: Sequence[_Step[Any]], answers: Sequence[object]) -> None:
-        self._under_way -= len(batch)
+    def _answer(self, turns: int, batch: Sequence[_Step[Any]], answers: Sequence[object]) -> None:
+        for _ in range(turns):
+            self._waiting.popleft()
         for step, answer in zip(batch, answers, strict=True):
             future = step.future
             if future.done():  # cancelled, or out of time
@@ -230,53 +239,49 @@ class SqliteLedger:
                 future.set_exception(answer)
             else:
                 future.set_result(answer)
-        waiting = self._waiting
-        while waiting and waiting[0].future.done():
-            waiting.popleft()
-        if not self._under_way and not self._open:
+        if not (self._open or self._waiting or self._fresh):
             self._quiet.set()
 
     # -- asking ---------------------------------------------------------------------------------------------------------------
 
-    def _ask(self, work: Callable[[Books], T], only_if_awaited: bool = False) -> "asyncio.Future[T]":
+    def _ask(self, work: Callable[[Books, *Ts], T], *arguments: *Ts) -> "asyncio.Future[T]":
         """Under way when it returns."""
         if not self._open:
             raise LedgerUnavailable("the ledger is not open")
-        return self._enqueue(work, only_if_awaited)
+        return self._enqueue(_Step(self._loop.create_future(), work, arguments))
 
-    def _enqueue(self, work: Callable[[Books], T], only_if_awaited: bool = False) -> "asyncio.Future[T]":
-        loop = self._loop
-        step = _Step(work, loop.create_future(), loop.time() + self._timeout_s, only_if_awaited)
-        self._under_way += 1
-        self._waiting.append(step)
-        if self._timer is None:
-            self._timer = loop.call_at(step.deadline, self._out_of_time)
+    def _enqueue(self, step: _Step[T]) -> "asyncio.Future[T]":
         if not self._fresh:
-            loop.call_soon(self._hand_over)
+            self._loop.call_soon(self._hand_over)
         self._fresh.append(step)
         return step.future
 
     def _hand_over(self) -> None:
         """What one turn of the loop asked for wakes the writer once: it would contend with the loop for every single step."""
         fresh, self._fresh = self._fresh, []
+        deadline = self._loop.time() + self._timeout_s
         for start in range(0, len(fresh), _BATCH):
-            self._queue.put(fresh[start : start + _BATCH])
+            turn = fresh[start : start + _BATCH]
+            self._waiting.append((deadline, turn))
+            self._queue.put(turn)
+        if self._timer is None:
+            self._timer = self._loop.call_at(deadline, self._out_of_time)
 
     def _out_of_time(self) -> None:
         """Ends the wait for steps whose time is up, and looks again when the next one's is."""
         self._timer = None
-        waiting = self._waiting
         now = self._loop.time()
-        while waiting and (waiting[0].future.done() or waiting[0].deadline <= now):
-            future = waiting.popleft().future
-            if not future.done():
-                future.set_exception(LedgerUnavailable(f"{self._path} did not answer within {self._timeout_s:g} s"))
-        if waiting:
-            self._timer = self._loop.call_at(waiting[0].deadline, self._out_of_time)
+        for deadline, turn in self._waiting:
+            if deadline > now:
+                self._timer = self._loop.call_at(deadline, self._out_of_time)
+                break
+            for step in turn:
+                if not step.future.done():
+                    step.future.set_exception(LedgerUnavailable(f"{self._path} did not answer within {self._timeout_s:g} s"))
 
     def _give_back(self, hold: Hold) -> None:
         tenant = hold.decision.call.caller.tenant
-        future = self._enqueue(partial(steps.release, tenant=tenant, hold_id=hold.id, ending=Ending.NOT_SENT))
+        future = self._enqueue(_Step(self._loop.create_future(), steps.release, (tenant, hold.id, Ending.NOT_SENT)))
         future.add_done_callback(_look_at)
 
     async def _read(self, query: Callable[[apsw.Cursor], T]) -> T:
@@ -300,66 +305,68 @@ class SqliteLedger:
     # -- the path of a call ---------------------------------------------------------------------------------------------------
 
     def reserve(self, decision: Decision, lease_ms: int) -> Awaitable[Reserved]:
-        future = self._ask(partial(steps.reserve, decision=decision, lease_ms=lease_ms), only_if_awaited=True)
-        return _Reserving(future, self._give_back)
+        if not self._open:
+            raise LedgerUnavailable("the ledger is not open")
+        step = _Reserve(self._loop.create_future(), steps.reserve, (decision, lease_ms))
+        return _Reserving(self._enqueue(step), self._give_back)
 
     def commit(self, tenant: str, hold_id: str, settlement: Settlement) -> Awaitable[Settled | None]:
-        return self._ask(partial(steps.commit, tenant=tenant, hold_id=hold_id, settlement=settlement))
+        return self._ask(steps.commit, tenant, hold_id, settlement)
 
     def release(self, tenant: str, hold_id: str, ending: Ending) -> Awaitable[Settled]:
-        return self._ask(partial(steps.release, tenant=tenant, hold_id=hold_id, ending=ending))
+        return self._ask(steps.release, tenant, hold_id, ending)
 
     def extend(
         self, tenant: str, hold_id: str, lease_ms: int, held: Amounts | None = None, slices: Amounts | None = None
     ) -> Awaitable[bool]:
-        return self._ask(partial(steps.extend, tenant=tenant, hold_id=hold_id, lease_ms=lease_ms, held=held, slices=slices))
+        return self._ask(steps.extend, tenant, hold_id, lease_ms, held, slices)
 
     def debit(self, decision: Decision, settlement: Settlement, how: Debiting) -> Awaitable[Settled | Refusal | Barred | Stale]:
-        return self._ask(partial(steps.debit, decision=decision, settlement=settlement, how=how))
+        return self._ask(steps.debit, decision, settlement, how)
 
     # -- beside the path ------------------------------------------------------------------------------------------------------
 
     async def expire(self, at_most: int = 100) -> Sequence[Expired]:
-        return await self._ask(partial(steps.expire, at_most=at_most))
+        return await self._ask(steps.expire, at_most)
 
     async def halted(self, tenant: str, callers: Sequence[Caller]) -> Sequence[Barrier | None]:
         return await self._read(partial(reading.halted, tenant=tenant, callers=callers))
 
     async def set_limit(self, tenant: str, run: str, owner: str, change: SetLimit) -> RunView | None:
-        done = await self._ask(partial(acts.set_limit, tenant=tenant, run_id=run, owner=owner, change=change))
+        done = await self._ask(acts.set_limit, tenant, run, owner, change)
         return await self.run(tenant, run) if done else None
 
     async def stop(self, tenant: str, run: str, who: str, why: str) -> RunView | None:
-        done = await self._ask(partial(acts.stop, tenant=tenant, run_id=run, who=who, why=why))
+        done = await self._ask(acts.stop, tenant, run, who, why)
         return await self.run(tenant, run) if done else None
 
     async def pause(self, tenant: str, run: str, who: str, why: str) -> RunView | None:
-        done = await self._ask(partial(acts.pause, tenant=tenant, run_id=run, who=who, why=why))
+        done = await self._ask(acts.pause, tenant, run, who, why)
         return await self.run(tenant, run) if done else None
 
     async def resume(self, tenant: str, run: str, who: str, why: str) -> RunView | None:
-        done = await self._ask(partial(acts.resume, tenant=tenant, run_id=run, who=who, why=why))
+        done = await self._ask(acts.resume, tenant, run, who, why)
         return await self.run(tenant, run) if done else None
 
     async def freeze(self, tenant: str, scope: Sequence[tuple[str, str]], who: str, why: str) -> bool:
-        return await self._ask(partial(acts.freeze, tenant=tenant, scope=scope, who=who, why=why))
+        return await self._ask(acts.freeze, tenant, scope, who, why)
 
     async def thaw(self, tenant: str, scope: Sequence[tuple[str, str]], who: str, why: str) -> bool:
-        return await self._ask(partial(acts.thaw, tenant=tenant, text=scope_text(scope), who=who, why=why))
+        return await self._ask(acts.thaw, tenant, scope_text(scope), who, why)
 
     async def set_account_limit(self, tenant: str, key: str, limit: int | None, who: str, why: str) -> AccountView | None:
-        return await self._ask(partial(acts.set_account_limit, tenant=tenant, key=key, limit=limit, who=who, why=why))
+        return await self._ask(acts.set_account_limit, tenant, key, limit, who, why)
 
     async def adjust(
         self, tenant: str, key: str, amount: int, act_id: str, who: str, why: str
     ) -> tuple[Adjusting, AccountView] | None:
-        return await self._ask(partial(acts.adjust, tenant=tenant, key=key, amount=amount, act_id=act_id, who=who, why=why))
+        return await self._ask(acts.adjust, tenant, key, amount, act_id, who, why)
 
     async def reset(self, tenant: str, key: str, who: str, why: str) -> AccountView | None:
-        return await self._ask(partial(acts.reset, tenant=tenant, key=key, who=who, why=why))
+        return await self._ask(acts.reset, tenant, key, who, why)
 
     async def settle(self, tenant: str, hold_id: str, cost_usd: int | None, who: str, why: str) -> Settled | None:
-        return await self._ask(partial(acts.settle, tenant=tenant, hold_id=hold_id, cost_usd=cost_usd, who=who, why=why))
+        return await self._ask(acts.settle, tenant, hold_id, cost_usd, who, why)
 
     # -- reading --------------------------------------------------------------------------------------------------------------
 
@@ -396,11 +403,11 @@ class SqliteLedger:
         return await self._read(partial(keeping.aged, keep=keep, now_ms=self._clock_ms(), at_most=at_most))
 
     async def retire(self, tenant: str, decision_ids: Sequence[str], keep: Keep) -> int:
-        return await self._ask(partial(keeping.retire, tenant=tenant, decision_ids=decision_ids, keep=keep))
+        return await self._ask(keeping.retire, tenant, decision_ids, keep)
 
     async def sweep(self, keep: Keep, at_most: int) -> int:
         due = await self._read(partial(self._search.due, keep=keep, now_ms=self._clock_ms(), at_most=at_most))
-        return await self._ask(partial(keeping.remove, due=due)) if due else 0
+        return await self._ask(keeping.remove, due) if due else 0
 
     def dump(self) -> AsyncIterator[Mapping[str, object]]:
         return copying.dump(self._path, self._clock_ms)
