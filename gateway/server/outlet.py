@@ -163,6 +163,8 @@ class HttpOutlet:
     def on_gone(self, told: Callable[[], None]) -> None:
         transport = self._line.transport
         if self._stage is _Stage.BROKEN or transport is None or transport.is_closing():
+            if self._stage is not _Stage.ENDED:
+                self._stage = _Stage.BROKEN  # a handler that is told so owes no answer, though `lost` may come only later
             told()
         else:
             self._callbacks.append(told)

@@ -12,6 +12,7 @@ import pytest
 from gateway.server.connection import Timeouts
 from gateway.server.edge import Edge, Limits
 from gateway.server.guards import Guards
+from gateway.server.outlet import HttpOutlet
 from gateway.server.routes import Route, Routes
 from gateway.wire.exchange import ClientGone, Inbound, Outlet, Reply
 
@@ -578,6 +579,26 @@ async def test_a_client_that_leaves_before_the_answer_is_noticed() -> None:
         writer.close()
         await asyncio.wait_for(gone.wait(), 2)
         await asyncio.sleep(0)
+        assert running.reports == []
+
+
+async def test_a_handler_that_is_told_of_a_closing_connection_owes_no_answer() -> None:
+    """The connection's loss is announced a turn after its end."""
+    told: list[int] = []
+
+    async def gives_up(inbound: Inbound, outlet: Outlet) -> None:
+        assert isinstance(outlet, HttpOutlet)
+        transport = outlet._line.transport
+        assert transport is not None
+        transport.close()
+        outlet.on_gone(lambda: told.append(1))
+
+    async with serving(gives_up) as running:
+        _, writer = await running.connect()
+        writer.write(post())
+        await asyncio.sleep(0.05)
+        writer.close()
+        assert told == [1]
         assert running.reports == []
 
 
