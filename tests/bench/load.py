@@ -38,6 +38,7 @@ FILLER: Final = (
 ENDS_WITHIN_S: Final = 60.0  # what is under way when the window ends
 BEGIN_WITHIN_S: Final = 30.0  # all streams, after the ramp
 SETTLES_S: Final = 0.3
+SHED_S: Final = 1.0  # until a call that was shed is made again
 _TEXT: Final = WORDS.encode()
 _LENGTH: Final = re.compile(rb"\r\ncontent-length: *(\d+)", re.IGNORECASE)
 _CHUNKED: Final = re.compile(rb"\r\ntransfer-encoding: *chunked", re.IGNORECASE)
@@ -140,6 +141,7 @@ class Plan:
     gap_us: int
     rate: float  # calls a second, on a schedule; 0: each connection as fast as it is answered
     runs: str  # hot, connection or call: whose run id a call has
+    sheds: bool  # 503 `overloaded` is an answer too: the call is made again a second later
     headers: Sequence[str]
     salt: str
     measured: dict[str, Sequence[int]] = field(default_factory=dict)
@@ -210,6 +212,7 @@ class Generator:
         self._under_way = 0
         self._last_s = 0.0  # when anything came
         self.calls = 0
+        self.shed = 0
         self.failures = 0
         self.failure = ""
         self.call_s = array("d")
@@ -246,7 +249,7 @@ class Generator:
             "events": len(self.delay_us),
             "delay_ms": _spread(self.delay_us, 1e-3),
             "late_ms": _spread(self.late_s, 1e3),
-            "queued": len(self._queue),
+            "shed": self.shed,
             "own_cpu_s": after["own"] - before["own"],
             "core_s": after["core"] - before["core"],
             "cpu_s": {name: after[name] - before[name] for name in plan.measured},
@@ -353,7 +356,11 @@ class Generator:
         connection.called_s = at_s
         connection.waits = True
         self._under_way += 1
-        sent = connection.sock.send(data)
+        try:
+            sent = connection.sock.send(data)
+        except OSError as failure:
+            self._lost(connection, f"while a request was written: {failure}")
+            return
         assert sent == len(data), "a request is no larger than a socket's buffer"
 
     def _readable(self, connection: Connection) -> None:
@@ -386,7 +393,9 @@ class Generator:
         if head < 0:
             connection.received = data
             return False
-        if not data.startswith(b"HTTP/1.1 200 ") and data[9:12] != b"200":
+        if data[9:12] != b"200":
+            if self._plan.sheds and data[9:12] == b"503":
+                return self._was_shed(connection, data, head)
             raise Wrong(data[:800].decode(errors="replace"))
         if not self._plan.stream:
             connection.received = data
@@ -396,6 +405,17 @@ class Generator:
             raise Wrong(f"a stream that is not chunked: {data[:800]!r}")
         connection.chunks = Chunks()
         return self._streamed(connection, connection.chunks, data[head + 4 :])
+
+    def _was_shed(self, connection: Connection, data: bytes, head: int) -> bool:
+        """Not an answer: the call is made again."""
+        connection.received = data
+        if not _has_length(data, head) or b'"overloaded"' not in data:
+            return False
+        connection.received, connection.waits = b"", False
+        self._under_way -= 1
+        self.shed += self._counts
+        self._wheel.add(perf_counter() + SHED_S, connection)
+        return False
 
     def _streamed(self, connection: Connection, chunks: Chunks, data: bytes) -> bool:
         events = connection.events
@@ -450,24 +470,27 @@ class Generator:
 
 
 def is_whole(data: bytes, head: int) -> bool:
-    said = _LENGTH.search(data, 0, head + 2)
-    if said:
-        missing = head + 4 + int(said[1]) - len(data)
-        if missing > 0:
-            return False
-        if missing:
-            raise Wrong(f"{-missing} bytes beyond the answer")
-        text = data
-    elif _CHUNKED.search(data, 0, head + 2):
+    """Whether a JSON answer, whose head ends at `head`, is all there. Wrong where it is not the one that was asked for."""
+    if _CHUNKED.search(data, 0, head + 2):
         chunks = Chunks()
         text = chunks.feed(data[head + 4 :])
-        if not chunks.ended:
-            return False
+        whole = chunks.ended
     else:
-        raise Wrong(f"an answer of unknown length: {data[:800]!r}")
-    if _TEXT not in text:
+        text, whole = data, _has_length(data, head)
+    if whole and _TEXT not in text:
         raise Wrong(f"another text: {data[:800]!r}")
-    return True
+    return whole
+
+
+def _has_length(data: bytes, head: int) -> bool:
+    """As many bytes as the answer's head says."""
+    said = _LENGTH.search(data, 0, head + 2)
+    if not said:
+        raise Wrong(f"an answer of unknown length: {data[:800]!r}")
+    missing = head + 4 + int(said[1]) - len(data)
+    if missing < 0:
+        raise Wrong(f"{-missing} bytes beyond the answer")
+    return not missing
 
 
 def _spread(samples: Sequence[float], factor: float) -> dict[str, float]:
@@ -495,6 +518,7 @@ def main() -> None:
     parser.add_argument("--gap-us", type=int, default=20_000)
     parser.add_argument("--rate", type=float, default=0.0)
     parser.add_argument("--runs", choices=("hot", "connection", "call"), default="connection")
+    parser.add_argument("--sheds", action="store_true", help="503 `overloaded` is no failure: the call is made again")
     parser.add_argument("--header", action="append", default=[], help="NAME: VALUE")
     parser.add_argument("--salt", default=f"{os.getpid():07d}")
     parser.add_argument("--measure", type=_measured, action="append", default=[], help="NAME=PID,…")

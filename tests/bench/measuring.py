@@ -39,6 +39,7 @@ class Load:
     runs: str = "connection"
     events: int = _EVENTS
     ramp: float = 0.3
+    sheds: bool = False  # more than the target can do: it may refuse for a moment
 
     @property
     def streams(self) -> bool:
@@ -143,6 +144,8 @@ class Measure:
         command += ["--salt", f"{time.time_ns() % 10**9:09d}{self._serial:05d}"]
         if load.streams:
             command += ["--stream", "--gap-us", str(load.gap_us), "--events", str(load.events)]
+        if load.sheds:
+            command.append("--sheds")
         if target.core is not None:
             command += ["--core", str(target.core)]
         command += [f"--header={line}" for line in target.headers]
@@ -210,6 +213,7 @@ def reading_of(told: Mapping[str, Any], load: Load, provider_late_ms: float = 0.
             "delay_p99_ms": told["delay_ms"]["p99"],
             "cpu_us_chunk": target_s / max(1, events) * 1e6,
             "offered_s": load.offered,
+            "shed_s": told["shed"] / seconds,
             "kb_each": told["grown_kb"].get("target", 0) / load.connections,
         }
     return reading

@@ -19,7 +19,7 @@ _STREAMS: Final = Load("", 1, gap_us=round(1e6 / SECOND_S), ramp=1.0)
 STREAM_LOADS: Final = tuple(replace(_STREAMS, name=f"{many:,} streams", connections=many) for many in (64, 256, 1000))
 TWO_THOUSAND: Final = Load("2,000 streams, what a chunk costs", 2000, gap_us=500_000, ramp=4.0)
 SIXTY: Final = replace(TWO_THOUSAND, name="2,000 streams, 60 % load")
-FULL: Final = replace(TWO_THOUSAND, name="2,000 streams, more than a core can do")
+FULL: Final = replace(TWO_THOUSAND, name="2,000 streams, more than a core can do", sheds=True)
 MEMORY: Final = replace(TWO_THOUSAND, name="2,000 streams, memory", gap_us=400_000)
 HOT: Final = replace(SIXTY_FOUR, name="one run for all", runs="hot")
 RUNS: Final = (
@@ -98,6 +98,7 @@ def full_load(told: Any) -> str:
         "CPU of the core": _share("cpu_share"),
         "CPU µs/chunk": _cpu("cpu_us_chunk"),
         "chunks per second of CPU": lambda _rows, row: f"{1e6 / row.median('cpu_us_chunk'):,.0f}",
+        "calls/s shed": _plain("shed_s", ",.0f"),
     }
     return f"{_each_load(rows, (SIXTY,), sixty)}\n\n{_each_load(rows, (FULL,), full)}"
 

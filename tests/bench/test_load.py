@@ -163,6 +163,40 @@ def test_the_events_of_a_stream_carry_when_they_were_made(source: Target) -> Non
     assert 0 <= told["delay_ms"]["p50"] <= told["delay_ms"]["p99"] < 60_000
 
 
+SHEDS = b"""
+import socket, threading
+REFUSAL = b'{"code":"overloaded"}'
+server = socket.create_server(("127.0.0.1", 0))
+print(server.getsockname()[1], flush=True)
+while True:
+    client, _ = server.accept()
+    while client.recv(65536):
+        client.sendall(b"HTTP/1.1 503 Busy\\r\\nContent-Length: %d\\r\\n\\r\\n" % len(REFUSAL))
+        client.sendall(REFUSAL)
+    client.close()
+"""
+
+
+@pytest.fixture
+def overloaded() -> Iterator[Target]:
+    """A target that sheds every call."""
+    with subprocess.Popen([sys.executable, "-c", SHEDS], stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        yield Target("overloaded", int(process.stdout.readline()))
+        process.kill()
+
+
+def test_a_call_that_is_shed_is_a_failure_where_the_load_is_one_that_the_target_can_take(overloaded: Target) -> None:
+    told = straight(overloaded)
+    assert (told["calls"], told["failures"]) == (0, 1)
+    assert told["failure"].startswith("HTTP/1.1 503")
+
+
+def test_a_call_that_is_shed_is_made_again_where_the_load_is_meant_to_be_too_much(overloaded: Target) -> None:
+    told = straight(overloaded, "--sheds")
+    assert (told["calls"], told["failures"]) == (0, 0)
+
+
 def test_streams_that_are_not_paced_come_whole(source: Target) -> None:
     told = straight(source, "--connections", "2", "--stream", "--gap-us", "0", "--events", "500")
     assert told["failures"] == 0, told["failure"]

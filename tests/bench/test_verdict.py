@@ -140,6 +140,7 @@ def test_a_reading_divides_by_what_was_answered() -> None:
         "core_s": 1.7,
         "cpu_s": {"target": 1.6, "provider": 0.3, "store": 0.1},
         "grown_kb": {"target": 5_000},
+        "shed": 4,
     }
     reading = reading_of(told, Load("streams", 100, gap_us=10_000), provider_late_ms=0.7)
     assert reading["cpu_us_call"] == pytest.approx(1_600)
@@ -148,6 +149,7 @@ def test_a_reading_divides_by_what_was_answered() -> None:
     assert reading["feeding_share"] == pytest.approx(0.4)
     assert reading["others_share"] == pytest.approx(0.05)
     assert reading["kb_each"] == 50
+    assert reading["shed_s"] == 2
     assert reading["late_ms"] == 0.7
     assert Load("streams", 100, gap_us=10_000).at(5_000).gap_us == 20_000
 
