@@ -124,6 +124,7 @@ class Flow:
         story.called_by(caller)
         call = request.call(caller, directives(inbound.headers), fingerprint)
         counts = rulebook.counts(call, len(inbound.body))
+        inbound.body = b""
         await self._count_beforehand(rulebook, call, counts)
         journey = Journey(self._ways, rulebook, Asked(dialect, request, inbound, principal), counts)
         reach = self._reach(principal, self._shared.origins.find(call.continues))
@@ -138,6 +139,7 @@ class Flow:
         rulebook, provider = self.rulebook, self._shared.settings.providers[route.provider]
         principal = self._identity.principal(inbound.headers, model_route=True)
         request = unmetered.read(route, inbound.body, inbound.headers)
+        inbound.body = b""
         story.asked(route.name, stream=False)
         if provider.name not in self._identity.served(principal):
             raise Refused(problem("model_not_served", f"{provider.name}, which serves this route, has no credential here."))

@@ -6,7 +6,7 @@ no await (see `settling`). So `finally` alone keeps the promise that every hold 
 
 import asyncio
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Final, Protocol
 
@@ -21,7 +21,7 @@ from gateway.core.profiles import OnDisconnect
 from gateway.core.record import record
 from gateway.core.scopes import Caller
 from gateway.core.values import Ending, Hold, UsageSource
-from gateway.large import LargeWork
+from gateway.large import SMALL_BYTES, LargeWork
 from gateway.ledger.contract import Alert, Ledger
 from gateway.origins import Origins
 from gateway.settings import Provider, Settings
@@ -39,7 +39,6 @@ from gateway.wire.request import Request
 from gateway.wire.status import released_by, worth_another_provider
 
 _GOODBYE_S: Final = 1.0  # a stopped call's last words: with the 0.5 s until it is noticed, well under the 2 s promised
-_READ_INLINE_BYTES: Final = 65_536  # of a JSON answer: counting 64 KB may take 8 ms, longer ones are read in a thread
 
 
 class Places:
@@ -188,12 +187,21 @@ class Relay:
         opened = await self._open(outlet)
         if isinstance(opened, Problem):
             await self._tell(outlet, opened)
-        elif not 200 <= opened.status < 300:
+            return
+        if len(self._errand.request.body) > SMALL_BYTES:
+            self._let_go_of_request()
+        if not 200 <= opened.status < 300:
             await self._relay_refusal(opened, outlet)
         elif opened.headers.get("Content-Type", "").lower().startswith(self._errand.dialect.streamed_types):
             await self._relay_stream(opened, outlet)
         else:
             await self._relay_json(opened, outlet)
+
+    def _let_go_of_request(self) -> None:
+        """Nobody will send it again, and its answer may take minutes."""
+        errand = self._errand
+        errand.asked.sent()
+        self._errand = replace(errand, request=replace(errand.request, body=b""))
 
     async def _open(self, outlet: Outlet) -> Answer | Problem:
         """By one route after the other, where it is a provider that fails, and not the request."""
@@ -321,7 +329,7 @@ class Relay:
             await self._tell(outlet, problem("provider_cut", f"the answer of {self._name} is larger than {limit} bytes"))
             return
         read_answer = self._errand.dialect.read_answer
-        if len(body) <= _READ_INLINE_BYTES:
+        if len(body) <= SMALL_BYTES:
             read_answer(body, self._meter)
         else:
             await self._shared.large.done(len(body), partial(read_answer, body, self._meter))

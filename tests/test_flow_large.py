@@ -163,3 +163,42 @@ async def test_a_gateway_that_meters_a_large_answer_when_its_client_leaves_still
         view = await here.run()
         assert view.reserved == 0
         assert view.committed == provider.bill.microcents
+
+
+# -- what is kept -----------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("status", [200, 400])
+async def test_once_the_provider_answers_nothing_of_a_large_request_is_kept_but_its_texts(
+    status: int, tmp_path: Path, provider: FaultProvider
+) -> None:
+    provider.next(Behaviour(status=None if status == 200 else status))
+    kept: list[tuple[int, int, int, int]] = []
+
+    async with world(tmp_path, provider.base_url) as here:
+        inbound = here.inbound(chat(words(300_000), stream=status == 200))
+        client = Client()
+
+        async def noted(data: bytes) -> None:
+            del data
+            [relay] = here.flow._live
+            errand = relay._errand
+            kept.append((len(inbound.body), len(errand.request.body), len(errand.asked.body), len(errand.asked.fragments)))
+            client.leave()
+
+        client.on_write = noted
+        await here.flow.serve(CHAT, inbound, client)
+        assert len(provider.requests[-1].body) > 300_000
+        assert len(inbound.body) == 0
+        assert kept == ([(0, 0, 0, 0)] if status == 200 else [])
+        assert client.status == status
+
+
+async def test_a_large_request_is_sent_again_as_long_as_nobody_answered_it(tmp_path: Path, provider: FaultProvider) -> None:
+    """The provider refuses it once for its load: the second attempt has the whole of it."""
+    provider.next(Behaviour(status=503))
+    async with world(tmp_path, provider.base_url) as here:
+        assert (await here.ask(chat(words(300_000)))).status == 200
+    first, second = provider.requests
+    assert first.body == second.body
+    assert len(second.body) > 300_000

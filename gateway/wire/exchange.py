@@ -1,7 +1,7 @@
 """One HTTP exchange as the flow sees it: what came in, and where the answer goes. The server adapts aiohttp to these."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import field
+from dataclasses import dataclass, field
 from typing import Protocol
 
 from multidict import CIMultiDictProxy
@@ -15,9 +15,10 @@ class ClientGone(Exception):
     """The client's connection is closed: nothing more can be written to it."""
 
 
-@record
+@dataclass(slots=True, eq=False)
 class Inbound:
-    """A request, its body read (within the limit) and inflated, but not parsed."""
+    """A request, its body read (within the limit) and inflated, but not parsed. Whoever has parsed a large one lets go of it here: the
+    exchange may last for minutes."""
 
     method: str
     path: str  # the dialect's path, raw, without `/run/RUN_ID`: "/v1/chat/completions"

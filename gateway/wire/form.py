@@ -29,6 +29,10 @@ class FormRequest(Request):
         fields = [Field("model", plan.model.encode()) if each.name == "model" else each for each in self.fields]
         return encode(fields, self.boundary)  # a model's name has no line's end in it, so no boundary either
 
+    def sent(self) -> None:
+        Request.sent(self)  # a class with slots is made twice, and `super` knows the first
+        self.fields = ()
+
     def fingerprint(self) -> str:
         digest = blake2b(self.dialect.encode(), digest_size=12)
         for each in sorted(self.fields, key=lambda each: each.name):

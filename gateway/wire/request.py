@@ -18,7 +18,8 @@ from gateway.wire.reading import refuse_variants, typed
     slots=True, eq=False, kw_only=True
 )  # not frozen, which would cost a fifth of reading a small request; nobody assigns to it
 class Request:
-    """Its body is never changed; what is forwarded is made from it by `encode`, which cannot fail: all that can fails in reading."""
+    """Its body is never changed until it was `sent`. What is forwarded is made from it by `encode`, which cannot fail: all that can
+    fails in reading."""
 
     dialect: str
     model: str
@@ -107,6 +108,10 @@ class Request:
         if self.output is Output.CAPPED and self.cap_field is not None:
             body[self.cap_field] = plan.output_cap
         return orjson.dumps(body)
+
+    def sent(self) -> None:
+        """It will not be encoded again. What is large of it goes: the answer may take minutes."""
+        self.body = self.fragments = {}
 
     def clamped(self, plan: Plan) -> bool:
         """Whether the forwarded cap is lower than the one the client asked for."""
