@@ -130,7 +130,12 @@ class Gateway:
         # A ledger that keeps its records as long as an archive would needs none.
         self._archive = Archive(config.state_dir / _ARCHIVE) if config.ledger.keep_ms < ARCHIVE_KEEP_MS else None
         self._keeper = Keeper(self.ledger, self._keep, self._archive, clock_ms, self._keeping_failed)
-        limits = Limits(config.max_request, max_connections=config.max_connections, max_calls=config.max_calls)
+        limits = Limits(
+            config.max_request,
+            max_connections=config.max_connections,
+            max_calls=config.max_calls,
+            max_bodies=config.max_bodies,
+        )
         self._edge = Edge(self._routes(), limits, self._guards(), events.problem, self.metrics.shed)
 
     # -- life -----------------------------------------------------------------------------------------------------------------

@@ -19,6 +19,7 @@ from typing import Final, Literal, TypeAlias
 
 from multidict import CIMultiDictProxy
 
+from gateway.buffers import Buffers
 from gateway.server.connection import Bounds, Connection, Listener, Report, Timeouts
 from gateway.server.guards import Guards
 from gateway.server.outlet import HttpOutlet
@@ -34,22 +35,27 @@ BACKLOG: Final = 2048
 SETTLE_S: Final = 10.0  # after `settle`: how long exchanges may take to end by themselves
 CANCEL_S: Final = 2.0  # after their connections were aborted, and again after they were cancelled
 
-Shedding: TypeAlias = Literal["calls", "lag"]  # why calls are refused: as many as may be are under way, or the event loop is late
+Shedding: TypeAlias = Literal[
+    "calls", "bodies", "lag"
+]  # why calls are refused: as many as may be are under way, or the event loop is late
 
 _REQUEST_ID: Final = re.compile(r"[A-Za-z0-9._-]{1,128}", re.ASCII)
 _PROCESS: Final = secrets.token_hex(4)
 _serial = itertools.count(1)
-_INFLATE_HERE: Final = 32768  # compressed bytes; more are inflated in a thread
+_INFLATE_HERE: Final = 1024  # compressed bytes, which can be a megabyte; more are inflated in a thread
+_SMALL_BYTES: Final = 65_536  # of a body; not worth counting
 
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """`max_request`: bytes of a body, as sent and as inflated. `max_connections`, `max_calls`: at once; a call is one of a model route."""
+    """`max_request`: bytes of a body, as sent and as inflated; `max_bodies`: of all large ones together. `max_connections`, `max_calls`: at
+    once; a call is one of a model route."""
 
     max_request: int = 20 * 1024 * 1024
     timeouts: Timeouts = field(default_factory=Timeouts)
     max_connections: int = 10_000
     max_calls: int = 5_000
+    max_bodies: int = 512 * 1024 * 1024
 
 
 def _nobody(reason: str) -> None:
@@ -58,7 +64,7 @@ def _nobody(reason: str) -> None:
 
 class Edge:
     """Listens, dispatches, sheds, drains. `report` gets what no handler planned for, with its exception; `on_shed` gets why a call or a
-    connection was refused for want of room: `connections`, `calls`, `lag`."""
+    connection was refused for want of room: `connections`, `calls`, `bodies`, `lag`."""
 
     def __init__(
         self, routes: Routes, limits: Limits, guards: Guards, report: Report, on_shed: Callable[[str], None] = _nobody
@@ -71,6 +77,8 @@ class Edge:
         self._pressure = Pressure()
         self._calls = 0  # handlers of model routes at work
         self._shed = 0
+        self._bodies = Buffers(max(limits.max_bodies, limits.max_request))
+        self._kept: dict[HttpOutlet, int] = {}  # bytes of large bodies, each until its exchange has ended
         self._listener: Listener | None = None
         self._servers: list[asyncio.Server] = []
         self._live: dict[HttpOutlet, asyncio.Task[None] | None] = {}
@@ -170,6 +178,9 @@ class Edge:
                 raise Refused(found.problem, found.headers)
             if isinstance(found, Metered):
                 self.check_load()
+            length, limit = head.length, self._limits.max_request
+            if length is None or _SMALL_BYTES < length <= limit:  # above the limit, it is refused for that
+                self._keep(outlet, limit if length is None else length)
             exchange.found = found
         except Refused as refused:
             exchange.refuse(refused.problem, refused.headers)
@@ -182,26 +193,41 @@ class Edge:
         """Refused 503 `overloaded`, before anything was read of the call or held for it."""
         reason = self.shedding
         if reason is not None:
-            self._shed += 1
-            self._on_shed(reason)
-            # Spread, so that those who were sent away together do not come back together.
-            raise Refused(problem("overloaded", _OVERLOADED[reason], retry_after=1 + self._shed % 3))
+            raise self._overloaded(reason)
+
+    def _overloaded(self, reason: Shedding) -> Refused:
+        self._shed += 1
+        self._on_shed(reason)
+        # Spread, so that those who were sent away together do not come back together.
+        return Refused(problem("overloaded", _OVERLOADED[reason], retry_after=1 + self._shed % 3))
+
+    def _keep(self, outlet: HttpOutlet, size: int) -> None:
+        """The exchange's body is, or may become, so many bytes. Refused where all large ones together would be too many."""
+        more = (size if size > _SMALL_BYTES else 0) - self._kept.get(outlet, 0)
+        if more < 0:
+            self._bodies.give(-more)
+        elif not self._bodies.take(more):
+            raise self._overloaded("bodies")
+        self._kept[outlet] = self._kept.get(outlet, 0) + more
 
     def start(self, exchange: "_Exchange", body: bytes) -> None:
         """The request is whole: its handler goes to work in a task of its own."""
         self._calls += exchange.metered
-        self._live[exchange.outlet] = asyncio.get_running_loop().create_task(self._run(exchange, body))
+        exchange.body = body
+        self._live[exchange.outlet] = asyncio.get_running_loop().create_task(self._run(exchange))
 
     def ended(self, outlet: HttpOutlet) -> None:
         """Answered, or left."""
         self._live.pop(outlet, None)
+        if self._kept:
+            self._bodies.give(self._kept.pop(outlet, 0))
         if self._none_live is not None and not self._live:
             self._none_live.set()
 
-    async def _run(self, exchange: "_Exchange", body: bytes) -> None:
+    async def _run(self, exchange: "_Exchange") -> None:
         outlet = exchange.outlet
         try:
-            await self._serve(exchange, body)
+            await self._serve(exchange)
             if not outlet.ended:
                 outlet.abort()
         except ClientGone:
@@ -216,14 +242,17 @@ class Edge:
             self.ended(outlet)
             exchange.connection.served()
 
-    async def _serve(self, exchange: "_Exchange", body: bytes) -> None:
+    async def _serve(self, exchange: "_Exchange") -> None:
         head, outlet, found = exchange.head, exchange.outlet, exchange.found
+        body, exchange.body = exchange.body, b""
         try:
             coding = head.headers.get("Content-Encoding")
             if coding is not None:
                 limit = self._limits.max_request
                 inflating = len(body) > _INFLATE_HERE
                 body = await asyncio.to_thread(inflate, body, coding, limit) if inflating else inflate(body, coding, limit)
+            if outlet in self._kept or len(body) > _SMALL_BYTES:
+                self._keep(outlet, len(body))  # as large as it turned out to be
             inbound = Inbound(
                 method=head.method,
                 path=found.path if isinstance(found, Metered) else exchange.path,
@@ -234,6 +263,7 @@ class Edge:
                 request_id=outlet.request_id,
                 parameters=found.parameters,
             )
+            del body  # `inbound` may let go of it
             if isinstance(found, Visit):
                 reply = await found.page(inbound, found.parameters)
                 await outlet.answer(reply.status, reply.headers, reply.body)
@@ -264,7 +294,7 @@ class Edge:
 class _Exchange:
     """One request and its answer. `found` is what serves it, once it is known to be served."""
 
-    __slots__ = ("_edge", "_waited", "connection", "found", "head", "outlet", "path", "query")
+    __slots__ = ("_edge", "_waited", "body", "connection", "found", "head", "outlet", "path", "query")
 
     found: Metered | Visit
 
@@ -272,6 +302,7 @@ class _Exchange:
         self._edge = edge
         self._waited = not whole
         self.connection = connection
+        self.body = b""  # from when it is whole until it is served
         self.head = head
         self.path, _, self.query = head.target.partition("?")
         # While a body is still to come, the answer can only be a refusal, and then what is left of the body is not worth waiting for.
@@ -321,6 +352,7 @@ _NO_WEBSOCKETS: Final = problem("upgrade_refused", "This path takes POST: what p
 
 _OVERLOADED: Final[dict[Shedding, str]] = {
     "calls": "The gateway has as many calls under way as it takes; nothing was sent to the provider. Try again in a moment.",
+    "bodies": "The gateway has as much of large requests at hand as it takes; nothing was sent to the provider. Try again in a moment.",
     "lag": "The gateway has more to do than it gets done; nothing was sent to the provider. Try again in a moment.",
 }
 
