@@ -33,6 +33,7 @@ from gateway.wire.problem import Alternative, Refused, bad_request, problem
 from gateway.wire.request import Request
 from gateway.wire.unmetered import UnmeteredRoute
 
+_READING_S: Final = 10  # a good part of the huge requests that may wait is read by then
 _COUNT_INLINE_CHARS: Final = 16_384  # some 2 ms of tokenizing; a body of fewer bytes has hardly more text than that
 _COUNT_INLINE_PARTS: Final = 1_000  # some 2 ms of hashing and looking up, all of them counted before
 _WATCH_S: Final = 0.5  # how often a process asks which of its live calls were stopped or frozen
@@ -167,7 +168,8 @@ class Flow:
         if size <= SMALL_BYTES:
             return read()
         if size > HUGE_BYTES and large.crowded:
-            raise Refused(problem("overloaded", "Too many requests of this size wait to be read: send it again a little later."))
+            waiting = "Too many requests of this size wait to be read; nothing was sent to the provider. Try again in a moment."
+            raise Refused(problem("overloaded", waiting, retry_after=_READING_S))
         return await large.done(size, read)
 
     def _answering(self, settling: Settling, way: Journey | Passage, story: Story) -> Relay:
