@@ -26,11 +26,11 @@ check: .venv/dev.stamp
 test-deep: .venv/dev.stamp .venv/local.stamp .venv/agents.stamp
 	$(BIN)/python -m pytest -m deep --durations=10 --timeout=1800
 
-# ARGS=--quick, ARGS=--write, ARGS="--only json half": tests/bench/__main__.py.
+# ARGS=--quick, ARGS=--write, ARGS="--only json half": tests/bench/__main__.py. What can't be installed is measured as missing, and fails the run.
 bench: .venv/dev.stamp
+	-$(BIN)/python -m tests.bench.peers nginx
 	$(BIN)/python -m tests.bench $(ARGS)
 
-# A peer that can't be installed is measured as missing, and fails the second step.
 bench-peers: .venv/dev.stamp
 	-$(BIN)/python -m tests.bench.peers
 	$(BIN)/python -m tests.bench --peers $(ARGS)

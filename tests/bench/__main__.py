@@ -18,6 +18,7 @@ import signal
 import sys
 import tempfile
 import time
+import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
@@ -28,7 +29,7 @@ from typing import Any, Final
 from tests.bench import estimating, ledger, machine, steps, tables, verdict
 from tests.bench.measuring import Failed, Load, Measure, Rows, in_rounds, tried
 from tests.bench.pages import DOCS, write
-from tests.bench.tables import FULL, HALF, JSON_LOADS, MEMORY, RUNS, SIXTEEN, SIXTY, STREAM_LOADS, TWO_THOUSAND
+from tests.bench.tables import FEW_STREAMS, FULL, HALF, JSON_LOADS, MEMORY, RUNS, SIXTEEN, SIXTY, STREAM_LOADS, TWO_THOUSAND
 from tests.bench.targets import (
     BARE,
     DIRECT,
@@ -55,6 +56,7 @@ OVERLOAD: Final = 1.3  # × what the CPU of a chunk allows
 FIRST: Final = Load("first calls", 1)
 WARM: Final = Load("warm-up", 16)
 WARM_STREAMS: Final = Load("warm-up, streams", 16, gap_us=10_000, events=20)
+BESIDE_PEERS: Final = (DIRECT, NGINX, BARE, SQLITE, PORTKEY, LITELLM)
 BETWEEN: Final = (NGINX, BARE, STACK, SQLITE, VALKEY)
 
 
@@ -114,8 +116,8 @@ class Bench:
 
 
 def json_calls(bench: Bench) -> Any:
-    peers = (PORTKEY, LITELLM) if bench.options.peers else (WORKERS,)
-    return in_rounds(bench.measure, bench.targets(DIRECT, *BETWEEN, *peers), JSON_LOADS, bench.rounds).to_json()
+    names = BESIDE_PEERS if bench.options.peers else (DIRECT, *BETWEEN, WORKERS)
+    return in_rounds(bench.measure, bench.targets(*names), JSON_LOADS, bench.rounds).to_json()
 
 
 def half_load(bench: Bench) -> Any:
@@ -132,10 +134,11 @@ def half_load(bench: Bench) -> Any:
 
 
 def streams(bench: Bench) -> Any:
-    peers = (PORTKEY, LITELLM) if bench.options.peers else ()
-    loads = STREAM_LOADS[:-1] if bench.options.peers else STREAM_LOADS
+    names, loads = ((DIRECT, *BETWEEN), STREAM_LOADS)
+    if bench.options.peers:
+        names, loads = BESIDE_PEERS, (FEW_STREAMS, *STREAM_LOADS)
     # A stream takes the longest to measure, and has the most samples.
-    return in_rounds(bench.measure, bench.targets(DIRECT, *BETWEEN, *peers), loads, max(1, bench.rounds - 1)).to_json()
+    return in_rounds(bench.measure, bench.targets(*names), loads, max(1, bench.rounds - 1)).to_json()
 
 
 def full_load(bench: Bench) -> Any:
@@ -212,14 +215,18 @@ def main() -> int:
     wrong: list[str] = []
     with _bench(options, bench_kept) as bench:
         for name in options.only:
-            _part(bench, name, wrong)
+            try:
+                _part(bench, name, wrong)
+            except Exception as failure:  # noqa: BLE001 - a run that nobody watches: the other parts go on
+                traceback.print_exc()
+                wrong.append(f"{name}: {failure!r}")
         for name, target in bench.running.items():
             wrong += [f"{name} logged: {line[:1000]}" for line in target.troubles()[:3]]
-    wrong += [f"{name}: {why}" for name, why in bench.missing.items()]
-    report = verdict.table(verdict.of(bench.kept))
-    print(f"\n{report}")
-    if options.write:
-        write(report, *verdict.MARKS)
+        wrong += [f"{name}: {why}" for name, why in bench.missing.items()]
+        report = verdict.table(verdict.of(bench.kept))
+        print(f"\n{report}", flush=True)
+        if options.write:
+            write(report, *verdict.MARKS)
     for line in wrong:
         print(f"WRONG: {line}", file=sys.stderr)
     return 1 if wrong else 0
@@ -234,6 +241,8 @@ def _part(bench: Bench, name: str, wrong: list[str]) -> None:
     bench.kept[part] = results
     bench.kept.setdefault("cores_to_spare", bench.cores.to_spare)
     report = f"{_about(options)}\n\n{told(results)}"
+    if isinstance(results, dict) and "rows" in results:
+        report += f"\n\n{tables.noise(results)}"
     if absent := [f"**Missing: {target}.** {why.splitlines()[0]}" for target, why in bench.missing.items()]:
         report += "\n\n" + "\n\n".join(absent)
     print(f"\n{report}\n", flush=True)

@@ -84,6 +84,10 @@ class Rows:
     def add(self, target: str, load: str, reading: Reading) -> None:
         self._rows.setdefault((target, load), Row(target, load)).add(reading)
 
+    def has(self, load: str) -> bool:
+        """Whether anything was measured, or failed, under it."""
+        return any(one == load for _, one in (*self._rows, *self.failed))
+
     def get(self, target: str, load: str) -> Row | None:
         return self._rows.get((target, load))
 

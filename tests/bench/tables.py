@@ -17,6 +17,7 @@ JSON_LOADS: Final = (ONE, SIXTEEN, SIXTY_FOUR)
 HALF: Final = Load("JSON, 16 connections, half load", 16)
 _STREAMS: Final = Load("", 1, gap_us=round(1e6 / SECOND_S), ramp=1.0)
 STREAM_LOADS: Final = tuple(replace(_STREAMS, name=f"{many:,} streams", connections=many) for many in (64, 256, 1000))
+FEW_STREAMS: Final = replace(_STREAMS, name="16 streams", connections=16)  # which every peer can carry
 TWO_THOUSAND: Final = Load("2,000 streams, what a chunk costs", 2000, gap_us=500_000, ramp=4.0)
 SIXTY: Final = replace(TWO_THOUSAND, name="2,000 streams, 60 % load")
 FULL: Final = replace(TWO_THOUSAND, name="2,000 streams, more than a core can do", sheds=True)
@@ -65,7 +66,7 @@ def streams(told: Any) -> str:
         "CPU ÷ Penstock's": _ratio("cpu_us_chunk"),
     }
     about = f"{SECOND_S:g} chunks a second each, {_STREAMS.events} a stream; CPU is with the calls that begin and end them."
-    return f"{about}\n\n{_each_load(Rows.from_json(told), STREAM_LOADS, columns)}"
+    return f"{about}\n\n{_each_load(Rows.from_json(told), (FEW_STREAMS, *STREAM_LOADS), columns)}"
 
 
 def half_load(told: Any) -> str:
@@ -145,6 +146,20 @@ def beyond_ms(told: Mapping[str, Mapping[str, Sequence[float]]], target: str, st
     return statistics.median(a - b for a, b in zip(told[target][step], told[STACK][step], strict=True))
 
 
+def noise(told: Any) -> str:
+    """How much of the measured core something else had, the hypervisor included."""
+    shares = [
+        share
+        for target, _, rounds in told["rows"]
+        if target != DIRECT
+        for share in rounds.get("others_share", ())
+        if rounds["cpu_share"]
+    ]
+    if not shares:
+        return "What else ran on the measured core is not known."
+    return f"Others had {statistics.median(shares):.0%} of the measured core, {max(shares):.0%} at most."
+
+
 # -- cells ------------------------------------------------------------------------------------------------------------------------
 
 
@@ -152,6 +167,8 @@ def _each_load(rows: Rows, loads: Sequence[Load], columns: Mapping[str, Cell]) -
     told = []
     limited = False
     for load in loads:
+        if not rows.has(load.name):
+            continue
         lines = [f"| | {' | '.join(columns)} |", f"|{'---|' * (len(columns) + 1)}"]
         for target in NAMES:
             row = rows.get(target, load.name)
@@ -175,7 +192,11 @@ def _share(metric: str) -> Cell:
 
 
 def _rate(metric: str) -> Cell:
-    return lambda _rows, row: f"{row.median(metric):,.0f}{'†' if row.median('feeding_share') > FEEDS_AT_MOST else ''}"
+    def told(_rows: Rows, row: Row) -> str:
+        limited = row.target != DIRECT and row.median("feeding_share") > FEEDS_AT_MOST
+        return f"{row.median(metric):,.0f}{'†' if limited else ''}"
+
+    return told
 
 
 def _cpu(metric: str) -> Cell:

@@ -34,7 +34,7 @@ def one(results: dict[str, Any], target: str) -> verdict.Verdict:
 def test_without_results_nothing_is_met_and_nothing_missed() -> None:
     verdicts = verdict.of({})
     assert {each.met for each in verdicts} == {None}
-    assert len(verdicts) == 16
+    assert len(verdicts) == 17
     assert "**missed**" not in verdict.table(verdicts)
 
 
@@ -125,6 +125,21 @@ def test_a_table_marks_where_the_load_was_the_limit_and_what_failed() -> None:
     assert "3,000†" in table
     assert "were the limit" in table
     assert "**failed**: 503 \\| overloaded" in table
+
+
+def test_a_direct_call_is_its_own_limit_and_not_marked() -> None:
+    assert "†" not in tables.json_calls(rows((DIRECT, SIXTEEN.name, call(feeding=1.0))))
+
+
+def test_loads_that_were_not_made_have_no_table() -> None:
+    assert ONE.name not in tables.json_calls(rows((SQLITE, SIXTEEN.name, call())))
+
+
+def test_what_else_ran_on_the_measured_core_is_said() -> None:
+    busy = [{**call(), "cpu_share": 0.9, "others_share": share} for share in (0.01, 0.02, 0.30)]
+    assert (
+        tables.noise(rows(*((SQLITE, SIXTEEN.name, one) for one in busy))) == "Others had 2% of the measured core, 30% at most."
+    )
 
 
 def test_a_reading_divides_by_what_was_answered() -> None:

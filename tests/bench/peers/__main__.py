@@ -74,16 +74,18 @@ INSTALLS: Final[Mapping[str, Callable[[Mapping[str, Any], Path], str]]] = {"ngin
 
 def main(names: Sequence[str]) -> int:
     pins: Mapping[str, Any] = tomllib.loads((CONFIGS / "versions.toml").read_text())
-    versions, missing = {}, 0
+    told = PEERS / "versions.json"
+    versions, missing = json.loads(told.read_text()) if told.exists() else {}, 0
     for name in names or INSTALLS:
         try:
             versions[name] = INSTALLS[name](pins[name], (PEERS / name).resolve())
             print(f"{name}: {versions[name]}", flush=True)
         except (Refused, OSError, subprocess.TimeoutExpired) as why:
             missing += 1
+            versions.pop(name, None)
             print(f"MISSING: {name} could not be installed: {why}", file=sys.stderr, flush=True)
     PEERS.mkdir(exist_ok=True)
-    (PEERS / "versions.json").write_text(json.dumps(versions, indent=1))
+    told.write_text(json.dumps(versions, indent=1))
     return 1 if missing else 0
 
 
