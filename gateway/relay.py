@@ -347,7 +347,7 @@ class Relay:
         self._streaming = streaming = Streaming(answer, stream, self._charging, self._settling, self._name)
         await outlet.start(answer.status, self._headers(answer))
         self.status = answer.status
-        if not await streaming.relay(outlet):
+        if not await streaming.relay(outlet, self._shared.buffers):
             await self._settled(Ending.OUTPUT_EXCEEDED)
             await streaming.end_badly(outlet, stream.length_ending(streaming.no_more()))
             return

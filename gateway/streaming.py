@@ -13,6 +13,7 @@ from dataclasses import replace
 from typing import Final
 
 from gateway.admitting import first_blocking
+from gateway.buffers import Buffers
 from gateway.charging import Charging, output_held
 from gateway.core import estimate
 from gateway.core.values import Plan, Slice
@@ -20,7 +21,7 @@ from gateway.settling import Settling, beyond
 from gateway.slicing import Slicing
 from gateway.upstream import Answer, Unknown
 from gateway.wire.dialect import Stream
-from gateway.wire.exchange import Outlet
+from gateway.wire.exchange import ClientGone, Outlet
 from gateway.wire.problem import Problem, budget_refusal, problem
 
 # How much more to hold at once for a provider that ignores the output cap.
@@ -68,13 +69,14 @@ class Streaming:
 
     # -- to the client --------------------------------------------------------------------------------------------------------
 
-    async def relay(self, outlet: Outlet) -> bool:
-        """All but the `rest`. False: the output passed what is held, and there is no room for more. ClientGone."""
+    async def relay(self, outlet: Outlet, buffers: Buffers) -> bool:
+        """All but the `rest`. False: the output passed what is held, and there is no room for more. ClientGone, also where the client takes
+        too little for what it may leave in `buffers`."""
         self._outlet, stream = outlet, self.stream
         try:
             while not await self._answer.pour(self._relay):
                 covered = self._slicing is None or await self._slicing.covers()
-                await self._make_up()
+                await self._make_up(buffers)
                 if stream.done:
                     break
                 if not stream.finished and not (covered and await self._has_room()):
@@ -98,13 +100,22 @@ class Streaming:
             return False
         return not stream.done
 
-    async def _make_up(self) -> None:
-        late, self._late = self._late, b""
+    async def _make_up(self, buffers: Buffers) -> None:
+        """Relays what had to wait, and returns once the client has taken enough of all."""
+        outlet, late, full = self._outlet, self._late, self._full
+        self._late, self._full = b"", False
         if late:
-            await self._outlet.write(late)
-        elif self._full:
-            self._full = False
-            await self._outlet.room()
+            full = not outlet.put(late)
+        if not full:
+            return
+        size = outlet.waiting
+        if not buffers.take(size):
+            outlet.drop()
+            raise ClientGone
+        try:
+            await outlet.room()
+        finally:
+            buffers.give(size)
 
     async def end_badly(self, outlet: Outlet, ending: bytes) -> None:
         """So that the client can tell that this is not the whole. Where the answer's format has no such ending, as sound, it is cut."""

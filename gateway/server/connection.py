@@ -24,6 +24,7 @@ Report = Callable[[str, BaseException], None]  # what went wrong, and with what:
 
 LINGER_S: Final = 5.0  # how long a refused request's body is read away, so that its sender gets to see the answer
 AHEAD: Final = 65_536  # bytes that a client may send ahead of an answer; beyond them it is not read from
+BEHIND: Final = 65_536  # bytes that a client may have yet to take; beyond them nothing more is written before it has
 
 _CONTINUE: Final = b"HTTP/1.1 100 Continue\r\n\r\n"
 
@@ -108,6 +109,7 @@ class Connection(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self.transport = cast("asyncio.Transport", transport)
+        self.transport.set_write_buffer_limits(high=BEHIND)
         self.deadline = self._listener.at(self._listener.timeouts.idle_s)
         if not self._listener.take_in(self):
             full = "The gateway has as many connections as it takes; try again in a moment."

@@ -128,6 +128,10 @@ class HttpOutlet:
             self._put(b"%x\r\n%b\r\n" % (len(data), data) if self._chunked else data)
         return not self._line.writing_paused
 
+    @property
+    def waiting(self) -> int:
+        return 0 if self._line.transport is None else self._line.transport.get_write_buffer_size()
+
     async def finish(self, last: bytes = b"") -> None:
         assert self._stage is not _Stage.NEW, "start() comes first"
         if self._stage is _Stage.ENDED:
@@ -159,6 +163,12 @@ class HttpOutlet:
         transport.close()
         if transport.get_write_buffer_size():
             asyncio.get_running_loop().call_later(FLUSH_S, transport.abort)
+
+    def drop(self) -> None:
+        self._stage = _Stage.BROKEN
+        self.keeps = False
+        if self._line.transport is not None:
+            self._line.transport.abort()
 
     def on_gone(self, told: Callable[[], None]) -> None:
         transport = self._line.transport

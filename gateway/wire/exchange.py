@@ -54,6 +54,10 @@ class Outlet(Protocol):
     def put(self, data: bytes) -> bool:
         """`write` without the wait. False: the client has yet to take what was written, and `room` is due before more."""
 
+    @property
+    def waiting(self) -> int:
+        """Bytes that were written, and that the client has yet to take."""
+
     async def room(self) -> None:
         """Returns when the client's side has room again."""
 
@@ -62,6 +66,9 @@ class Outlet(Protocol):
 
     def abort(self) -> None:
         """Closes the connection so that the client can't take the stream for complete."""
+
+    def drop(self) -> None:
+        """The same at once, with what the client has yet to take."""
 
     @property
     def started(self) -> bool:

@@ -123,6 +123,10 @@ class Client:
         self._put = data
         return self.on_write is None and not self.takes_nothing
 
+    @property
+    def waiting(self) -> int:
+        return len(self._put)
+
     async def room(self) -> None:
         await self._turn()
         if self.on_write is not None:
@@ -136,6 +140,10 @@ class Client:
 
     def abort(self) -> None:
         self.aborted = True
+
+    def drop(self) -> None:
+        self.aborted = True
+        self.leave()
 
     def on_gone(self, told: Callable[[], None]) -> None:
         if self.gone:
