@@ -3,10 +3,8 @@
 import re
 from collections.abc import Iterable
 from functools import lru_cache
-from typing import Final
+from typing import Final, NamedTuple
 from urllib.parse import SplitResult, urlsplit
-
-from yarl import URL
 
 from gateway.core.record import record
 from gateway.upstream.port import NotSent
@@ -33,9 +31,8 @@ _PORTS: Final = {"http": 80, "https": 443}
 _WITHOUT_BODY: Final = frozenset({"GET", "HEAD", "OPTIONS", "TRACE"})  # with no body, these say no length either
 
 
-@record
-class Origin:
-    """Whom a connection is made to."""
+class Origin(NamedTuple):
+    """Whom a connection is made to. A tuple, because it is looked up twice a call, and tuples hash in C."""
 
     scheme: str  # http or https
     host: str  # in ASCII, IPv6 without brackets
@@ -79,9 +76,8 @@ def _origin(url: SplitResult) -> Origin:
         raise ValueError("it names no host")
     if "@" in url.netloc:
         raise ValueError("it holds credentials")
-    host = URL.build(scheme=url.scheme, host=url.hostname).raw_host  # names beyond ASCII in the form that DNS knows
-    assert host is not None
-    return Origin(url.scheme, host, url.port or _PORTS[url.scheme])
+    host = url.hostname.encode("idna").decode()  # names beyond ASCII in the form that DNS knows
+    return Origin(url.scheme, host, _PORTS[url.scheme] if url.port is None else url.port)
 
 
 def request_head(method: str, opening: str, headers: Iterable[tuple[str, str]], length: int) -> bytes:
@@ -91,7 +87,7 @@ def request_head(method: str, opening: str, headers: Iterable[tuple[str, str]], 
         start = _start_of_line(name)
         if start is None:
             continue
-        if not fits_a_header(value):
+        if not value.isprintable() and not fits_a_header(value):
             raise NotSent("a header holds a character that HTTP can't carry")
         lines.append(f"{start}{value}\r\n")
     lines.append(f"Content-Length: {length}\r\n\r\n" if length or method not in _WITHOUT_BODY else "\r\n")
@@ -99,7 +95,7 @@ def request_head(method: str, opening: str, headers: Iterable[tuple[str, str]], 
 
 
 def fits_a_header(text: str) -> bool:
-    return text.isprintable() or _UNFIT.search(text) is None
+    return _UNFIT.search(text) is None
 
 
 @lru_cache(maxsize=1024)  # every call has the same few names
