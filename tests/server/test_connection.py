@@ -50,6 +50,9 @@ class Pipe(asyncio.Transport):
     def get_write_buffer_size(self) -> int:
         return 0
 
+    def set_write_buffer_limits(self, high: int | None = None, low: int | None = None) -> None:
+        """It takes whatever is written."""
+
     def close(self) -> None:
         self.abort()
 
