@@ -62,17 +62,28 @@ class Identity:
         self._new_run_id = new_run_id
         self._seen: dict[tuple[str, str], set[int]] = {}  # hashes of the values
         self._answers: dict[tuple[str, str, str], str] = {}  # (tenant, key, answer's id) → its run
-        self._ids: dict[str, str] = {}  # credential → key id: an HMAC a call is 5 µs that need not be spent
+        # (credential, whether it is Anthropic's SDK that sent it) → who that is, and (has a credential, its scheme) → what it reaches: what a
+        # key means, and which providers there are, changes with the config alone, which this was made from.
+        self._principals: dict[tuple[tuple[str, str] | None, bool], Principal] = {}
+        self._served: dict[tuple[bool, str], frozenset[str]] = {}
 
     # -- who --------------------------------------------------------------------------------------------------------------------
 
     def principal(self, headers: CIMultiDictProxy[str], *, model_route: bool = False) -> Principal:
         """Refused 401 `invalid_key` where `auth: keys` knows no such key. The admin token opens no model route."""
-        credential = _credential(headers)
+        shown = (_credential(headers), "anthropic-version" in headers)
+        principal = self._principals.get(shown)
+        if principal is None:
+            principal = self._understood(*shown)
+            _make_room(self._principals)
+            self._principals[shown] = principal
+        if principal.admin and model_route:
+            raise Refused(problem("invalid_key", "The admin token opens no model route: use a caller's key."))
+        return principal
+
+    def _understood(self, credential: tuple[str, str] | None, by_anthropic: bool) -> Principal:
         secret = None if credential is None else _bare(*credential)
         if self._admin is not None and secret is not None and hmac.compare_digest(_digest(secret), self._admin):
-            if model_route:
-                raise Refused(problem("invalid_key", "The admin token opens no model route: use a caller's key."))
             return Principal(DEFAULT_TENANT, "admin", admin=True)
         if self._keys is not None:
             return self._listed(secret)
@@ -80,10 +91,11 @@ class Identity:
             return Principal(DEFAULT_TENANT, ANONYMOUS)
         assert credential is not None
         scheme = credential[0]
-        if "anthropic-version" in headers and self._anthropic_takes_keys:
+        if by_anthropic and self._anthropic_takes_keys:
             # Anthropic's newer SDKs send their key in the header of all the others. It must not go to one of those.
             scheme = "x-api-key"
-        return Principal(DEFAULT_TENANT, self._key_id(secret), credential=credential, scheme=scheme)
+        key = "key_" + hmac.new(self._secret, secret.encode(), hashlib.sha256).hexdigest()[:16]
+        return Principal(DEFAULT_TENANT, key, credential=credential, scheme=scheme)
 
     def _listed(self, secret: str | None) -> Principal:
         """Looked up by digest, so nothing about a key's text can be learned from how long the answer takes."""
@@ -93,14 +105,6 @@ class Identity:
         if key is None or not hmac.compare_digest(key.sha256, digest):
             raise Refused(problem("invalid_key", "This gateway takes its own keys (pk-…) as the API key, and knows no such key."))
         return Principal(key.tenant, key.name, bound=key.dimensions)
-
-    def _key_id(self, secret: str) -> str:
-        known = self._ids.get(secret)
-        if known is None:
-            known = "key_" + hmac.new(self._secret, secret.encode(), hashlib.sha256).hexdigest()[:16]
-            _make_room(self._ids)
-            self._ids[secret] = known
-        return known
 
     # -- whose hold ---------------------------------------------------------------------------------------------------------------
 
@@ -237,7 +241,12 @@ class Identity:
 
     def served(self, principal: Principal) -> frozenset[str]:
         """The providers that this caller's calls can reach."""
-        return frozenset(name for name, provider in self._providers.items() if self._reaches(principal, provider))
+        by = (principal.credential is not None, principal.scheme)
+        served = self._served.get(by)
+        if served is None:
+            served = frozenset(name for name, provider in self._providers.items() if self._reaches(principal, provider))
+            self._served[by] = served
+        return served
 
     def credential_for(self, principal: Principal, provider: Provider) -> tuple[str, str] | None:
         """The header that goes to the provider: the caller's own where it is the one that takes it, else the gateway's. The

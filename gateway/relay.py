@@ -214,8 +214,8 @@ class Relay:
         """Tries again only what was provably not billed, under the same hold, and only where no other provider could be asked at once."""
         name, shared = self._name, self._shared
         upstream, breakers = shared.upstreams[name], shared.breakers
-        patient = name not in breakers.resting() and not self._journey.goes_on(self._settling)
-        retries = RetryPolicy(self._errand.provider.retries if patient else 0)
+        rests = name in breakers.resting()
+        retries: RetryPolicy | None = None
         attempt, waited_s = 1, 0.0
         while True:
             self._charging.phase = Phase.OPENED
@@ -237,6 +237,9 @@ class Relay:
                     return opened
                 self._failed(str(opened.status))
                 failure = Failure.of(opened.status, opened.headers, shared.clock_ms() / 1000)
+            if retries is None:
+                patient = not rests and not self._journey.goes_on(self._settling)
+                retries = RetryPolicy(self._errand.provider.retries if patient else 0)
             if _is_providers(opened) and failure.status != 404:
                 breakers.failed(name, failure.retry_after_s)
             else:
@@ -499,4 +502,4 @@ class Relay:
 
 def _is_providers(opened: Answer | NotSent | Unknown) -> bool:
     """A failure that another provider may not have."""
-    return isinstance(opened, NotSent | Unknown) or worth_another_provider(opened.status)
+    return isinstance(opened, (NotSent, Unknown)) or worth_another_provider(opened.status)

@@ -460,8 +460,25 @@ def test_a_key_has_ten_thousand_values_per_dimension_and_then_one(passthrough: I
 def test_callers_who_make_up_keys_without_end_are_forgotten(passthrough: Identity) -> None:
     for number in range(5_000):
         caller_of(passthrough, ("X-Agent-Id", "a"), principal=passthrough.principal(headers(key=f"sk-{number}")))
-    assert len(passthrough._ids) <= 4_096
+    assert len(passthrough._principals) <= 4_096
     assert len(passthrough._seen) <= 4_096
+
+
+def test_who_was_seen_before_is_told_apart_as_at_the_first_time(passthrough: Identity, keyed: Identity) -> None:
+    """By the key, the header that it came in, and the header by which Anthropic's clients are known."""
+    version, other = ("anthropic-version", "2026-10-21"), [("x-api-key", KEY)]
+    for _ in range(2):
+        mine, yours = passthrough.principal(headers()), passthrough.principal(headers(key="sk-other"))
+        assert mine.key != yours.key
+        assert passthrough.credential_for(yours, OPENAI) == ("authorization", "Bearer sk-other")
+        assert passthrough.served(mine) == {"openai", "house", "local"}
+        assert passthrough.served(passthrough.principal(headers(version))) == {"anthropic", "house", "local"}
+        assert passthrough.served(passthrough.principal(headers(*other, key=None))) == {"anthropic", "house", "local"}
+        assert passthrough.served(passthrough.principal(headers(key=None))) == {"house", "local"}
+        assert passthrough.principal(headers(key=ADMIN)).admin
+        assert refusal(passthrough.principal, headers(key=ADMIN), model_route=True).code == "invalid_key"
+        assert keyed.principal(headers(key=PENSTOCK_KEY)).key == "ci"
+        assert refusal(keyed.principal, headers(key=KEY)).code == "invalid_key"
 
 
 def test_nothing_secret_is_shown(passthrough: Identity, keyed: Identity) -> None:

@@ -177,7 +177,9 @@ class Rulebook:
 
     def route(self, plan: Plan) -> Route:
         """The one that a plan goes by."""
-        return next(route for route in self.catalog.routes_of(plan.model) if route.provider == plan.provider)
+        offer = self._offer(plan.model)
+        assert isinstance(offer, Offer), plan.model
+        return next(route for route in offer.routes if route.provider == plan.provider)
 
     def uncounted_chars(self, call: Call, counts: "Counts", *, beside: bool = False) -> int:
         """How much text deciding this call would tokenize, at the model that needs it most, or with `beside` listing its alternatives.

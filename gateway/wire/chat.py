@@ -389,6 +389,8 @@ _CUTS_INPUT: Final = ("truncate_prompt_tokens",)
 
 def _other_input(body: Mapping[str, Any], encoded: Mapping[str, bytes]) -> list[Part]:
     """Fields such as `documents` or `chat_template_kwargs`: this over-counts those that no model reads."""
+    if body.keys() <= _NOT_INPUT:
+        return []
     texts = [
         encoded[name].decode() if name in encoded else value
         for name, value in body.items()
@@ -445,6 +447,7 @@ _MEDIA: Final = (
     ("audio_tokens", AUDIO_INPUT, CACHED_AUDIO, AUDIO_OUTPUT),
     ("image_tokens", IMAGE_INPUT, CACHED_IMAGE, IMAGE_OUTPUT),
 )
+_MEDIA_FIELDS: Final = tuple([name for name, *_ in _MEDIA])
 
 
 def read_usage(usage: Any) -> Usage | None:
@@ -459,15 +462,19 @@ def read_usage(usage: Any) -> Usage | None:
     prompt, completion = tokens(usage, "prompt_tokens"), tokens(usage, "completion_tokens")
     if not prompt or completion is None:
         return None
+    output = max(completion, (tokens(usage, "total_tokens") or 0) - prompt)
+    if usage.keys() <= _PLAIN:
+        return Usage(UsageSource.PROVIDER, prompt, 0, 0, output)
     details = fields_of(usage.get("prompt_tokens_details"))
-    cached = tokens(details, "cached_tokens") or next((known for name in _CACHED if (known := tokens(usage, name))), 0)
+    cached = tokens(details, "cached_tokens") or 0
+    if not cached and not usage.keys().isdisjoint(_CACHED):
+        cached = next((known for name in _CACHED if (known := tokens(usage, name))), 0)
     written = tokens(details, "cache_write_tokens") or tokens(usage, "cache_creation_input_tokens") or 0
     cached = min(cached, prompt)
     written = min(written, prompt - cached)
     fresh = prompt - cached - written
-    output = max(completion, (tokens(usage, "total_tokens") or 0) - prompt)
     told = fields_of(usage.get("completion_tokens_details"))
-    if not any(each.get(name) for each in (details, told) for name, *_ in _MEDIA):
+    if not (_has_media(details) or _has_media(told)):
         return Usage(UsageSource.PROVIDER, fresh, cached, written, output)
     of_cached = fields_of(details.get("cached_tokens_details"))
     others = []
@@ -480,6 +487,10 @@ def read_usage(usage: Any) -> Usage | None:
         output -= made
         others += [(read_measure, read - kept), (kept_measure, kept), (output_measure, made)]
     return Usage(UsageSource.PROVIDER, fresh, cached, written, output, tuple(sorted(each for each in others if each[1])))
+
+
+def _has_media(details: Mapping[str, Any]) -> bool:
+    return bool(details) and any(map(details.get, _MEDIA_FIELDS))
 
 
 def take_usage(reported: Any, meter: Meter) -> None:
