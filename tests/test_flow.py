@@ -561,7 +561,7 @@ async def test_of_a_large_conversation_only_what_is_new_is_counted_beside_the_lo
         # As if it were forgotten: what is not asked for need not be known.
         here.flow.rulebook.counter._young.clear()
         assert (await here.ask(chat(messages=[*history, {"role": "user", "content": "more " * 4_000}]))).status == 200
-    assert counted == [4, 1]  # with the part that opens the answer
+    assert counted == [3, 1]
 
 
 # -- over real connections ----------------------------------------------------------------------------------------------------------
