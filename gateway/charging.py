@@ -18,7 +18,7 @@ from gateway.core.meter import Meter
 from gateway.core.money import Microcents
 from gateway.core.profiles import OnDisconnect
 from gateway.core.scopes import Amounts
-from gateway.core.values import Call, Ending, Hold, Output, Pieces, Usage, UsageSource
+from gateway.core.values import Call, Ending, Hold, Output, Pieces, Plan, Usage, UsageSource
 
 _BROKEN_OFF: Final = frozenset({Ending.CLIENT_LEFT, Ending.RUN_STOPPED, Ending.SCOPE_FROZEN, Ending.GATEWAY_STOPPED})
 
@@ -48,12 +48,11 @@ class Charging:
         plan, most = hold.plan, output_held(hold)
         call = hold.decision.call
         bound = tuple([each for each in call.pieces if self._billed(each[0])]) if call.pieces else ()
-        held = Usage(UsageSource.HELD, input_tokens=plan.input_tokens, output_tokens=most, others=bound)
         if self.phase is Phase.OPENED:
-            return held, plan.cost_max
+            return _all(plan, most, bound), plan.cost_max
         usage = self.meter.usage(plan.input_tokens, most)
         if not self.meter.reported and usage.total_output_tokens < most and self._may_have_been_more(call, ending):
-            return held, plan.cost_max
+            return _all(plan, most, bound), plan.cost_max
         told: frozenset[str] = frozenset()
         if self.meter.pieces or usage.others or bound:
             usage, told = self._with_pieces(usage, bound)
@@ -105,6 +104,11 @@ class FlatCharging(Charging):
     def of(self, hold: Hold, ending: Ending) -> tuple[Usage, Amounts]:
         del ending
         return Usage(UsageSource.COUNTED), hold.plan.cost_max
+
+
+def _all(plan: Plan, most: int, bound: Pieces) -> Usage:
+    """Everything that is held."""
+    return Usage(UsageSource.HELD, input_tokens=plan.input_tokens, output_tokens=most, others=bound)
 
 
 def output_held(hold: Hold) -> int:

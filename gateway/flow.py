@@ -116,7 +116,10 @@ class Flow:
         rulebook = self.rulebook
         principal = self._identity.principal(inbound.headers, model_route=True)
         fingerprinted = rulebook.policy.runs.terms.same_request > 0
-        request, fingerprint = await self._read(dialect, inbound, fingerprinted)
+        if len(inbound.body) <= SMALL_BYTES:
+            request, fingerprint = _read(dialect, inbound, fingerprinted)
+        else:
+            request, fingerprint = await self._read_beside(dialect, inbound, fingerprinted)
         story.asked(request.model, request.stream)
         if request.background and not self._shared.settings.background:
             raise bad_request("not_estimable", _NO_BACKGROUND, "background")
@@ -126,7 +129,8 @@ class Flow:
         call = request.call(caller, directives(inbound.headers), fingerprint)
         counts = rulebook.counts(call, len(inbound.body))
         inbound.body = b""
-        await self._count_beforehand(rulebook, call, counts)
+        if counts.size > _COUNT_INLINE_CHARS:
+            await self._count_beforehand(rulebook, call, counts)
         journey = Journey(self._ways, rulebook, Asked(dialect, request, inbound, principal), counts)
         reach = self._reach(principal, self._shared.origins.find(call.continues))
         decide = partial(self._by_the_book, rulebook, reach, counts)
@@ -157,20 +161,13 @@ class Flow:
         settling = await self._reserve(rulebook, call, counts, reach, decide, at_ms, outlet, story)
         return self._answering(settling, passage, story)
 
-    async def _read(self, dialect: Dialect, inbound: Inbound, fingerprinted: bool) -> tuple[Request, str]:
-        """The request and, where that is asked for, its fingerprint."""
-
-        def read() -> tuple[Request, str]:
-            request = dialect.read(inbound.body, inbound.headers)
-            return request, request.fingerprint() if fingerprinted else ""
-
+    async def _read_beside(self, dialect: Dialect, inbound: Inbound, fingerprinted: bool) -> tuple[Request, str]:
+        """The same for a large body, so that it stalls nobody else's call."""
         size, large = len(inbound.body), self._shared.large
-        if size <= SMALL_BYTES:
-            return read()
         if size > HUGE_BYTES and large.crowded:
             waiting = "Too many requests of this size wait to be read; nothing was sent to the provider. Try again in a moment."
             raise Refused(problem("overloaded", waiting, retry_after=_READING_S))
-        return await large.done(size, read)
+        return await large.done(size, partial(_read, dialect, inbound, fingerprinted))
 
     def _answering(self, settling: Settling, way: Journey | Passage, story: Story) -> Relay:
         """The one who answers for the hold from here on."""
@@ -437,6 +434,12 @@ def _patience(answer: _Answer) -> _Patience | None:
         paused = answer.paused
     wait_ms = max((charge.ceiling.wait_for_raise_ms for charge in pausing if charge.ceiling.pause), default=0)
     return _Patience(caller, run, wait_ms) if paused and wait_ms else None
+
+
+def _read(dialect: Dialect, inbound: Inbound, fingerprinted: bool) -> tuple[Request, str]:
+    """The request and, where that is asked for, its fingerprint."""
+    request = dialect.read(inbound.body, inbound.headers)
+    return request, request.fingerprint() if fingerprinted else ""
 
 
 def _over_budget(rulebook: Rulebook, refusal: Refusal, reach: Reach, counts: Counts) -> Refused:

@@ -213,11 +213,12 @@ class Identity:
         self, principal: Principal, inbound: Inbound, request: Request | None, policy: Policy
     ) -> tuple[tuple[str, str], ...]:
         values = dict(principal.bound)
+        told = not inbound.headers.keys().isdisjoint(policy.identity_headers)  # else none need be asked for
         for name, sources in policy.identity:
             if name in values:
                 continue
             for source in sources:
-                value = _read(source, inbound, request)
+                value = _read(source, inbound, request) if told or source.kind != "header" else None
                 if value:
                     values[name] = self._bounded(principal.key, name, value)
                     break

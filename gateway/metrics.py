@@ -115,15 +115,17 @@ class Metrics:
         """What a call was charged, which is over already where its answer came in the background."""
         model = model if model in self._models else OTHER
         self._spend.add((model, provider), usd)
-        for token_class, tokens in (
-            ("input", usage.input_tokens),
-            ("cached", usage.cached_tokens),
-            ("cache_write", usage.cache_write_tokens),
-            ("output", usage.output_tokens),
-            *((measure, number) for measure, number in usage.others if measure in TOKENS),
-        ):
-            if tokens:
-                self._tokens.add((model, token_class), tokens)
+        if usage.input_tokens:
+            self._tokens.add((model, "input"), usage.input_tokens)
+        if usage.output_tokens:
+            self._tokens.add((model, "output"), usage.output_tokens)
+        if usage.cached_tokens:
+            self._tokens.add((model, "cached"), usage.cached_tokens)
+        if usage.cache_write_tokens:
+            self._tokens.add((model, "cache_write"), usage.cache_write_tokens)
+        for measure, number in usage.others:
+            if number and measure in TOKENS:
+                self._tokens.add((model, measure), number)
 
     def ended(self, ending: Ending) -> None:
         """The call is over without a receipt: its hold was released, or stays until its lease ends."""

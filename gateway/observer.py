@@ -172,7 +172,7 @@ class Story:
         self._close()
 
     def settled(self, receipt: Receipt, seconds: float) -> None:
-        if self._hold is None or self._hold.id == receipt.hold.id:
+        if self._hold is None or self._hold is receipt.hold or self._hold.id == receipt.hold.id:
             self._receipt = receipt
         metrics = self._observer.metrics
         released = receipt.ending in (Ending.NOT_SENT, Ending.PROVIDER_REFUSED)
@@ -218,9 +218,9 @@ class Story:
         hold, receipt = self._hold, self._receipt
         ending = receipt.ending if receipt is not None else self._ending
         if hold is not None:
-            outcome = hold.outcome.value
+            outcome: str = hold.outcome
         else:
-            outcome = "" if self._decision_id is None else Outcome.BLOCK.value
+            outcome = "" if self._decision_id is None else Outcome.BLOCK
         self._observer.events.call(
             CallEvent(
                 request_id=self.request_id,
@@ -236,7 +236,7 @@ class Story:
                 usage=receipt.usage if receipt is not None and (receipt.usage.total_tokens or receipt.usage.others) else None,
                 held=hold.plan.held.usd if hold is not None and not self._let_through else None,
                 charged=receipt.cost.usd if receipt is not None else None,
-                ending=ending.value if ending is not None else None,
+                ending=ending,
                 added_ms=None if self._added_s is None else self._added_s * 1000,
                 duration_ms=(self._observer.clock_s() - self._start_s) * 1000,
             )

@@ -451,29 +451,30 @@ class Relay:
         charging, settling = self._charging, self._settling
         if settling.ended:
             return
+        hold = settling.hold
+        call, model = hold.decision.call, self._errand.model
         if charging.nothing_billed:
             settling.release(Ending.NOT_SENT if charging.phase is Phase.UNSENT else Ending.PROVIDER_REFUSED)
             return
-        if self.hold.decision.call.background and (charging.phase is Phase.OPENED or self._meter.pending):
+        if call.background and (charging.phase is Phase.OPENED or self._meter.pending):
             settling.entrust()
             return
         try:
-            usage, cost = charging.of(self.hold, ending)
+            usage, cost = charging.of(hold, ending)
         except BaseException:
             settling.leave("what it cost could not be worked out")
             raise
         if unpriced := charging.unpriced(usage):
-            self._story.unpriced(self._name, self._errand.model.name, unpriced)
-        if usage.source is UsageSource.HELD and self.hold.plan.slice is not None:
+            self._story.unpriced(self._name, model.name, unpriced)
+        if usage.source is UsageSource.HELD and hold.plan.slice is not None:
             # No one amount is right in an account that holds the worst case and in one that holds a slice: the lease's end charges each
             # what it holds.
             settling.leave("nobody can say what it cost")
             return
         settling.commit(usage, cost, ending)
-        hold = self.hold
-        counts, call = self._errand.counts, hold.decision.call
+        counts = self._errand.counts
         chain = None if counts is None else counts.chain
-        self._shared.learned.settled(call, self._errand.model, hold.plan, usage, self._meter.answer_id, chain)
+        self._shared.learned.settled(call, model, hold.plan, usage, self._meter.answer_id, chain)
 
     # -- words ----------------------------------------------------------------------------------------------------------------
 
@@ -485,7 +486,8 @@ class Relay:
         self._story.provider_failed(self._name, kind)
 
     def _headers(self, answer: Answer | None) -> Headers:
-        ours = decision_headers(self.hold, self._settling.balances, self._errand.asked.clamped(self.hold.plan))
+        hold = self._settling.hold
+        ours = decision_headers(hold, self._settling.balances, self._errand.asked.clamped(hold.plan))
         return ours if answer is None else [*returnable(answer.headers), *ours]
 
     async def _tell(self, outlet: Outlet, said: Problem) -> None:

@@ -87,6 +87,7 @@ class Settling:
         self._desk = desk
         self._ledger = desk.ledger
         self.hold = hold  # grows by `widen`
+        self.hold_id = hold.id
         self.story = story
         self.balances = hold.balances  # as they stand: after the end those that the ledger answered
         self.charged: Amounts | None = None  # once the ledger has said so
@@ -108,21 +109,21 @@ class Settling:
 
     def leave(self, why: str) -> None:
         """Nobody can say whether it was billed: the hold stays, and is charged when its lease ends."""
-        assert not self.ended, self.hold.id
+        assert not self.ended, self.hold_id
         self.ended = True
         self.story.unsettled(Ending.UNKNOWN, why)
 
     def entrust(self) -> None:
         """The answer comes later: whoever asks for it settles the hold (see `stored`), else its lease ends it."""
-        assert not self.ended, self.hold.id
+        assert not self.ended, self.hold_id
         self.ended = True
         self.story.entrusted()
 
     def _charge(self, settlement: Settlement) -> Awaitable[object]:
-        return self._ledger.commit(self._tenant, self.hold.id, settlement)
+        return self._ledger.commit(self._tenant, self.hold_id, settlement)
 
     def _give_back(self, ending: Ending) -> Awaitable[object]:
-        return self._ledger.release(self._tenant, self.hold.id, ending)
+        return self._ledger.release(self._tenant, self.hold_id, ending)
 
     async def written(self) -> None:
         """Waits for the ledger, not for long, so that the run's next call sees the refund. Whatever fails, `_recorded` hears of it."""
@@ -138,7 +139,7 @@ class Settling:
 
     def _end(self, usage: Usage, ending: Ending, settlement: Settlement | None) -> None:
         """None: nothing is charged."""
-        assert not self.ended, self.hold.id
+        assert not self.ended, self.hold_id
         self.ended = True
         self._usage, self._ending = usage, ending
         self._began_s = time.perf_counter()
@@ -181,7 +182,7 @@ class Settling:
         no ledger that says so, which may have taken it all the same: asked again, it holds no more for that."""
         slices = None if plan.slice is None else plan.slice.cost
         try:
-            widened = await self._ledger.extend(self._tenant, self.hold.id, self._lease_ms, plan.held, slices)
+            widened = await self._ledger.extend(self._tenant, self.hold_id, self._lease_ms, plan.held, slices)
         except (LedgerUnavailable, LedgerLost):
             return False
         if widened:
@@ -193,7 +194,7 @@ class Settling:
         lease_ms = self._lease_ms
         if self.ended or now_ms < self._lease_until_ms - lease_ms * 2 // 3:
             return
-        extended = asyncio.ensure_future(self._ledger.extend(self._tenant, self.hold.id, lease_ms))
+        extended = asyncio.ensure_future(self._ledger.extend(self._tenant, self.hold_id, lease_ms))
         self._lease_until_ms = now_ms + lease_ms
         extended.add_done_callback(self._lease_kept)
 

@@ -76,9 +76,9 @@ class Rulebook:
         self.counter = counter
         self.learned = learned or Learned(counter)  # outlives a policy, where the next one is made with the same
         # Headers that say who is calling: they never go upstream.
-        self.identity_headers = frozenset(
-            source.name for _, sources in policy.identity for source in sources if source.kind == "header"
-        ) | {source.name for source in policy.runs.id_from if source.kind == "header"}
+        self.identity_headers = policy.identity_headers | {
+            source.name for source in policy.runs.id_from if source.kind == "header"
+        }
         self._ceilings = Ceilings(policy)
         self._terms = policy.runs.terms
         self._offers: dict[str, Offer | Unservable] = {}

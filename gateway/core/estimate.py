@@ -244,18 +244,17 @@ def cost_of(model: Model, usage: Usage, service_tier: str | None) -> Amounts:
     if model.free:
         return Amounts(0, tokens)
     rates = _rates(_tiers(model, service_tier), input_tokens)
-    usd = (
-        price_of(usage.input_tokens, rates.input)
-        + price_of(usage.cached_tokens, rates.cached_input)
-        + price_of(usage.cache_write_tokens, rates.cache_write)
-        + price_of(usage.output_tokens, rates.output)
-    )
+    usd = price_of(usage.input_tokens, rates.input) + price_of(usage.output_tokens, rates.output)
+    if usage.cached_tokens:
+        usd += price_of(usage.cached_tokens, rates.cached_input)
+    if usage.cache_write_tokens:
+        usd += price_of(usage.cache_write_tokens, rates.cache_write)
     if usage.others:
         usd += sum(price_of(number, rates.of(measure)) for measure, number in usage.others if measure in TOKENS)
         usd += _fees(model, usage.others)
     if model.request_fee:
         usd += price_of(1, model.request_fee)
-    return Amounts(Microcents(usd), tokens)
+    return Amounts(usd, tokens)
 
 
 def flat_charge(call: Call, model: Model, told: Collection[str] = ()) -> int:

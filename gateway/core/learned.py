@@ -12,7 +12,7 @@ from typing import Final
 from gateway.core.anchors import Anchors, Chain, settings_of
 from gateway.core.catalog import Model
 from gateway.core.estimate import Known
-from gateway.core.factors import Factors
+from gateway.core.factors import UNKNOWN, Factors
 from gateway.core.recent import Recent
 from gateway.core.tokens import CHAT_MESSAGE_TOKENS, REFERENCE, TokenCounter
 from gateway.core.values import Call, InputBasis, Output, Plan, Usage, UsageSource
@@ -39,18 +39,20 @@ class Learned:
     def known(self, call: Call, chain: Chain, model: Model) -> Known:
         """What helps to estimate this call at this model."""
         tenant = call.caller.tenant
-        factor = self.factors.of(tenant, model.name)
-        doubted = bool(self._doubted.get((tenant, model.name)))
+        factor = UNKNOWN if model.encoding is not None else self.factors.of(tenant, model.name)
         if call.continues is not None:
             answer = self.anchors.answer(call, model.name, call.continues)
             if answer is None:
                 return Known(call.parts, factor=factor)
             same = answer.settings == settings_of(call) and call.readings == 1
-            return Known(chain.messages if same else call.parts, answer.tokens, doubted, factor)
+            return Known(chain.messages if same else call.parts, answer.tokens, self._doubts(tenant, model), factor)
         anchor = self.anchors.longest(chain, model.name) if call.readings == 1 else None
         if anchor is None:
             return Known(call.parts, factor=factor)
-        return Known(chain.messages[anchor.messages :], anchor.tokens, doubted, factor)
+        return Known(chain.messages[anchor.messages :], anchor.tokens, self._doubts(tenant, model), factor)
+
+    def _doubts(self, tenant: str, model: Model) -> bool:
+        return bool(self._doubted.get((tenant, model.name)))
 
     def settled(
         self, call: Call, model: Model, plan: Plan, usage: Usage, answer_id: str | None, chain: Chain | None = None

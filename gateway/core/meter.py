@@ -89,11 +89,9 @@ class Meter:
     def reported(self) -> bool:
         """The provider has said what the call used. Zeros say nothing: no call uses nothing, and no relayed output is free."""
         usage = self._report
-        return (
-            usage is not None
-            and usage.total_tokens > 0
-            and (usage.total_output_tokens > 0 or (self._bytes == 0 and not self.unseen))
-        )
+        if usage is None:
+            return False
+        return usage.total_output_tokens > 0 or (usage.total_input_tokens > 0 and self._bytes == 0 and not self.unseen)
 
     @property
     def needs_text(self) -> bool:

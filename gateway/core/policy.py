@@ -189,3 +189,8 @@ class Policy:
     identity: tuple[tuple[str, tuple[Source, ...]], ...] = DEFAULT_IDENTITY
     runs: RunsPolicy = RunsPolicy()
     warnings: tuple[str, ...] = field(default=(), compare=False)  # allowed, but seldom meant: one line each, with file and line
+    identity_headers: frozenset[str] = field(init=False, compare=False, repr=False)  # by their names in lower case
+
+    def __post_init__(self) -> None:
+        headers = frozenset(source.name for _, sources in self.identity for source in sources if source.kind == "header")
+        object.__setattr__(self, "identity_headers", headers)

@@ -1,6 +1,7 @@
 """The `X-Budget-*` headers: what a caller learns about the decision on every answer (design: section 9)."""
 
 from collections.abc import Sequence
+from typing import Final
 
 from gateway.core.ceilings import fits, strictest
 from gateway.core.money import format_usd
@@ -8,6 +9,9 @@ from gateway.core.scopes import Unit
 from gateway.core.values import Balance, Decision, Hold, Mode, Outcome
 
 Pairs = list[tuple[str, str]]
+
+_DECISION: Final = {outcome: ("X-Budget-Decision", outcome.value) for outcome in Outcome}
+_MODE: Final = {mode: ("X-Budget-Enforcement-Mode", mode.value) for mode in Mode}
 
 
 def decision_headers(hold: Hold, balances: Sequence[Balance], clamped: bool) -> Pairs:
@@ -45,7 +49,7 @@ def refusal_headers(decision: Decision, blocking: Balance | None, balances: Sequ
 
 def undecided_headers(run: str) -> Pairs:
     """For a call that was refused before any account was asked. `run`: "" where it is not known yet."""
-    headers = [("X-Budget-Decision", Outcome.BLOCK.value)]
+    headers = [_DECISION[Outcome.BLOCK]]
     if run:
         headers.append(("X-Run-Id", run))
     return headers
@@ -60,10 +64,10 @@ def stream_summary(run: str, cost: int, balances: Sequence[Balance]) -> bytes:
 
 def _common(decision: Decision, outcome: Outcome, mode: Mode) -> Pairs:
     return [
-        ("X-Budget-Decision", outcome.value),
+        _DECISION[outcome],
         ("X-Budget-Decision-Id", decision.id),
         ("X-Budget-Price-Table-Version", decision.price_table_version),
-        ("X-Budget-Enforcement-Mode", mode.value),
+        _MODE[mode],
         ("X-Run-Id", decision.call.caller.run),
     ]
 

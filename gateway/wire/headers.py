@@ -154,22 +154,23 @@ def parent_run(headers: RequestHeaders) -> str | None:
 
 def directives(headers: RequestHeaders) -> Directives:
     """What the caller told the gateway. A directive that can't be read is refused: ignoring it would loosen a limit."""
-    limit = single(headers, "X-Run-Limit")
-    wrap_up = single(headers, "X-Budget-Wrap-Up")
-    downgrade = single(headers, "X-Budget-Downgrade")
-    if limit is None and wrap_up is None and downgrade is None:
+    if headers.keys().isdisjoint(_DIRECTIVES):
         return _NO_DIRECTIVES
+    limit = single(headers, _RUN_LIMIT)
+    wrap_up = single(headers, _WRAP_UP)
+    downgrade = single(headers, _DOWNGRADE)
     run_limit = None
     if limit is not None:
         try:
             run_limit = parse_usd(limit)
         except ValueError as error:
-            raise bad_request("ambiguous_request", f"X-Run-Limit: {error}.", "X-Run-Limit") from None
+            raise bad_request("ambiguous_request", f"{_RUN_LIMIT}: {error}.", _RUN_LIMIT) from None
     if wrap_up is not None and wrap_up.strip().lower() not in ("true", "false"):
-        raise bad_request("ambiguous_request", "X-Budget-Wrap-Up: expected true or false.", "X-Budget-Wrap-Up")
+        raise bad_request("ambiguous_request", f"{_WRAP_UP}: expected true or false.", _WRAP_UP)
     if downgrade is not None and downgrade.strip().lower() != "never":
-        raise bad_request("ambiguous_request", "X-Budget-Downgrade: expected never.", "X-Budget-Downgrade")
+        raise bad_request("ambiguous_request", f"{_DOWNGRADE}: expected never.", _DOWNGRADE)
     return Directives(run_limit, wrap_up is not None and wrap_up.strip().lower() == "true", downgrade is None)
 
 
+_RUN_LIMIT, _WRAP_UP, _DOWNGRADE = _DIRECTIVES = ("X-Run-Limit", "X-Budget-Wrap-Up", "X-Budget-Downgrade")
 _NO_DIRECTIVES: Final = Directives()
