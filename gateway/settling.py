@@ -79,7 +79,7 @@ class Settling:
             "_usage",
             "_waiter",
         ),
-        *("balances", "charged", "ended", "hold", "story"),
+        *("balances", "charged", "ended", "hold", "hold_id", "story"),
     )
 
     def __init__(self, desk: Desk, hold: Hold, story: Story) -> None:
