@@ -33,6 +33,9 @@ ACTUALS: Final = (Mode.ACTUALS_ONLY, Basis.COMMITTED)
 ADVISORY: Final = (Mode.ADVISORY_ESTIMATE, Basis.NONE)
 
 _numbers = itertools.count(1)
+_charges: dict[
+    tuple[Charge, ...], tuple[Charge, ...]
+] = {}  # equal ones are the same, as the rulebook's are: stores know them by that
 
 
 def day_of(at_ms: int) -> Window:
@@ -87,7 +90,8 @@ def plan(
     *charges: Charge, usd: int = 10, tokens: int = 5, calls: int = 1, model: str = "big", first: Amounts | None = None
 ) -> Plan:
     """`first`: what it holds at first where a charge is sliced."""
-    return Plan(model, "lab", 256, 100, Amounts(usd, tokens, calls), charges, None if first is None else Slice(64, first))
+    shared = _charges.setdefault(charges, charges)
+    return Plan(model, "lab", 256, 100, Amounts(usd, tokens, calls), shared, None if first is None else Slice(64, first))
 
 
 def decision(

@@ -13,9 +13,10 @@ import pytest
 
 from gateway.core.scopes import Amounts
 from gateway.core.values import Balance, Decision, Ending, Hold, RunTerms
-from gateway.ledger.contract import Barred, Ended, HoldState, LedgerUnavailable, Refusal
+from gateway.ledger.contract import Barred, Ended, HoldState, LedgerUnavailable, Refusal, SetLimit, Settled
 from gateway.ledger.sqlite.ledger import SqliteLedger
 from gateway.ledger.witness import Witness
+from tests.ledger.asking import hold
 from tests.ledger.builders import (
     LEASE_MS,
     START_MS,
@@ -295,6 +296,86 @@ async def test_after_a_faulty_step_what_is_known_of_the_store_is_still_true(ledg
     settled = await ledger.commit(TENANT, held.id, settlement(4))
     assert settled is not None
     assert [(balance.committed, balance.reserved) for balance in settled.balances] == [(4, 0)]
+
+
+async def test_a_batch_that_fails_takes_back_what_its_steps_did_to_an_account_that_they_share(ledger: SqliteLedger) -> None:
+    """The accounts are known from before, and moved in memory by the steps ahead of the faulty one and by those behind it."""
+    before = await hold(ledger, decision())
+    faulty = decision(plan(charge(limit=None), usd=2**63))
+    asked = [decision(), faulty, decision(), decision()]
+    ended = ledger.commit(TENANT, before.id, settlement(7))
+    answers = await asyncio.gather(ended, *(ledger.reserve(each, LEASE_MS) for each in asked), return_exceptions=True)
+    assert [type(answer) for answer in answers] == [Settled, Hold, OverflowError, Hold, Hold]
+    last = await hold(ledger, decision())
+    assert [(each.committed, each.reserved) for each in last.balances] == [(7, 40)]
+    assert [(each.committed, each.reserved) for each in [await balance_of(ledger)]] == [(7, 40)]
+
+
+async def test_each_of_many_runs_in_one_batch_has_its_own_sums(ledger: SqliteLedger, tmp_path: Path, clock: Clock) -> None:
+    """New ones and known ones, more than one statement takes, and in no power of two."""
+    runs = [f"r{number}" for number in range(77)]
+    for asked in (runs[:30], runs):
+        decided = [decision(plan(own_run_charge(run, 10_000), usd=int(run[1:])), of=caller(run)) for run in asked]
+        assert {type(each) for each in await asyncio.gather(*(ledger.reserve(each, LEASE_MS) for each in decided))} == {Hold}
+    await ledger.close()
+    again = SqliteLedger(str(tmp_path / "ledger.db"), Witness(tmp_path / "witness"), clock)
+    await again.start()
+    for number, run in enumerate(runs):
+        times = 2 if number < 30 else 1
+        view = await again.run(TENANT, run)
+        assert view is not None
+        assert (view.reserved, view.calls, [each.reserved for each in view.accounts]) == (number * times, times, [number * times])
+    await again.close()
+
+
+# -- what is known from batch to batch ----------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+async def other(tmp_path: Path, ledger: SqliteLedger, clock: Clock) -> AsyncIterator[SqliteLedger]:
+    """Another gateway's, on the same file."""
+    running = SqliteLedger(str(tmp_path / "ledger.db"), Witness(tmp_path / "witness"), clock)
+    await running.start()
+    yield running
+    await running.close()
+
+
+async def test_two_gateways_that_take_turns_see_each_others_every_step(ledger: SqliteLedger, other: SqliteLedger) -> None:
+    holds = []
+    for number in range(9):
+        held = await (ledger, other)[number % 2].reserve(decision(), LEASE_MS)
+        assert isinstance(held, Hold)
+        assert [each.reserved for each in held.balances] == [10 * (number + 1)]
+        holds.append(held)
+    for number, held in enumerate(holds):
+        settled = await (other, ledger)[number % 2].commit(TENANT, held.id, settlement(1))
+        assert settled is not None
+        assert [(each.committed, each.reserved) for each in settled.balances] == [(number + 1, 80 - 10 * number)]
+
+
+async def test_a_limit_that_another_gateway_set_counts_for_the_next_call(ledger: SqliteLedger, other: SqliteLedger) -> None:
+    of_run = own_run_charge(limit=1_000)
+    await hold(ledger, decision(plan(of_run, charge(limit=1_000))))
+    await other.set_limit(TENANT, "r1", "k1", SetLimit(15, by_admin=True, who="ann"))
+    assert isinstance(await ledger.reserve(decision(plan(of_run, charge(limit=1_000))), LEASE_MS), Refusal)
+    await other.set_limit(TENANT, "r1", "k1", SetLimit(500, by_admin=True, who="ann"))
+    await hold(ledger, decision(plan(of_run, charge(limit=1_000))))
+    await other.set_account_limit(TENANT, account().key, 25, "ann", "")
+    assert isinstance(await ledger.reserve(decision(plan(of_run, charge(limit=1_000))), LEASE_MS), Refusal)
+    await other.set_account_limit(TENANT, account().key, None, "ann", "")
+    await hold(ledger, decision(plan(of_run, charge(limit=1_000))))
+
+
+async def test_a_limit_that_is_set_counts_for_the_next_call_over_the_same_charges(ledger: SqliteLedger) -> None:
+    asked = plan(own_run_charge(limit=1_000), charge(limit=1_000))
+    await hold(ledger, decision(asked))
+    await ledger.set_account_limit(TENANT, account().key, 15, "ann", "")
+    assert isinstance(await ledger.reserve(decision(asked), LEASE_MS), Refusal)
+    await ledger.set_account_limit(TENANT, account().key, None, "ann", "")
+    await hold(ledger, decision(asked))
+    assert isinstance(await ledger.reserve(decision(asked, run_limit=25), LEASE_MS), Refusal)
+    await ledger.set_limit(TENANT, "r1", "k1", SetLimit(1_000, by_admin=True, who="ann"))
+    await hold(ledger, decision(asked, run_limit=25))
 
 
 # -- what readers see ---------------------------------------------------------------------------------------------------------

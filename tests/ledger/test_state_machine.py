@@ -145,9 +145,14 @@ def decisions(draw: st.DrawFn, now_ms: int, model: Model, plans: int = 3) -> Dec
     day_at_ms = now_ms - DAY_MS * (draw(st.integers(0, 9)) == 9)
     ladder = []
     slicing = draw(st.sampled_from(((), (*KINDS, "share"), *SOME_SLICED)))
+    # The calls of one caller share their charges, and what a store knows of those.
+    earlier = [call.plan.charges for call in model.history if call.decision.call.caller.run == who.run]
     for place in range(draw(st.integers(1, plans))):
-        some = draw(st.lists(charges(who, day_at_ms, slicing), min_size=1, max_size=4))
-        charged = tuple(one for each in some for one in each)
+        if earlier and draw(st.integers(0, 2)) == 2:
+            charged = draw(st.sampled_from(earlier))
+        else:
+            some = draw(st.lists(charges(who, day_at_ms, slicing), min_size=1, max_size=4))
+            charged = tuple(one for each in some for one in each)
         cost = Amounts(draw(amounts), draw(amounts), draw(st.sampled_from((1, 1, 1, 0))))
         first = Slice(64, Amounts(draw(st.integers(0, cost.usd)), draw(st.integers(0, cost.tokens)), cost.calls))
         has_slice = any(each.sliced for each in charged)

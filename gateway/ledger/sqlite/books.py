@@ -15,6 +15,7 @@ import apsw
 import orjson
 
 from gateway.core.scopes import Account, Amounts
+from gateway.core.values import Ceiling
 from gateway.ledger.contract import Frozen
 from gateway.ledger.layout import Layout, Spot
 from gateway.ledger.packed import Record, account_of, pack_closing, pack_record, run_in
@@ -55,6 +56,30 @@ _GROWN_CALL: Final = "UPDATE calls SET state = ?, due_ms = ?, closing = ?, recor
 Own: TypeAlias = tuple[int | None, int, tuple[str, ...]]
 # A charge where it meets its account, under the limit that applies now.
 Met: TypeAlias = tuple[Spot, AccountRow, int | None]
+_NEVER: Final = 1 << 63  # more than any account can have
+_ALL: Final = 1_000_000
+
+
+class Standing:
+    """The charges of a layout where they meet their accounts, and that once more as each loop of the path needs it."""
+
+    __slots__ = ("counted", "limited", "met", "own", "shown")
+
+    def __init__(self, own: Own, met: Sequence[Met]) -> None:
+        self.own = own
+        self.met = met
+        once = [(spot, row, limit) for spot, row, limit in met if not spot.twin]
+        # What moves: with the limit and what committed is when its first alert fires.
+        self.counted = [(row, spot.unit, spot.ceiling, limit, _alerts_from(spot.ceiling, limit)) for spot, row, limit in once]
+        self.shown = [(row, spot.account, limit, spot.ceiling.mode) for spot, row, limit in once]
+        # What fits the limit as it is fits by any rule, but one that keeps a share back: that limit counts as 0 here.
+        self.limited = [
+            (row, spot.unit, limit if spot.charge.share_ppm == _ALL else 0) for spot, row, limit in met if limit is not None
+        ]
+
+
+def _alerts_from(ceiling: Ceiling, limit: int | None) -> int:
+    return _NEVER if limit is None or not ceiling.alerts else -(-limit * ceiling.alerts[0] // _ALL)
 
 
 @dataclass(slots=True)
@@ -79,9 +104,7 @@ class Books:
         self._calls: dict[Where, CallRow] = {}  # of earlier batches, those that are open
         self._spend_ids: dict[_Group, int] = {}
         self._rules: dict[str, Rules] = {}  # by tenant
-        # What the steps found out about the accounts of a layout, and under which limits of runs; true as long as the accounts are
-        # known and none gets another limit.
-        self.met: dict[Layout, tuple[Own, Sequence[Met]]] = {}
+        self.standings: dict[Layout, Standing] = {}  # true as long as the accounts are known and none gets another limit
         # What has changed since it was written.
         self._changed_accounts: list[AccountRow] = []
         self._changed_runs: list[RunRow] = []
@@ -103,16 +126,16 @@ class Books:
         for where in self._ended:
             self._calls.pop(where, None)
         self._ended.clear()
-        if max(len(self._accounts), len(self.met)) > _KNOWN_AT_MOST:
+        if max(len(self._accounts), len(self.standings)) > _KNOWN_AT_MOST:
             self._accounts.clear()
-            self.met.clear()
+            self.standings.clear()
         for known in (self._runs, self._calls, self._spend_ids, self._rules):
             if len(known) > _KNOWN_AT_MOST:
                 known.clear()
 
     def forget(self) -> None:
         """Somebody else has written, or the batch was rolled back."""
-        for known in (self._accounts, self._runs, self._calls, self._spend_ids, self.met, self._spend):
+        for known in (self._accounts, self._runs, self._calls, self._spend_ids, self.standings, self._spend):
             known.clear()
         for changed in (self._changed_accounts, self._changed_runs, self._changed_calls, self._ended):
             changed.clear()
@@ -160,7 +183,7 @@ class Books:
         """Stores a limit with it."""
         row.limit = limit
         row.change()
-        self.met.clear()
+        self.standings.clear()
 
     def run(self, tenant: str, run: str) -> RunRow | None:
         where = (tenant, run)
@@ -317,7 +340,7 @@ class Books:
             if account is not None:
                 account.changed = False
         if accounts:
-            self.met.clear()
+            self.standings.clear()
         for where in runs:
             run = self._runs.pop(where, None)
             if run is not None:

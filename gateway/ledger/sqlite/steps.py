@@ -39,7 +39,7 @@ from gateway.ledger.packed import (
     inputs_of,
     refusal_record,
 )
-from gateway.ledger.sqlite.books import Books, Met, Own, minus
+from gateway.ledger.sqlite.books import Books, Met, Own, Standing, minus
 from gateway.ledger.sqlite.cards import AccountRow, CallRow, RunRow
 from gateway.ledger.sqlite.tree import barrier_above, is_paused, place_of, take_place, use_ancestors
 from gateway.ledger.states import ACTIVE, COMMITTED, EXPIRED, LIVE, PAUSED, RELEASED, STATES
@@ -61,7 +61,7 @@ class _Judged(NamedTuple):
     ancestry: tuple[str, ...] | None  # where its place is to be fixed
     own: Own
     fits: int | None
-    met: Sequence[Met]  # of the plan that fits
+    there: Standing | None  # of the plan that fits
     pins: Sequence[tuple[AccountRow, int]]  # limits that its hold stores
     blocking: Sequence[tuple[Charge, Balance]]  # of each plan that does not fit
 
@@ -110,6 +110,7 @@ def _judge(books: Books, decision: Decision, how: Debiting) -> _Judged | Barred 
     run = books.run(caller.tenant, caller.run)
     asked = decision.call.directives.run_limit
     mine = run is None or run.owner == caller.key or not run.owner
+    asks = how is Debiting.ASK
     place: tuple[str, ...] | None
     layouts = [layout_of(plan.charges) for plan in decision.ladder]
     if how is Debiting.REPLAY:
@@ -129,20 +130,21 @@ def _judge(books: Books, decision: Decision, how: Debiting) -> _Judged | Barred 
         for layout in layouts:
             if not layout.from_ms <= books.now_ms < layout.until_ms:
                 return Stale(books.now_ms, caller.key, found)
-        if how is Debiting.ASK:
+        if asks:
             barred = _barrier(books, decision, run, found)
             if barred is not None:
                 return barred
         place = found
     own = (_tightened(run, asked), 0 if run is None else run.raised, caller.ancestry)
     blocking = []
-    for number, (plan, layout) in enumerate(zip(decision.ladder, layouts, strict=True)):
-        met, pins = _meet_anew(books, layout, own) if layout.pinned else (_meet(books, layout, own), ())
-        blocked_by = _first_blocking(met, places(plan.held, _slices(plan))) if how is Debiting.ASK else None
+    for number, plan in enumerate(decision.ladder):
+        layout = layouts[number]
+        there, pins = _meet_anew(books, layout, own) if layout.pinned else (_meet(books, layout, own), ())
+        blocked_by = _first_blocking(there, places(plan.held, _slices(plan))) if asks else None
         if blocked_by is None:
-            return _Judged(run, place, own, number, met, pins, ())
+            return _Judged(run, place, own, number, there, pins, ())
         blocking.append(blocked_by)
-    return _Judged(run, place, own, None, (), (), blocking)
+    return _Judged(run, place, own, None, None, (), blocking)
 
 
 def _barrier(books: Books, decision: Decision, run: RunRow | None, ancestry: tuple[str, ...]) -> Barred | None:
@@ -198,30 +200,26 @@ def _limit(books: Books, ceiling: Ceiling, limit: int | None, own: Own) -> int |
     return min(run_limit, limit)
 
 
-def _meet(books: Books, layout: Layout, own: Own) -> Sequence[Met]:
-    known = books.met.get(layout)
-    if known is None or (layout.own and (known[0] != own or own[2])):
+def _meet(books: Books, layout: Layout, own: Own) -> Standing:
+    known = books.standings.get(layout)
+    if known is None or (layout.own and (known.own != own or own[2])):
         met = []
         for spot in layout.spots:
             row, ceiling = books.account(spot.account, spot.where), spot.ceiling
             met.append((spot, row, _limit(books, ceiling, ceiling.limit if row.limit is None else row.limit, own)))
-        books.met[layout] = (own, met)
-        return met
-    if layout.rolling:
-        for _, row, _ in known[1]:
+        known = books.standings[layout] = Standing(own, met)
+    elif layout.rolling:
+        for _, row, _ in known.met:
             row.roll(books.now_ms)
-    return known[1]
+    return known
 
 
-def _slices(plan: Plan) -> Amounts | None:
-    return None if plan.slice is None else plan.slice.cost
-
-
-def _meet_anew(books: Books, layout: Layout, own: Own) -> tuple[list[Met], Sequence[tuple[AccountRow, int]]]:
+def _meet_anew(books: Books, layout: Layout, own: Own) -> tuple[Standing, Sequence[tuple[AccountRow, int]]]:
     """As `_meet`; shares that are not pinned yet stand at what their pin would be."""
-    met = list(_meet(books, layout, own))
+    there = _meet(books, layout, own)
     if not layout.pinned:
-        return met, ()
+        return there, ()
+    met = list(there.met)
     pins = []
     for number, (spot, row, _) in enumerate(met):
         if spot.ceiling.pinned_ppm and row.limit is None:
@@ -229,7 +227,11 @@ def _meet_anew(books: Books, layout: Layout, own: Own) -> tuple[list[Met], Seque
             if pin is not None:
                 pins.append((row, pin))
                 met[number] = (spot, row, _limit(books, spot.ceiling, pin, own))
-    return met, pins
+    return Standing(own, met), pins
+
+
+def _slices(plan: Plan) -> Amounts | None:
+    return None if plan.slice is None else plan.slice.cost
 
 
 def _pin(books: Books, met: Sequence[Met], ceiling: Ceiling, own: Own) -> int | None:
@@ -264,17 +266,17 @@ def _fits(met: Met, amount: int) -> bool:
     return row.reserved + row.committed + amount <= allowed
 
 
-def _first_blocking(met: Sequence[Met], amounts: tuple[int, ...]) -> tuple[Charge, Balance] | None:
+def _first_blocking(there: Standing, amounts: tuple[int, ...]) -> tuple[Charge, Balance] | None:
     """`amounts`: as `Spot.unit` counts."""
-    for each in met:
-        (charge, ceiling, _, _, unit, _), row, limit = each
-        if limit is None:
-            continue
-        # What fits the limit as it is fits by any rule, but one that keeps a share back. Most calls get no further.
-        amount = amounts[unit]
-        above = row.reserved + row.committed + amount > limit or charge.share_ppm != _ALL
-        if above and not _fits(each, amount):
-            return charge, _balance_aging(ceiling, row, limit)
+    for row, unit, limit in there.limited:
+        if row.reserved + row.committed + amounts[unit] > limit:
+            break
+    else:
+        return None  # most calls
+    for each in there.met:
+        spot, row, own_limit = each
+        if not _fits(each, amounts[spot.unit]):
+            return spot.charge, _balance_aging(spot.ceiling, row, own_limit)
     return None
 
 
@@ -287,13 +289,9 @@ def _balance_aging(ceiling: Ceiling, row: AccountRow, limit: int | None) -> Bala
     return Balance(ceiling.account, limit, row.committed, row.reserved, row.unconfirmed, ceiling.mode, row.aging())
 
 
-def _balances(met: Sequence[Met]) -> tuple[Balance, ...]:
+def _balances(there: Standing) -> tuple[Balance, ...]:
     return tuple(
-        [
-            Balance(account, limit, row.committed, row.reserved, row.unconfirmed, ceiling.mode)
-            for (_, ceiling, account, _, _, twin), row, limit in met
-            if not twin
-        ]
+        [Balance(account, limit, row.committed, row.reserved, row.unconfirmed, mode) for row, account, limit, mode in there.shown]
     )
 
 
@@ -339,17 +337,17 @@ def _claim(books: Books, decision: Decision, judged: _Judged) -> RunRow:
 
 def _hold(books: Books, decision: Decision, judged: _Judged, lease_ms: int) -> tuple[Hold, CallRow]:
     run = _claim(books, decision, judged)
-    _, _, _, fits, met, pins, _ = judged
+    _, _, _, fits, there, pins, _ = judged
     assert fits is not None
+    assert there is not None
     call = decision.call
     caller = call.caller
     plan = decision.ladder[fits]
     where = (caller.tenant, tail_of(decision.id))
     most, slices = plan.held, _slices(plan)
     amounts = places(most, slices)
-    for (_, _, _, _, unit, twin), row, _ in met:
-        if not twin:
-            row.hold(amounts[unit])
+    for row, unit, _, _, _ in there.counted:
+        row.hold(amounts[unit])
     for row, pin in pins:
         if row.limit is None:  # two charges may pin it: the first does
             books.limit_account(row, pin)
@@ -360,7 +358,7 @@ def _hold(books: Books, decision: Decision, judged: _Judged, lease_ms: int) -> t
     if terms.same_request:
         run.recent = [*(run.recent or ()), (where[1], call.fingerprint)][-terms.within_calls :]
         run.change()
-    hold = _as_held(decision, plan, met, amounts, books.now_ms + lease_ms)
+    hold = _as_held(decision, plan, there, amounts, books.now_ms + lease_ms)
     record = Record(
         caller.run,
         caller.key,
@@ -382,16 +380,16 @@ def _hold(books: Books, decision: Decision, judged: _Judged, lease_ms: int) -> t
     return hold, held
 
 
-def _as_held(decision: Decision, plan: Plan, met: Sequence[Met], amounts: tuple[int, ...], lease_until_ms: int) -> Hold:
+def _as_held(decision: Decision, plan: Plan, there: Standing, amounts: tuple[int, ...], lease_until_ms: int) -> Hold:
     """The hold is counted already: an advisory account that would have blocked it stands above its limit now."""
     if not layout_of(plan.charges).advisory:
-        return Hold(decision, plan, _balances(met), lease_until_ms)
+        return Hold(decision, plan, _balances(there), lease_until_ms)
     warnings = [
         _balance(spot.ceiling, row, limit)
-        for spot, row, limit in met
+        for spot, row, limit in there.met
         if spot.ceiling.basis is Basis.NONE and amounts[spot.unit] and _above(spot.charge, row, limit)
     ]
-    return Hold(decision, plan, _balances(met), lease_until_ms, tuple(warnings))
+    return Hold(decision, plan, _balances(there), lease_until_ms, tuple(warnings))
 
 
 def _same_again(books: Books, decision: Decision, call: CallRow) -> Hold | Ended:
@@ -406,15 +404,15 @@ def _same_again(books: Books, decision: Decision, call: CallRow) -> Hold | Ended
     plan = decision.ladder[record.plan]
     assert (record.selected_model, record.provider) == (plan.model, plan.provider), "two ladders use one decision id"
     run = books.run(caller.tenant, caller.run)
-    met = _meet(books, layout_of(record.charges), _own_of(record, run))
-    return _as_held(decision, plan, met, places(record.held, record.slices), call.due_ms)
+    there = _meet(books, layout_of(record.charges), _own_of(record, run))
+    return _as_held(decision, plan, there, places(record.held, record.slices), call.due_ms)
 
 
 def _refuse(books: Books, decision: Decision, judged: _Judged) -> Refusal:
     caller = decision.call.caller
     balances: dict[str, Balance] = {}
     for plan in decision.ladder:
-        for spot, row, limit in _meet_anew(books, layout_of(plan.charges), judged.own)[0]:
+        for spot, row, limit in _meet_anew(books, layout_of(plan.charges), judged.own)[0].met:
             if spot.account.key not in balances:
                 balances[spot.account.key] = _balance_aging(spot.ceiling, row, limit)
     paused = False
@@ -501,18 +499,16 @@ def _end(books: Books, call: CallRow, state: int, closing: Closing) -> Settled:
     live = call.state == LIVE
     provisional = state == EXPIRED
     charged_ms = 0 if call.closing is None else call.closing.at_ms
-    met = _meet(books, layout_of(record.charges), _own_of(record, run))
+    there = _meet(books, layout_of(record.charges), _own_of(record, run))
     held = places(record.held, record.slices)
     charges = held if provisional else places(closing.charged, None)
     alerts: list[Alert] = []
-    for (_, ceiling, _, _, unit, twin), row, limit in met:
-        if twin:
-            continue
+    for row, unit, ceiling, limit, alerts_from in there.counted:
         if live:
             row.settle(held[unit], charges[unit], provisional)
         else:
             row.correct(held[unit], charges[unit], charged_ms)
-        if limit is not None and ceiling.alerts and row.committed * _ALL >= limit * ceiling.alerts[0]:
+        if row.committed >= alerts_from and limit is not None:
             alerts += _fired(ceiling, row, limit)
     usd = closing.charged.usd
     if live:
@@ -532,7 +528,7 @@ def _end(books: Books, call: CallRow, state: int, closing: Closing) -> Settled:
     call.closing = closing
     books.change_call(call)
     books.changes += 1
-    return Settled(STATES[state], True, closing.charged, _balances(met), tuple(alerts))
+    return Settled(STATES[state], True, closing.charged, _balances(there), tuple(alerts))
 
 
 def _fired(ceiling: Ceiling, row: AccountRow, limit: int) -> list[Alert]:
@@ -564,15 +560,14 @@ def extend(books: Books, tenant: str, hold_id: str, lease_ms: int, held: Amounts
 def _hold_up_to(books: Books, tenant: str, call: CallRow, record: Record, held: Amounts, slices: Amounts | None) -> bool:
     run = books.run(tenant, record.run)
     assert run is not None
-    met = _meet(books, layout_of(record.charges), _own_of(record, run))
+    there = _meet(books, layout_of(record.charges), _own_of(record, run))
     now = places(record.held, record.slices)
     grown = tuple(map(max, now, places(held, None if record.slices is None else slices)))
     more = tuple(map(sub, grown, now))
-    if _first_blocking(met, more) is not None:
+    if _first_blocking(there, more) is not None:
         return False
-    for spot, row, _ in met:
-        if not spot.twin:
-            row.hold(more[spot.unit])
+    for row, unit, _, _, _ in there.counted:
+        row.hold(more[unit])
     run.hold(more[0])
     call.record = record._replace(held=Amounts(*grown[:3]), slices=None if record.slices is None else Amounts(*grown[3:]))
     call.packed = None
