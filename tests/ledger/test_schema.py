@@ -6,11 +6,25 @@ import apsw
 import orjson
 import pytest
 
-from gateway.core.windows import LIFETIME
-from gateway.ledger.contract import Barred, Barrier, Ended, HoldState, LedgerUnavailable, RunState
+from gateway.core.windows import LIFETIME, rolling
+from gateway.ledger.contract import Barred, Barrier, Ended, HoldState, Keep, LedgerUnavailable, RunState
 from gateway.ledger.sqlite.ledger import SqliteLedger, adopt
 from gateway.ledger.witness import Witness
-from tests.ledger.builders import LEASE_MS, START_MS, TENANT, account, caller, day_of, decision, settlement
+from tests.ledger.asking import hold
+from tests.ledger.builders import (
+    DAY_MS,
+    LEASE_MS,
+    START_MS,
+    TENANT,
+    account,
+    caller,
+    charge,
+    day_of,
+    decision,
+    own_run_charge,
+    plan,
+    settlement,
+)
 from tests.support.clock import Clock
 
 VERSION_1 = """
@@ -33,6 +47,33 @@ CREATE TABLE spend (tenant TEXT NOT NULL, day INTEGER NOT NULL, owner TEXT NOT N
     PRIMARY KEY (tenant, day, owner, run, model, provider, dimensions)) STRICT, WITHOUT ROWID;
 CREATE TABLE acts (number INTEGER PRIMARY KEY, tenant TEXT NOT NULL, at_ms INTEGER NOT NULL, who TEXT NOT NULL, act TEXT NOT NULL,
     what TEXT NOT NULL, why TEXT NOT NULL) STRICT;
+"""
+# What version 2 had otherwise than this one. Of a file of this one, it makes a file of that one.
+TO_VERSION_2 = """
+ALTER TABLE accounts RENAME TO new_accounts;
+ALTER TABLE runs RENAME TO new_runs;
+DROP INDEX accounts_of_run; DROP INDEX accounts_by_end; DROP INDEX runs_by_use; DROP INDEX runs_by_owner;
+CREATE TABLE accounts (id INTEGER PRIMARY KEY, tenant TEXT NOT NULL, key TEXT NOT NULL,
+    committed INTEGER NOT NULL CHECK (committed >= 0), reserved INTEGER NOT NULL CHECK (reserved >= 0),
+    unconfirmed INTEGER NOT NULL CHECK (unconfirmed BETWEEN 0 AND committed), alerted INTEGER NOT NULL, end_ms INTEGER NOT NULL,
+    carried INTEGER NOT NULL, adjusted INTEGER NOT NULL, stored_limit INTEGER, buckets TEXT, run TEXT NOT NULL,
+    UNIQUE (tenant, key)) STRICT;
+CREATE INDEX accounts_of_run ON accounts (tenant, run) WHERE run <> '';
+CREATE INDEX accounts_by_end ON accounts (end_ms) WHERE end_ms < 9007199254740992;
+CREATE TABLE runs (id INTEGER PRIMARY KEY, tenant TEXT NOT NULL, run TEXT NOT NULL, first_ms INTEGER NOT NULL, owner TEXT NOT NULL,
+    state INTEGER NOT NULL, paused_no INTEGER, paused_by TEXT NOT NULL, own_limit INTEGER, raised INTEGER NOT NULL, asked INTEGER,
+    issued INTEGER NOT NULL, placed INTEGER NOT NULL, ancestry TEXT NOT NULL, recent TEXT,
+    committed INTEGER NOT NULL CHECK (committed >= 0), reserved INTEGER NOT NULL CHECK (reserved >= 0),
+    unconfirmed INTEGER NOT NULL CHECK (unconfirmed BETWEEN 0 AND committed), calls INTEGER NOT NULL CHECK (calls >= 0),
+    last_ms INTEGER NOT NULL, latest TEXT, used_s INTEGER NOT NULL, quiet INTEGER NOT NULL, UNIQUE (tenant, run)) STRICT;
+CREATE INDEX runs_by_use ON runs (tenant, used_s, run);
+CREATE INDEX runs_by_owner ON runs (tenant, owner, quiet, used_s, run);
+INSERT INTO accounts SELECT id, tenant, key, committed, reserved, unconfirmed, alerted, end_ms, carried, adjusted, stored_limit, buckets,
+    run FROM new_accounts JOIN account_sums USING (id);
+INSERT INTO runs SELECT id, tenant, run, first_ms, owner, state, paused_no, paused_by, own_limit, raised, asked, issued, placed,
+    ancestry, recent, committed, reserved, unconfirmed, calls, last_ms, latest, used_s, quiet FROM new_runs JOIN run_sums USING (id);
+DROP TABLE new_accounts; DROP TABLE account_sums; DROP TABLE new_runs; DROP TABLE run_sums;
+UPDATE meta SET version = 2;
 """
 KEY = "run-ceiling|run=r1|lifetime|usd"
 
@@ -118,6 +159,27 @@ async def test_an_old_file_knows_what_it_knew(old_file: Path, clock: Clock) -> N
         ("limit", "ann", "why"),
     ]
     await ledger.close()
+
+
+async def test_a_file_of_version_2_ends_with_the_tables_of_a_new_one_and_all_its_rows(tmp_path: Path, clock: Clock) -> None:
+    path = tmp_path / "ledger.db"
+    ledger = await opened(path, clock)
+    for number in range(12):
+        charges = own_run_charge(f"r{number}", alerts=(500_000,)), charge(account("rate", window=rolling(DAY_MS)), 1_000)
+        held = await hold(ledger, decision(plan(*charges, usd=60), of=caller(f"r{number}", agent="a"), run_limit=90))
+        if number % 3:
+            await ledger.commit(TENANT, held.id, settlement(50 + number))
+    await ledger.sweep(Keep(0, 0), 2)  # gaps in the numbers of the rows
+    before = [row async for row in ledger.dump()]
+    await ledger.close()
+    new_tables = tables_of(path)
+    connection = apsw.Connection(str(path))
+    connection.execute(TO_VERSION_2)
+    connection.close()
+    assert tables_of(path) != new_tables
+    again = await opened(path, clock)
+    assert (tables_of(path), [row async for row in again.dump()]) == (new_tables, before)
+    await again.close()
 
 
 async def test_the_holds_of_an_old_file_settle_as_any_other(old_file: Path, clock: Clock) -> None:

@@ -14,6 +14,8 @@ import pytest
 from gateway.core.scopes import Amounts
 from gateway.core.values import Balance, Decision, Ending, Hold, RunTerms
 from gateway.ledger.contract import Barred, Ended, HoldState, LedgerUnavailable, Refusal, SetLimit, Settled
+from gateway.ledger.sqlite import steps
+from gateway.ledger.sqlite.books import Books
 from gateway.ledger.sqlite.ledger import SqliteLedger
 from gateway.ledger.witness import Witness
 from tests.ledger.asking import hold
@@ -309,6 +311,21 @@ async def test_a_batch_that_fails_takes_back_what_its_steps_did_to_an_account_th
     last = await hold(ledger, decision())
     assert [(each.committed, each.reserved) for each in last.balances] == [(7, 40)]
     assert [(each.committed, each.reserved) for each in [await balance_of(ledger)]] == [(7, 40)]
+
+
+async def test_a_step_that_fails_half_way_leaves_nothing_to_the_batches_behind_it(ledger: SqliteLedger) -> None:
+    def half(books: Books, decided: Decision) -> None:
+        steps.reserve(books, decided, LEASE_MS)
+        raise ZeroDivisionError
+
+    held = await hold(ledger, decision())
+    with pytest.raises(ZeroDivisionError):
+        await ledger._ask(half, decision())
+    await hold(ledger, decision(plan(charge(account("another"))), of=caller("r2")))
+    view, balance = await ledger.run(TENANT, "r1"), await balance_of(ledger)
+    assert view is not None
+    assert (view.reserved, view.calls, view.accounts, balance.reserved) == (10, 1, held.balances, 10)
+    assert [each.run for each in await ledger.holds(TENANT, None, 10)] == ["r1", "r2"]
 
 
 async def test_each_of_many_runs_in_one_batch_has_its_own_sums(ledger: SqliteLedger, tmp_path: Path, clock: Clock) -> None:

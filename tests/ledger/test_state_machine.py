@@ -146,7 +146,8 @@ def decisions(draw: st.DrawFn, now_ms: int, model: Model, plans: int = 3) -> Dec
     ladder = []
     slicing = draw(st.sampled_from(((), (*KINDS, "share"), *SOME_SLICED)))
     # The calls of one caller share their charges, and what a store knows of those.
-    earlier = [call.plan.charges for call in model.history if call.decision.call.caller.run == who.run]
+    others = [(call.decision.call.caller, call.plan.charges) for call in model.history]
+    earlier = [charged for other, charged in others if (other.tenant, other.run) == (who.tenant, who.run)]
     for place in range(draw(st.integers(1, plans))):
         if earlier and draw(st.integers(0, 2)) == 2:
             charged = draw(st.sampled_from(earlier))
