@@ -144,7 +144,8 @@ class Settling:
         self._usage, self._ending = usage, ending
         self._began_s = time.perf_counter()
         try:
-            step = asyncio.ensure_future(self._give_back(ending) if settlement is None else self._charge(settlement))
+            asked = self._give_back(ending) if settlement is None else self._charge(settlement)
+            step = asked if isinstance(asked, asyncio.Future) else asyncio.ensure_future(asked)
         except (LedgerUnavailable, LedgerLost) as failure:  # closed: it takes no more steps
             self._not_taken(failure)
             return

@@ -435,6 +435,17 @@ def test_a_policy_may_read_other_headers(passthrough: Identity) -> None:
     assert caller_of(passthrough, ("X-Squad", "blue"), ("X-Agent-Id", "a1"), rules=rules).dimensions == (("squad", "blue"),)
 
 
+def test_the_policy_in_force_says_which_headers_count_whatever_the_one_before_said(passthrough: Identity) -> None:
+    sent = (("X-Squad", "blue"), ("X-Agent-Id", "a1"))
+    squads = policy(identity=(("squad", (Source("header", "x-squad"),)),))
+    agents = replace(squads, identity=(("agent", (Source("header", "x-agent-id"),)),))
+    nobody = replace(squads, identity=())
+    for _ in range(2):
+        assert caller_of(passthrough, *sent, rules=squads).dimensions == (("squad", "blue"),)
+        assert caller_of(passthrough, *sent, rules=agents).dimensions == (("agent", "a1"),)
+        assert caller_of(passthrough, *sent, rules=nobody).dimensions == ()
+
+
 @pytest.mark.parametrize(
     "pairs",
     [[("X-Agent-Id", "a"), ("x-agent-id", "a")], [("X-Agent-Id", "a\x00b")], [("X-Agent-Id", "x" * 513)]],

@@ -249,7 +249,8 @@ class ResilientLedger:
             self._put(ending)
             return ending.future
         try:
-            step = asyncio.ensure_future(_ask(self._there(), entry))
+            asked = _ask(self._there(), entry)
+            step = asked if isinstance(asked, asyncio.Future) else asyncio.ensure_future(asked)
         except (LedgerUnavailable, LedgerLost) as failure:
             self._noticed(entry.tenant, failure)
             self._put(ending)

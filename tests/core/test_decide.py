@@ -7,11 +7,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gateway.core.catalog import Rates
+from gateway.core.catalog import Catalog, Rates, Route
 from gateway.core.decide import Reach, Rulebook, Unservable
 from gateway.core.money import Microcents
 from gateway.core.policy import Missing, ModelPolicy, OutputPolicy
 from gateway.core.scopes import Amounts, Unit
+from gateway.core.tokens import TokenCounter
 from gateway.core.values import Decision, Directives, Image, Mode, Output, Part, Usage, UsageSource
 from tests.support.clock import NOW_MS
 from tests.support.records import USD, caller
@@ -20,6 +21,7 @@ from tests.support.rulebooks import (
     MEDIUM,
     RUN_CEILING,
     SMALL,
+    Words,
     budget,
     call,
     catalog,
@@ -546,3 +548,17 @@ def test_output_that_the_request_fixes_is_held_whole_or_refused() -> None:
     assert refused.code == "not_estimable"
     assert "20000 output tokens" in refused.message
     assert "output.max_tokens" in refused.message
+
+
+def test_a_plans_route_is_its_providers_as_the_rulebook_that_made_it_prices_it() -> None:
+    there = Route("elsewhere", model("big-there", 20, provider="elsewhere"))
+
+    def priced(output_usd: int) -> Rulebook:
+        here = model("big", output_usd)
+        known = Catalog("prices-1", {"big": here}, routes={"big": (Route("openai", here), there)})
+        return Rulebook(policy(), known, TokenCounter(lambda _: Words()))
+
+    cheap, dear = priced(30), priced(90)
+    for rules, output_usd in ((cheap, 30), (dear, 90), (cheap, 30)):
+        assert rules.route(decide(rules).ladder[0]).model.tiers[0].output == output_usd * USD
+        assert rules.route(decide(rules, served=["elsewhere"]).ladder[0]) is there
