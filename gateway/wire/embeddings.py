@@ -11,6 +11,7 @@ import orjson
 from gateway.core.meter import Meter
 from gateway.core.values import Output, Part, Usage, UsageSource
 from gateway.wire.body import parse_object
+from gateway.wire.bulk import parsed_without
 from gateway.wire.dialect import Dialect
 from gateway.wire.headers import RequestHeaders
 from gateway.wire.inputs import inputs
@@ -80,7 +81,7 @@ def read_usage(usage: Any) -> Usage | None:
 def read_answer(body: bytes, meter: Meter) -> None:
     """One that can't be read has used what was estimated."""
     try:
-        answer = orjson.loads(body)
+        answer = parsed_without("embedding", body)
     except orjson.JSONDecodeError:
         return
     reported = fields_of(fields_of(answer).get("usage"))

@@ -17,6 +17,7 @@ from gateway.core.meter import Meter
 from gateway.core.values import Image, Output, Part, Usage, UsageSource
 from gateway.wire import media, multipart
 from gateway.wire.body import parse_object
+from gateway.wire.bulk import parsed_without
 from gateway.wire.dialect import Dialect
 from gateway.wire.form import FormRequest, files_of, switch, texts_of, whole, word
 from gateway.wire.headers import RequestHeaders
@@ -230,7 +231,7 @@ def read_usage(usage: Any) -> Usage | None:
 
 def read_answer(body: bytes, meter: Meter) -> None:
     try:
-        answer = orjson.loads(body)
+        answer = parsed_without("b64_json", body)
     except orjson.JSONDecodeError:
         return
     reported = fields_of(fields_of(answer).get("usage"))
