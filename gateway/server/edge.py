@@ -12,7 +12,7 @@ import itertools
 import re
 import secrets
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Final, Literal, TypeAlias
@@ -20,6 +20,7 @@ from typing import Final, Literal, TypeAlias
 from multidict import CIMultiDictProxy
 
 from gateway.buffers import Buffers
+from gateway.server.accepting import Acceptor, bound
 from gateway.server.connection import Bounds, Connection, Listener, Report, Timeouts
 from gateway.server.guards import Guards
 from gateway.server.outlet import HttpOutlet
@@ -31,7 +32,6 @@ from gateway.wire.dialects import shape_for
 from gateway.wire.exchange import ClientGone, Headers, Inbound
 from gateway.wire.problem import Problem, Refused, problem
 
-BACKLOG: Final = 2048
 SETTLE_S: Final = 10.0  # after `settle`: how long exchanges may take to end by themselves
 CANCEL_S: Final = 2.0  # after their connections were aborted, and again after they were cancelled
 
@@ -80,7 +80,7 @@ class Edge:
         self._bodies = Buffers(max(limits.max_bodies, limits.max_request))
         self._kept: dict[HttpOutlet, int] = {}  # bytes of large bodies, each until its exchange has ended
         self._listener: Listener | None = None
-        self._servers: list[asyncio.Server] = []
+        self._acceptors: list[Acceptor] = []
         self._live: dict[HttpOutlet, asyncio.Task[None] | None] = {}
         self._none_live: asyncio.Event | None = None  # only while draining
 
@@ -104,19 +104,18 @@ class Edge:
 
     async def listen(self, host: str, port: int) -> int:
         """Accepts connections; returns the port (for port 0). OSError if the address can't be had."""
-        server = await asyncio.get_running_loop().create_server(self._ready(), host, port, backlog=BACKLOG)
-        return self._accepting(server)
+        return self._accept_on(await bound(host, port))
 
     async def listen_on(self, listening: socket.socket) -> int:
         """The same on a socket that is bound already, which worker processes share."""
-        server = await asyncio.get_running_loop().create_server(self._ready(), sock=listening, backlog=BACKLOG)
-        return self._accepting(server)
+        return self._accept_on([listening])
 
     async def drain(self, grace_s: float, settle: Callable[[], None]) -> None:
         """Stops accepting and closes idle connections at once; exchanges may go on for `grace_s`; then `settle` tells their handlers to end
         them, and whoever has not ended `SETTLE_S` later loses its connection."""
-        for server in self._servers:
-            server.close()
+        for acceptor in self._acceptors:
+            acceptor.close()
+        self._acceptors.clear()
         if self._listener is None:
             return
         self._listener.draining = True
@@ -145,9 +144,10 @@ class Edge:
             self._listener = Listener(self, bounds, fresh_id)
         return self._listener
 
-    def _accepting(self, server: asyncio.Server) -> int:
-        self._servers.append(server)
-        port: int = server.sockets[0].getsockname()[1]
+    def _accept_on(self, sockets: Sequence[socket.socket]) -> int:
+        listener = self._ready()
+        port: int = sockets[0].getsockname()[1]
+        self._acceptors += [Acceptor(each, listener, self._report) for each in sockets]
         return port
 
     async def _ends_within(self, seconds: float) -> bool:

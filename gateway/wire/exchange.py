@@ -1,4 +1,4 @@
-"""One HTTP exchange as the flow sees it: what came in, and where the answer goes. The server adapts aiohttp to these."""
+"""One HTTP exchange as the flow sees it: what came in, and where the answer goes. The server adapts HTTP to these."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
