@@ -231,7 +231,7 @@ class RedisLedger:
     def _reserve(self, tenant: Tenant, decision: Decision, lease_ms: int) -> Awaitable[Reserved]:
         slots, keys, tail = self._slots, tenant.keys, decision.id.removeprefix("bdg_")
         shape = tenant.shapes.of(decision)
-        plain = shape.plain_of(keys, decision)
+        plain = shape.plain_of(slots.scripts, keys, tenant.epoch, decision)
 
         def read(reply: Any) -> Reserved:
             if type(reply) is bytes:
@@ -243,8 +243,11 @@ class RedisLedger:
             slots.checked(tenant, reply)
             if reply[0] == HELD:
                 number = shape.texts[id(decision.ladder[reply[4] - 1].charges)] - 1
-                runs = 1 + len(decision.call.caller.ancestry)
-                known = Known(shape.lines[number], reply[2] // DAY_MS, runs, shape.settled, shape.accounts[number])
+                if plain is not None and reply[4] == 1:
+                    known = plain.known(reply[2])
+                else:
+                    runs = 1 + len(decision.call.caller.ancestry)
+                    known = Known(shape.lines[number], reply[2] // DAY_MS, runs, shape.settled, shape.accounts[number])
                 self._remember(tenant.name, tail, known)
             shape.held_long = reply[0] in (REFUSED, BARRED)
             return reserved(shape, decision, reply)
@@ -260,14 +263,10 @@ class RedisLedger:
             args = (tenant.sequence, *arguments(shape, decision, tail, lease_ms))
             return slots.command_of(tenant, slots.scripts.reserve, named, args)
 
-        if plain is None:
+        if plain is None or shape.held_long:
             future = slots.ask(tenant, in_full())
         else:
-            command = slots.command_of(
-                *(tenant, slots.scripts.hold, (keys.call(tail), *plain.after)),
-                plain.arguments(tenant.sequence, decision, tail, lease_ms),
-            )
-            future = slots.ask(tenant, command, in_full)
+            future = slots.ask(tenant, plain.hold(tenant.sequence, decision, tail, lease_ms), in_full)
         return _Reserving(self, tenant.name, decision.hold_id, future, read)
 
     def _remember(self, tenant: str, tail: str, known: Known) -> None:
@@ -313,11 +312,7 @@ class RedisLedger:
 
         plainly = known.plainly
         if state is HoldState.COMMITTED and plainly is not None:
-            command = slots.command_of(
-                *(tenant, slots.scripts.commit, (tenant.keys.call(tail), *plainly.after)),
-                plainly.arguments(tenant.sequence, cost, tail, closing),
-            )
-            return _Ending(slots.ask(tenant, command, in_full), read)
+            return _Ending(slots.ask(tenant, plainly.commit(tenant.sequence, cost, tail, closing), in_full), read)
         return _Ending(slots.ask(tenant, in_full()), read)
 
     def _command_to_end(

@@ -71,13 +71,8 @@ class Lines:
 
     def balances(self, told: Sequence[Any]) -> tuple[Balance, ...]:
         """`told`: limit (None or -1: none), committed, reserved, unconfirmed per account."""
-        found = []
-        at = 0
-        for account, mode in self.unique:
-            limit = told[at]
-            found.append(Balance(account, None if limit == -1 else limit, told[at + 1], told[at + 2], told[at + 3], mode))
-            at += 4
-        return tuple(found)
+        rows = zip(self.unique, told[::4], told[1::4], told[2::4], told[3::4], strict=True)
+        return tuple([Balance(each[0], None if limit == -1 else limit, c, r, u, each[1]) for each, limit, c, r, u in rows])
 
 
 def _unit(charge: Charge) -> int:

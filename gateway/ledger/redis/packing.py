@@ -13,6 +13,16 @@ _SIZES: Final = dict(_TEXTS)
 _SHORT: Final = 0xA0
 
 
+def _head(size: int) -> bytes:
+    if size < 32:
+        return bytes((_SHORT | size,))
+    mark, width = next((mark, width) for mark, width in _TEXTS if size < 1 << 8 * width)
+    return bytes((mark,)) + size.to_bytes(width, "big")
+
+
+_HEADS: Final = tuple([_head(size) for size in range(1_024)])
+
+
 def packed_numbers(*numbers: int) -> bytes:
     return struct.pack(f"<{len(numbers)}d", *numbers)
 
@@ -22,17 +32,12 @@ def unpacked_numbers(data: bytes) -> list[int]:
 
 
 def packed_texts(*texts: str | bytes) -> bytes:
-    pieces = []
-    for each in texts:
-        text = each.encode("utf-8", "surrogatepass") if isinstance(each, str) else each
-        size = len(text)
-        if size < 32:
-            pieces.append(bytes((_SHORT | size,)))
-        else:
-            mark, width = next((mark, width) for mark, width in _TEXTS if size < 1 << 8 * width)
-            pieces.append(bytes((mark,)) + size.to_bytes(width, "big"))
-        pieces.append(text)
-    return b"".join(pieces)
+    return b"".join([packed_text(each.encode("utf-8", "surrogatepass") if isinstance(each, str) else each) for each in texts])
+
+
+def packed_text(text: bytes) -> bytes:
+    size = len(text)
+    return (_HEADS[size] if size < len(_HEADS) else _head(size)) + text
 
 
 def unpacked_texts(data: bytes) -> Sequence[bytes]:

@@ -20,6 +20,7 @@ from gateway.ledger.contract import LedgerUnavailable, OutcomeUnknown, Unfit
 from gateway.store_url import Address, StoreUrl, Tls, shown
 
 Argument: TypeAlias = str | bytes | int
+Command: TypeAlias = tuple[Argument, ...] | bytes
 
 _PAUSE_FIRST_S: Final = 0.01  # before the connection is made again, doubled up to the last
 _PAUSE_LAST_S: Final = 1.0
@@ -47,12 +48,21 @@ class ServerError(LedgerUnavailable):
         self.code = code
 
 
+def bulk(*args: Argument) -> bytes:
+    """Arguments as the protocol has them: a command, where its own number of them stands before."""
+    return _packed(args).partition(b"\r\n")[2]
+
+
+def _bytes_of(command: Command) -> bytes:
+    return command if isinstance(command, bytes) else _packed(command)
+
+
 class Asked:
-    """One command under way, and who waits for its reply."""
+    """One command under way, and who waits for its reply. `args`: bytes where it was packed before."""
 
     __slots__ = ("args", "deadline", "future")
 
-    def __init__(self, args: tuple[Argument, ...], future: "asyncio.Future[Any]", deadline: float) -> None:
+    def __init__(self, args: Command, future: "asyncio.Future[Any]", deadline: float) -> None:
         self.args = args
         self.future = future
         self.deadline = deadline  # by the loop's clock
@@ -110,7 +120,7 @@ class _Replicas(Asked):
     __slots__ = ("answers", "number")
 
     def __init__(self, number: int, within_ms: int, deadline: float) -> None:
-        self.args = ("WAIT", number, within_ms)
+        self.args: Command = ("WAIT", number, within_ms)
         self.deadline = deadline
         self.number = number
         self.answers: list[tuple[Asked, object]] = []
@@ -157,7 +167,7 @@ class _Wire(asyncio.Protocol):
     def send(self, asked: Asked) -> None:
         if not self._out:
             self._loop.call_soon(self._flush)
-        self._out.append(_packed(asked.args))
+        self._out.append(_bytes_of(asked.args))
         if not self.pending:
             self._heard_at = self._loop.time()
         self.pending.append(asked)
@@ -183,7 +193,7 @@ class _Wire(asyncio.Protocol):
 
     def _flush(self) -> None:
         if self._replicas is not None:
-            self._out.append(_packed(self._replicas.args))
+            self._out.append(_bytes_of(self._replicas.args))
             self.pending.append(self._replicas)
             self._replicas = None
         out, self._out = self._out, []

@@ -17,7 +17,7 @@ from typing import Any, Final
 
 from gateway.core.record import record
 from gateway.ledger.contract import Impossible, LedgerUnavailable, OutcomeUnknown, Unfit
-from gateway.ledger.redis.resp import IMPOSSIBLE, Argument, Asked, Link, ServerError
+from gateway.ledger.redis.resp import IMPOSSIBLE, Argument, Asked, Command, Link, ServerError
 from gateway.store_url import Address, StoreUrl, Topology, shown
 
 SLOTS: Final = 16_384
@@ -53,10 +53,10 @@ class _Call(Asked):
         self,
         servers: "Servers",
         key: str,
-        args: tuple[Argument, ...],
+        args: Command,
         deadline: float,
         future: "asyncio.Future[Any]",
-        otherwise: Callable[[], tuple[Argument, ...]] | None,
+        otherwise: Callable[[], Command] | None,
         *,
         idempotent: bool,
         replicated: bool,
@@ -206,8 +206,8 @@ class Servers(ABC):
     def ask(
         self,
         key: str,
-        args: tuple[Argument, ...],
-        otherwise: Callable[[], tuple[Argument, ...]] | None = None,
+        args: Command,
+        otherwise: Callable[[], Command] | None = None,
         *,
         idempotent: bool = False,
         replicated: bool = False,
@@ -241,11 +241,11 @@ class Servers(ABC):
     def _refused(self, call: _Call, error: ServerError, where: Address) -> None:
         if error.code in ("MOVED", "ASK"):
             self._redirected(call, error, where)
-        elif error.code == "NOSCRIPT" and call.tellings < _TELLINGS and str(call.args[1]) in self._scripts:
+        elif error.code == "NOSCRIPT" and call.tellings < _TELLINGS and _sha_of(call.args) in self._scripts:
             call.tellings += 1
             for link in self._links():
                 if link.address == where:  # in a cluster whose slots move, not always the one that the key leads to
-                    link.tell("SCRIPT", "LOAD", self._scripts[str(call.args[1])])
+                    link.tell("SCRIPT", "LOAD", self._scripts[_sha_of(call.args)])
             self.send(call)
         elif error.code in _LATER:
             if error.code in _REPLICA_NOW:
@@ -318,6 +318,11 @@ class Servers(ABC):
 
 
 _WRONG_TOPOLOGY: Final = "{where} is part of a cluster: write redis+cluster://{where} as the ledger's URL"
+
+
+def _sha_of(command: Command) -> str:
+    """Of an EVALSHA."""
+    return command.split(b"\r\n", 5)[4].decode() if isinstance(command, bytes) else str(command[1])
 
 
 def read_info(reply: bytes) -> dict[str, str]:

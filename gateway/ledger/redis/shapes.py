@@ -4,7 +4,7 @@ same charges, and is put together once."""
 from collections.abc import Sequence
 from datetime import UTC, date, datetime, timedelta
 from functools import lru_cache
-from struct import unpack
+from struct import Struct, unpack
 from typing import Any, Final, NamedTuple
 from urllib.parse import quote
 
@@ -17,7 +17,9 @@ from gateway.ledger.layout import places, windows_of
 from gateway.ledger.redis.kept import keep_call_texts, keep_run_texts
 from gateway.ledger.redis.keys import TenantKeys
 from gateway.ledger.redis.lines import Lines, group_end, group_start, rest_of
-from gateway.ledger.redis.packing import packed_numbers, packed_texts
+from gateway.ledger.redis.packing import packed_numbers, packed_text, packed_texts
+from gateway.ledger.redis.resp import bulk
+from gateway.ledger.redis.scripts import Scripts
 from gateway.ledger.states import STATES
 
 # What the scripts answer.
@@ -85,14 +87,14 @@ class Shape:
         if len(names) > len(self.runs):
             self.runs = (*self.runs, keys.run(names[-1]))
 
-    def plain_of(self, keys: TenantKeys, decision: Decision) -> "Plain | None":
+    def plain_of(self, scripts: Scripts, keys: TenantKeys, epoch: str, decision: Decision) -> "Plain | None":
         """None: it takes reserve.lua."""
-        if not self.usual or self.held_long:
+        if not self.usual:
             return None
         plan = decision.ladder[0]
         plain = self.plain.get((plan.model, plan.provider))
         if plain is None:
-            plain = self.plain[plan.model, plan.provider] = Plain(keys, self, decision)
+            plain = self.plain[plan.model, plan.provider] = Plain(scripts, keys, epoch, self, decision)
         return plain
 
     def _offsets(self) -> list[int]:
@@ -103,20 +105,6 @@ class Shape:
         return offsets
 
 
-class Plainly(NamedTuple):
-    """What commit.lua is sent of a hold."""
-
-    after: tuple[str, ...]  # keys behind the call's
-    texts: int  # of texts among KEYS
-    terms: bytes
-    group: str
-
-    def arguments(self, seen: int, cost: Amounts, tail: str, closing: bytes) -> tuple[str | bytes | int, ...]:
-        """ARGV of commit.lua, from the second on."""
-        numbers = packed_numbers(seen, self.texts, cost.usd, cost.tokens, cost.calls)
-        return numbers, tail, self.terms, self.group, packed_texts(closing)
-
-
 class Known(NamedTuple):
     """What names the keys of a hold. All of it stays as it is for as long as the hold is on record."""
 
@@ -125,42 +113,55 @@ class Known(NamedTuple):
     runs: int
     around: tuple[str, ...]  # its keys behind the day's spend
     accounts: tuple[str, ...]
-    plainly: Plainly | None = None  # None: commit.lua does not know how
+    plainly: "Plainly | None" = None  # None: commit.lua does not know how
 
 
 class Plain:
-    """What the short scripts are sent, over and over, of calls of a shape whose first plan is by one model of one provider."""
+    """The commands that the short scripts are called with, of calls of a shape whose first plan is by one model of one provider: all but
+    what is each call's own is packed once."""
 
-    __slots__ = ("_days", "_group", "_keys", "_names", "_shape", "after", "count", "names", "record", "terms")
+    __slots__ = ("_after_key", "_days", "_epoch", "_group", "_head", "_keys", "_names", "_scripts", "_shape", "_terms", "_texts")
 
-    def __init__(self, keys: TenantKeys, shape: Shape, decision: Decision) -> None:
+    def __init__(self, scripts: Scripts, keys: TenantKeys, epoch: str, shape: Shape, decision: Decision) -> None:
         caller, rules, lines, plan = decision.call.caller, decision.terms, shape.lines[0], decision.ladder[0]
         run_limit = decision.call.directives.run_limit
         watched = rules.max_active is not None and not caller.run_issued
+        self._scripts = scripts
         self._keys = keys
-        self._names = names = (caller.run, *caller.ancestry)
+        self._epoch = epoch
         self._shape = shape
+        self._names = names = (caller.run, *caller.ancestry)
         self._group = shape.group + group_end(plan.model, plan.provider)
         self._days: dict[int, Known] = {}
         texts = (*shape.runs, *shape.accounts[0])
-        self.count = 2 + len(texts)  # of texts among KEYS
+        self._texts = 2 + len(texts)  # among KEYS
         recent = [keys.recent(caller.run)] if rules.same_request else []
-        self.after = (*texts, keys.leases, keys.active(caller.key), keys.runs, keys.owner(caller.key), *recent)
-        self.record = keep_call_texts(lines.text, lines.names, caller.ancestry, self._group)
-        self.names = packed_texts(
-            *[
-                text
-                for place, name in enumerate(names)
-                for text in (keep_run_texts(caller.key, "", caller.ancestry[place:]), name)
-            ]
-        )
-        self.terms = packed_numbers(
+        after = (*texts, keys.leases, keys.active(caller.key), keys.runs, keys.owner(caller.key), *recent)
+        begins = [keep_run_texts(caller.key, "", caller.ancestry[place:]) for place in range(len(names))]
+        terms = packed_numbers(
             *(*windows_of(lines.charges), -1 if run_limit is None else run_limit, caller.run_issued),
             *(rules.idle_ms if watched else -1, rules.same_request, rules.within_calls, len(names)),
             *lines.to_hold(names),
         )
+        record = keep_call_texts(lines.text, lines.names, caller.ancestry, self._group)
+        self._head = _head(scripts.hold, keys.meta, len(after), 7)
+        self._after_key = bulk(*after, epoch)
+        self._terms = bulk(terms, packed_texts(*[text for pair in zip(begins, names, strict=True) for text in pair]), record)
 
-    def known(self, at_ms: int) -> Known:
+    def hold(self, seen: int, decision: Decision, tail: str, lease_ms: int) -> bytes:
+        plan = decision.ladder[0]
+        held, first = plan.held, None if plan.slice is None else plan.slice.cost
+        if first is None:
+            numbers = _SIX.pack(seen, self._texts, lease_ms, held.usd, held.tokens, held.calls)
+        else:
+            numbers = packed_numbers(seen, self._texts, lease_ms, *places(held, first))
+        fingerprint = decision.call.fingerprint
+        texts = (packed_texts(fingerprint) if fingerprint else _EMPTY) + packed_text(rest_of(decision))
+        key, name = self._keys.call(tail).encode(), tail.encode()
+        own = (len(key), key, self._after_key, len(numbers), numbers, len(name), name, self._terms, len(texts), texts)
+        return self._head + b"$%d\r\n%b\r\n%b$%d\r\n%b\r\n$%d\r\n%b\r\n%b$%d\r\n%b\r\n" % own
+
+    def known(self, at_ms: int) -> "Known":
         """Of a hold that was made then."""
         day = at_ms // DAY_MS
         known = self._days.get(day)
@@ -169,18 +170,38 @@ class Plain:
             lines, accounts = shape.lines[0], shape.accounts[0]
             after = (*shape.runs, *accounts, keys.leases, keys.ended, keys.days, keys.spend(day))
             terms = packed_numbers(day, len(names), *lines.to_commit(names))
-            known = Known(lines, day, len(names), shape.settled, accounts, Plainly(after, len(after) - 2, terms, self._group))
+            head, after_key = _head(self._scripts.commit, keys.meta, len(after), 6), bulk(*after, self._epoch)
+            plainly = Plainly(keys, self._texts, head, after_key, bulk(terms, self._group))
+            known = Known(lines, day, len(names), shape.settled, accounts, plainly)
             self._days = {day: known}  # of the day before, nothing more is held
         return known
 
-    def arguments(self, seen: int, decision: Decision, tail: str, lease_ms: int) -> tuple[str | bytes | int, ...]:
-        """ARGV of hold.lua, from the second on."""
-        plan = decision.ladder[0]
-        held, first = plan.held, None if plan.slice is None else plan.slice.cost
-        amounts = (held.usd, held.tokens, held.calls) if first is None else places(held, first)
-        numbers = packed_numbers(seen, self.count, lease_ms, *amounts)
-        texts = packed_texts(decision.call.fingerprint, rest_of(decision))
-        return numbers, tail, self.terms, self.names, self.record, texts
+
+class Plainly(NamedTuple):
+    """What commit.lua is sent of a hold."""
+
+    keys: TenantKeys
+    texts: int  # among KEYS
+    head: bytes
+    after_key: bytes
+    terms: bytes
+
+    def commit(self, seen: int, cost: Amounts, tail: str, closing: bytes) -> bytes:
+        numbers = _FIVE.pack(seen, self.texts, cost.usd, cost.tokens, cost.calls)
+        text = packed_text(closing)
+        key, name = self.keys.call(tail).encode(), tail.encode()
+        own = (len(key), key, self.after_key, len(numbers), numbers, len(name), name, self.terms, len(text), text)
+        return self.head + b"$%d\r\n%b\r\n%b$%d\r\n%b\r\n$%d\r\n%b\r\n%b$%d\r\n%b\r\n" % own
+
+
+def _head(sha: str, meta: str, keys: int, args: int) -> bytes:
+    """An EVALSHA up to the call's key. `keys`: how many there are behind that. `args`: of the script."""
+    return b"*%d\r\n%b" % (5 + keys + args, bulk("EVALSHA", sha, 2 + keys, meta))
+
+
+_FIVE: Final = Struct("<5d")
+_SIX: Final = Struct("<6d")
+_EMPTY: Final = packed_texts("")
 
 
 class Shapes:

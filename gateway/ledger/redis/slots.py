@@ -12,7 +12,7 @@ from typing import Any, Final
 
 from gateway.ledger.contract import LedgerLost, LedgerUnavailable
 from gateway.ledger.redis.keys import TENANTS, TenantKeys
-from gateway.ledger.redis.resp import Argument
+from gateway.ledger.redis.resp import Argument, Command
 from gateway.ledger.redis.scripts import Scripts
 from gateway.ledger.redis.servers import Servers
 from gateway.ledger.redis.shapes import LOST, Shapes
@@ -176,9 +176,7 @@ class Slots:
         """A script's. `keys`: without meta, which is always the first. `args`: without the epoch, which is too."""
         return ("EVALSHA", sha, len(keys) + 1, tenant.keys.meta, *keys, tenant.epoch, *args)
 
-    def ask(
-        self, tenant: Tenant, command: tuple[Argument, ...], otherwise: Callable[[], tuple[Argument, ...]] | None = None
-    ) -> "asyncio.Future[Any]":
+    def ask(self, tenant: Tenant, command: Command, otherwise: Callable[[], Command] | None = None) -> "asyncio.Future[Any]":
         """Under way when it returns. `checked`, or `Tenant.saw`, must see the reply."""
         if self.lost is not None:
             raise LedgerLost(self.lost)
