@@ -39,7 +39,7 @@ class Load:
     runs: str = "connection"
     events: int = _EVENTS
     ramp: float = 0.3
-    sheds: bool = False  # more than the target can do: it may refuse for a moment
+    sheds: bool = False  # the target may refuse for a moment: such calls are made again, and told
 
     @property
     def streams(self) -> bool:
@@ -217,8 +217,9 @@ def reading_of(told: Mapping[str, Any], load: Load, provider_late_ms: float = 0.
             "delay_p99_ms": told["delay_ms"]["p99"],
             "cpu_us_chunk": target_s / max(1, events) * 1e6,
             "offered_s": load.offered,
+            "streams": told["streams"],
             "shed_s": told["shed"] / seconds,
-            "kb_each": told["grown_kb"].get("target", 0) / load.connections,
+            "kb_each": told["grown_kb"].get("target", 0) / max(1, told["streams"]),
         }
     return reading
 

@@ -156,6 +156,7 @@ def test_a_reading_divides_by_what_was_answered() -> None:
         "cpu_s": {"target": 1.6, "provider": 0.3, "store": 0.1},
         "grown_kb": {"target": 5_000},
         "shed": 4,
+        "streams": 100,
     }
     reading = reading_of(told, Load("streams", 100, gap_us=10_000), provider_late_ms=0.7)
     assert reading["cpu_us_call"] == pytest.approx(1_600)
