@@ -1,6 +1,8 @@
 """Sizes, lengths and pages are read from the first bytes of what is sent; what can't be read is not known."""
 
 import base64
+import binascii
+import random
 import struct
 
 import pytest
@@ -111,3 +113,23 @@ def test_pages_are_counted_where_they_show_and_never_low(data: bytes, pages: int
 def test_any_other_file_has_a_size_and_nothing_else(data: bytes) -> None:
     text = base64.b64encode(data).decode()
     assert media.file(text) == Attachment("file", media.decoded_size(text))
+
+
+@pytest.mark.parametrize("cut", [0, 1, 2, 3])
+@pytest.mark.parametrize("every", [0, 76, 65_536])
+def test_what_is_decoded_in_pieces_is_what_would_be_decoded_at_once(cut: int, every: int) -> None:
+    raw = random.Random(cut).randbytes(900_000 + cut)
+    text = base64.b64encode(raw).decode()
+    if every:
+        text = "\n".join(text[at : at + every] for at in range(0, len(text), every))
+    assert media._decoded(text) == raw
+
+
+@pytest.mark.parametrize("odd", ["AAAA=AAA", "AA==AAAA", "A", "é"])
+def test_oddities_in_a_long_text_are_decoded_as_they_are_at_once(odd: str) -> None:
+    for text in ("A" * 300_000 + odd + "A" * 300_000, odd + "A" * 600_000, "A" * 600_000 + odd):
+        try:
+            expected = binascii.a2b_base64(text)
+        except ValueError:
+            expected = b""
+        assert media._decoded(text) == expected
