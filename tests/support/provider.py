@@ -246,8 +246,10 @@ class FaultProvider:
             await asyncio.wait({answer, gone}, return_when=asyncio.FIRST_COMPLETED)
         finally:
             gone.cancel()
-            if not answer.done():
+            cut_off = answer.done() and not answer.cancelled() and isinstance(answer.exception(), ConnectionError)
+            if cut_off or not answer.done():
                 self.left.append(received)
+            if not answer.done():
                 answer.cancel()
                 await asyncio.wait({answer})
         return not answer.cancelled() and answer.result()
