@@ -48,6 +48,7 @@ from gateway.observer import Observer
 from gateway.origins import Origins
 from gateway.reaper import Reaper
 from gateway.relay import Places, Shared
+from gateway.server.accepting import allow_files
 from gateway.server.admin import Admin
 from gateway.server.budget_api import BudgetApi
 from gateway.server.edge import Edge, Limits
@@ -73,6 +74,7 @@ T = TypeVar("T")
 
 _REAP_EVERY_MS: Final = 1_000
 _TELL_AGAIN_MS: Final = 60_000
+_OTHER_FILES: Final = 256  # beside clients' connections and those to providers: the ledger, the log, idle connections
 _FLUSH_EVERY_S: Final = 1.0
 _LOOK_EVERY_S: Final = 1.0
 _JOURNAL: Final = "journal"
@@ -333,6 +335,7 @@ def serve(config: Path, worker_count: int, listen_fd: int | None) -> int:
 
 
 async def _serve(config: Settings, policy: Policy, listening: socket.socket | None) -> int:
+    allow_files(config.max_connections + config.max_calls + _OTHER_FILES)
     events = Events(open_sink(config.log))
     gateway = Gateway(config, policy, events)
     try:

@@ -7,6 +7,7 @@ they are, until their clients give up. Taken at once, they are served, or told t
 import asyncio
 import errno
 import os
+import resource
 import socket
 from collections.abc import Callable
 from typing import Final
@@ -24,6 +25,14 @@ async def bound(host: str, port: int) -> list[socket.socket]:
     sockets = [socket.socket(fileno=os.dup(each.fileno())) for each in server.sockets]
     server.close()
     return sockets
+
+
+def allow_files(number: int) -> None:
+    """Lets this process have so many files and sockets open, as far as its hard limit goes. The soft one is often 1,024."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = number if hard == resource.RLIM_INFINITY else min(number, hard)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
 class Acceptor:

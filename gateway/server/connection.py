@@ -114,6 +114,8 @@ class Connection(asyncio.Protocol):
         if not self._listener.take_in(self):
             full = "The gateway has as many connections as it takes; try again in a moment."
             self._answer_unasked(problem("overloaded", full, retry_after=1))
+        elif self._listener.draining:  # it was on its way when the listening socket was closed
+            self.close()
 
     def data_received(self, data: bytes) -> None:
         if not self._lingers:

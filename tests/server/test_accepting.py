@@ -2,6 +2,7 @@
 
 import asyncio
 import errno
+import resource
 import socket
 from contextlib import closing
 from typing import Any
@@ -52,6 +53,18 @@ async def test_an_address_that_is_taken_is_an_error() -> None:
     first.listen()
     with closing(first), pytest.raises(OSError, match="address"):
         await bound("127.0.0.1", first.getsockname()[1])
+
+
+def test_as_many_files_are_allowed_as_are_wanted_and_never_fewer_or_more_than_may_be() -> None:
+    before = soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    try:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (512, hard))
+        for wanted, allowed in ((600, 600), (100, 600), (hard + 1, hard)):
+            accepting.allow_files(wanted)
+            assert resource.getrlimit(resource.RLIMIT_NOFILE) == (allowed, hard)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, before)
+    assert resource.getrlimit(resource.RLIMIT_NOFILE) == (soft, hard)
 
 
 class Short:

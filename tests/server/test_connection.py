@@ -243,6 +243,13 @@ async def test_a_client_that_asks_and_does_not_read_is_not_answered_without_boun
         assert len(answers(pipe.written)) == 100
 
 
+async def test_a_connection_that_is_made_while_the_gateway_shuts_down_is_closed() -> None:
+    with served() as here:
+        here.listener.draining = True
+        pipe = here.connect()
+        assert (pipe.ended, pipe.written) == (True, b"")
+
+
 # -- time ---------------------------------------------------------------------------------------------------------------------------
 
 
