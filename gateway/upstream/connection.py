@@ -284,8 +284,8 @@ class HttpAnswer:
     async def _wait(self, wakes_above: int) -> None:
         assert self._waiter is None, "one waits at a time"
         self._wakes_above = wakes_above
-        self._connection.resume()
         self._waiter = waiter = self._loop.create_future()
+        self._connection.resume()
         try:
             await waiter
         finally:

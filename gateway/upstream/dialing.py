@@ -5,6 +5,7 @@ Several addresses are tried as RFC 8305 says: the next one when the one before i
 
 import asyncio
 import base64
+import ipaddress
 import re
 import socket
 import ssl
@@ -100,7 +101,8 @@ class Dialer:
         return first
 
     async def _connected(self, host: str, port: int) -> socket.socket:
-        addresses = await self._addresses(host, port)
+        literal = _literal(host)
+        addresses = await self._addresses(host, port) if literal is None else [(literal, (host, port))]
         if len(addresses) == 1:
             return await self._connect(addresses[0])
         return await self._race(addresses)
@@ -174,6 +176,14 @@ def keep_alive(made: socket.socket) -> None:
     for option, seconds in (("TCP_KEEPIDLE", 60), ("TCP_KEEPALIVE", 60), ("TCP_KEEPINTVL", 30)):  # Linux, macOS, both
         if hasattr(socket, option):
             made.setsockopt(socket.IPPROTO_TCP, getattr(socket, option), seconds)
+
+
+def _literal(host: str) -> socket.AddressFamily | None:
+    """The family of a host that is no name: nobody has to be asked for it, and a resolver may say that the machine has no such network."""
+    try:
+        return socket.AF_INET if ipaddress.ip_address(host).version == 4 else socket.AF_INET6
+    except ValueError:
+        return None
 
 
 def _tls_context() -> ssl.SSLContext:

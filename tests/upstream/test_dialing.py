@@ -227,7 +227,7 @@ async def test_a_call_that_is_cancelled_while_it_connects_leaves_nothing_open(sc
         await reader.read(1 << 20)
 
     async with server(silent) as serving, lean() as upstream:
-        await asyncio.sleep(0)
+        before = open_sockets()
         for turns in range(12):
             opening = asyncio.ensure_future(upstream.open(post(serving.port, scheme=scheme)))
             for _ in range(turns):
@@ -235,8 +235,12 @@ async def test_a_call_that_is_cancelled_while_it_connects_leaves_nothing_open(sc
             opening.cancel()
             with pytest.raises(asyncio.CancelledError):
                 await opening
-        await asyncio.sleep(0.1)
-        assert not upstream._pool._connections
+        assert not any(each._answer is not None for each in upstream._pool._connections)
+        for _ in range(200):
+            if open_sockets() <= before:
+                return
+            await asyncio.sleep(0.02)
+        pytest.fail("a socket was left open")
 
 
 # -- proxies --------------------------------------------------------------------------------------------------------------------------
