@@ -3,6 +3,7 @@
 import asyncio
 import gzip
 import random
+import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 
@@ -182,3 +183,27 @@ async def test_however_hundreds_of_exchanges_end_nothing_is_counted_in_the_end(s
         assert not running.edge._kept
         assert "bodies" in running.shed
         assert (await running.ask(post(b"x" * 400_000)))[0] == 200
+
+
+@pytest.mark.parametrize("pieces", [1, 3])
+async def test_a_body_is_gone_as_soon_as_its_handler_lets_go_of_it(pieces: int) -> None:
+    """The answer may take minutes, and nobody else holds it meanwhile."""
+    held: list[int] = []
+
+    async def answer(inbound: Inbound, outlet: Outlet) -> None:
+        body, inbound.body = inbound.body, b""
+        await asyncio.sleep(0.01)  # until what handed it over has returned
+        held.append(sys.getrefcount(body))
+        await outlet.answer(200, [], b"")
+
+    edge = Edge(Routes({("POST", CHAT): answer}, []), Limits(), Guards(), lambda what, failure: None)
+    port = await edge.listen("127.0.0.1", 0)
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    raw = post(b"x" * 200_000)
+    for start in range(0, len(raw), -(-len(raw) // pieces)):
+        writer.write(raw[start : start - (-len(raw) // pieces)])
+        await asyncio.sleep(0.01)
+    await reader.readuntil(b"\r\n\r\n")
+    writer.close()
+    await edge.drain(0, lambda: None)
+    assert held == [2], "its variable here, and the question"
