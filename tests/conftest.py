@@ -21,7 +21,10 @@ hypothesis.settings.load_profile("any machine")
 
 # Code that handles connections runs on uvloop in production, which closes, aborts and buffers in its own way; whoever embeds it may not.
 _ON_BOTH_LOOPS: Final = frozenset(
-    {"test_edge.py", "test_upstream.py", "test_dialing.py", "test_pool.py", "test_races.py", "test_resp.py", "test_servers.py"}
+    {
+        *("test_accepting.py", "test_edge.py", "test_upstream.py", "test_dialing.py", "test_pool.py", "test_races.py"),
+        *("test_resp.py", "test_servers.py"),
+    }
 )
 
 
