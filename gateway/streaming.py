@@ -10,6 +10,7 @@ something to wait for, and what follows waits with it, as does the provider:
 
 import asyncio
 from dataclasses import replace
+from functools import partial
 from typing import Final
 
 from gateway.admitting import first_blocking
@@ -40,7 +41,6 @@ class Streaming:
         "_meter",
         "_model",
         "_name",
-        "_outlet",
         "_output_held",
         "_settling",
         "_slicing",
@@ -60,7 +60,6 @@ class Streaming:
         self._slicing = None
         if settling.hold.plan.slice is not None:
             self._slicing = Slicing(settling, charging.meter, charging.model)
-        self._outlet: Outlet
         self._late = b""  # to be relayed at the task's turn
         self._full = False  # the client has yet to take what was written
         self._left = 0  # bytes that may still be read on
@@ -72,11 +71,13 @@ class Streaming:
     async def relay(self, outlet: Outlet, buffers: Buffers) -> bool:
         """All but the `rest`. False: the output passed what is held, and there is no room for more. ClientGone, also where the client takes
         too little for what it may leave in `buffers`."""
-        self._outlet, stream = outlet, self.stream
+        stream = self.stream
+        # Kept nowhere but here: the outlet knows the relay, which knows this. Memory that only the garbage collector can free is freed late.
+        take = partial(self._relay, outlet)
         try:
-            while not await self._answer.pour(self._relay):
+            while not await self._answer.pour(take):
                 covered = self._slicing is None or await self._slicing.covers()
-                await self._make_up(buffers)
+                await self._make_up(outlet, buffers)
                 if stream.done:
                     break
                 if not stream.finished and not (covered and await self._has_room()):
@@ -88,21 +89,21 @@ class Streaming:
             self.cut = "the stream ended early"
         return True
 
-    def _relay(self, piece: bytes) -> bool:
+    def _relay(self, outlet: Outlet, piece: bytes) -> bool:
         """Whether the next may come before the task's turn."""
         stream = self.stream
         relayed = stream.feed(piece)
         if not self._is_held():
             self._late = relayed
             return False
-        if relayed and not self._outlet.put(relayed):
+        if relayed and not outlet.put(relayed):
             self._full = True
             return False
         return not stream.done
 
-    async def _make_up(self, buffers: Buffers) -> None:
+    async def _make_up(self, outlet: Outlet, buffers: Buffers) -> None:
         """Relays what had to wait, and returns once the client has taken enough of all."""
-        outlet, late, full = self._outlet, self._late, self._full
+        late, full = self._late, self._full
         self._late, self._full = b"", False
         if late:
             full = not outlet.put(late)

@@ -1,6 +1,7 @@
 """A stream between real sockets: no task wakes for an event, and a client that reads nothing keeps little here and stops its provider."""
 
 import asyncio
+import gc
 import socket
 from collections.abc import AsyncIterator, Awaitable
 from contextlib import asynccontextmanager
@@ -8,6 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import Final
 
+from gateway.relay import Relay
 from gateway.server.connection import BEHIND, Timeouts
 from gateway.server.edge import Edge, Limits
 from gateway.server.guards import Guards
@@ -140,3 +142,18 @@ async def test_no_task_wakes_for_an_event(tmp_path: Path, provider: FaultProvide
             await counting(here.flow.serve(CHAT, here.inbound(chat(stream=True, max_tokens=100)), client))
             assert client.whole
             assert wakes < 20, f"{wakes} for {len(client.events)} events"
+
+
+async def test_a_stream_that_is_over_leaves_nothing_that_only_the_garbage_collector_frees(
+    tmp_path: Path, provider: FaultProvider
+) -> None:
+    async with world(tmp_path, provider.base_url) as here:
+        await here.ask(chat(stream=True))
+        gc.collect()
+        gc.disable()
+        try:
+            await here.ask(chat(stream=True))
+            await here.quiet()
+            assert not [each for each in gc.get_objects() if isinstance(each, Relay)]
+        finally:
+            gc.enable()
