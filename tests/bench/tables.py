@@ -16,7 +16,10 @@ SIXTY_FOUR: Final = Load("JSON, 64 connections", 64)
 JSON_LOADS: Final = (ONE, SIXTEEN, SIXTY_FOUR)
 HALF: Final = Load("JSON, 16 connections, half load", 16)
 _STREAMS: Final = Load("", 1, gap_us=round(1e6 / SECOND_S), ramp=1.0)
-STREAM_LOADS: Final = tuple(replace(_STREAMS, name=f"{many:,} streams", connections=many) for many in (64, 256, 1000))
+# A thousand may be more than some can do.
+STREAM_LOADS: Final = tuple(
+    replace(_STREAMS, name=f"{many:,} streams", connections=many, sheds=many >= 1000) for many in (64, 256, 1000)
+)
 FEW_STREAMS: Final = replace(_STREAMS, name="16 streams", connections=16)  # which every peer can carry
 TWO_THOUSAND: Final = Load("2,000 streams, what a chunk costs", 2000, gap_us=500_000, ramp=4.0, sheds=True)
 SIXTY: Final = replace(TWO_THOUSAND, name="2,000 streams, 60 % load")
@@ -64,6 +67,7 @@ def streams(told: Any) -> str:
         "p99 ": _added("delay_p99_ms"),
         "CPU µs/chunk": _cpu("cpu_us_chunk"),
         "CPU ÷ Penstock's": _ratio("cpu_us_chunk"),
+        "calls/s shed": _plain("shed_s", ",.0f"),
     }
     about = f"{SECOND_S:g} chunks a second each, {_STREAMS.events} a stream; CPU is with the calls that begin and end them."
     return f"{about}\n\n{_each_load(Rows.from_json(told), (FEW_STREAMS, *STREAM_LOADS), columns)}"

@@ -207,9 +207,10 @@ def _process(
 ) -> Iterator[Target]:
     """Somebody else's server; its output goes to a file."""
     log = place.folder / "output.log"
+    environment = {key: value for key, value in os.environ.items() if key not in ("PYTHONPATH", "VIRTUAL_ENV")} | dict(env or {})
     with log.open("wb") as output:
         process = subprocess.Popen(
-            command, stdin=subprocess.DEVNULL, stdout=output, stderr=output, cwd=place.folder, env={**os.environ, **(env or {})}
+            command, stdin=subprocess.DEVNULL, stdout=output, stderr=output, cwd=place.folder, env=environment
         )
     with process, _ended(process):
         deadline = time.monotonic() + READY_WITHIN_S
