@@ -152,8 +152,9 @@ async def test_a_stream_that_is_over_leaves_nothing_that_only_the_garbage_collec
         gc.collect()
         gc.disable()
         try:
+            before = sum(isinstance(each, Relay) for each in gc.get_objects())  # earlier tests may keep some
             await here.ask(chat(stream=True))
             await here.quiet()
-            assert not [each for each in gc.get_objects() if isinstance(each, Relay)]
+            assert sum(isinstance(each, Relay) for each in gc.get_objects()) <= before
         finally:
             gc.enable()
