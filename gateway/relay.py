@@ -348,6 +348,8 @@ class Relay:
         self._charging.phase = Phase.RELAYING
         stream = self._errand.dialect.stream(self._meter, self._errand.asked)
         self._streaming = streaming = Streaming(answer, stream, self._charging, self._settling, self._name)
+        # No other route follows: what was sent need not be kept for as long as the stream lasts.
+        self._errand = replace(self._errand, request=replace(self._errand.request, body=b""))
         await outlet.start(answer.status, self._headers(answer))
         self.status = answer.status
         if not await streaming.relay(outlet, self._shared.buffers):
