@@ -329,7 +329,10 @@ class Relay:
         except TooLarge:
             limit = self._shared.settings.max_response
             await self._settled(Ending.PROVIDER_CUT)
-            await self._tell(outlet, problem("provider_cut", f"the answer of {self._name} is larger than {limit} bytes"))
+            await self._tell(
+                outlet,
+                problem("provider_cut", f"the answer of {self._name} is larger than {limit:,} bytes (limits.max_response)"),
+            )
             return
         read_answer = self._errand.dialect.read_answer
         if len(body) <= SMALL_BYTES:

@@ -71,14 +71,6 @@ def scaled(reference_tokens: int, encoding: str | None) -> int:
     return -(-reference_tokens * numerator // denominator)
 
 
-def unscaled(tokens: int, encoding: str | None) -> int:
-    """The other way round: what the text surely takes. Rounds down."""
-    if encoding is not None:
-        return tokens
-    numerator, denominator = FACTOR
-    return tokens * denominator // numerator
-
-
 def utf8_length(text: str) -> int:
     return len(text) if text.isascii() else len(text.encode("utf-8", "surrogatepass"))
 

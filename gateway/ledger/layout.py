@@ -44,7 +44,7 @@ def windows_of(charges: Sequence[Charge]) -> tuple[int, int]:
 class Layout:
     """What the charges of a plan are together."""
 
-    __slots__ = ("advisory", "charges", "from_ms", "own", "packed", "pinned", "rolling", "spots", "twins", "until_ms")
+    __slots__ = ("advisory", "charges", "from_ms", "own", "packed", "pinned", "rolling", "spots", "until_ms")
 
     def __init__(self, charges: tuple[Charge, ...]) -> None:
         self.charges = charges
@@ -61,7 +61,6 @@ class Layout:
         self.own = any(each.own for each in ceilings)
         self.pinned = any(each.pinned_ppm for each in ceilings)
         self.rolling = any(each.account.window.bucket_ms for each in ceilings)
-        self.twins = any(spot.twin for spot in spots)
         self.from_ms, self.until_ms = windows_of(charges)
         self.packed = orjson.Fragment(orjson.dumps([_packed(charge) for charge in charges]))
 

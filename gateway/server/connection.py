@@ -112,7 +112,7 @@ class Connection(asyncio.Protocol):
         self.transport.set_write_buffer_limits(high=BEHIND)
         self.deadline = self._listener.at(self._listener.timeouts.idle_s)
         if not self._listener.take_in(self):
-            full = "The gateway has as many connections as it takes; try again in a moment."
+            full = "The gateway has as many connections as it takes (limits.max_connections): try again in a moment."
             self._answer_unasked(problem("overloaded", full, retry_after=1))
         elif self._listener.draining:  # it was on its way when the listening socket was closed
             self.close()

@@ -20,6 +20,7 @@ from typing import Final, Literal, TypeAlias
 from multidict import CIMultiDictProxy
 
 from gateway.buffers import Buffers
+from gateway.large import SMALL_BYTES
 from gateway.server.accepting import Acceptor, bound
 from gateway.server.connection import Bounds, Connection, Listener, Report, Timeouts
 from gateway.server.guards import Guards
@@ -43,7 +44,6 @@ _REQUEST_ID: Final = re.compile(r"[A-Za-z0-9._-]{1,128}", re.ASCII)
 _PROCESS: Final = secrets.token_hex(4)
 _serial = itertools.count(1)
 _INFLATE_HERE: Final = 1024  # compressed bytes, which can be a megabyte; more are inflated in a thread
-_SMALL_BYTES: Final = 65_536  # of a body; not worth counting
 
 
 @dataclass(frozen=True, slots=True)
@@ -179,7 +179,7 @@ class Edge:
             if isinstance(found, Metered):
                 self.check_load()
             length, limit = head.length, self._limits.max_request
-            if length is None or _SMALL_BYTES < length <= limit:  # above the limit, it is refused for that
+            if length is None or SMALL_BYTES < length <= limit:  # above the limit, it is refused for that
                 self._keep(outlet, limit if length is None else length)
             exchange.found = found
         except Refused as refused:
@@ -203,7 +203,7 @@ class Edge:
 
     def _keep(self, outlet: HttpOutlet, size: int) -> None:
         """The exchange's body is, or may become, so many bytes. Refused where all large ones together would be too many."""
-        more = (size if size > _SMALL_BYTES else 0) - self._kept.get(outlet, 0)
+        more = (size if size > SMALL_BYTES else 0) - self._kept.get(outlet, 0)
         if more < 0:
             self._bodies.give(-more)
         elif not self._bodies.take(more):
@@ -251,7 +251,7 @@ class Edge:
                 limit = self._limits.max_request
                 inflating = len(body) > _INFLATE_HERE
                 body = await asyncio.to_thread(inflate, body, coding, limit) if inflating else inflate(body, coding, limit)
-            if outlet in self._kept or len(body) > _SMALL_BYTES:
+            if outlet in self._kept or len(body) > SMALL_BYTES:
                 self._keep(outlet, len(body))  # as large as it turned out to be
             inbound = Inbound(
                 method=head.method,
@@ -351,9 +351,9 @@ def _asks_for_websocket(head: Head) -> bool:
 _NO_WEBSOCKETS: Final = problem("upgrade_refused", "This path takes POST: what passes through a WebSocket would not be metered.")
 
 _OVERLOADED: Final[dict[Shedding, str]] = {
-    "calls": "The gateway has as many calls under way as it takes; nothing was sent to the provider. Try again in a moment.",
-    "bodies": "The gateway has as much of large requests at hand as it takes; nothing was sent to the provider. Try again in a moment.",
-    "lag": "The gateway has more to do than it gets done; nothing was sent to the provider. Try again in a moment.",
+    "calls": "The gateway has as many calls under way as it takes (limits.max_calls). Nothing was sent to the provider: try again in a moment.",
+    "bodies": "The large requests under way leave no room for this one (limits.max_bodies). Nothing was sent to the provider: try again in a moment.",
+    "lag": "The gateway has more work than it keeps up with. Nothing was sent to the provider: try again in a moment.",
 }
 
 

@@ -13,6 +13,7 @@ from httptools import HttpParserError, HttpParserUpgrade, HttpRequestParser
 from multidict import CIMultiDict, CIMultiDictProxy, istr
 
 from gateway.core.record import record
+from gateway.wire.body import too_large
 from gateway.wire.problem import Problem, problem
 
 MAX_HEAD: Final = 65_536
@@ -57,9 +58,8 @@ class RequestReader:
         self._limit = max_body
         self._parser: HttpRequestParser | None = HttpRequestParser(self)  # while there is something for it to read
         self._pairs: list[tuple[str, str]] = []
-        self._early = (
-            b""  # what came before and may be part of the end that is looked for: of a head all, of chunks the last bytes
-        )
+        # What came before and may be part of the end that is looked for: of a head all, of chunks the last bytes.
+        self._early = b""
         self._parts = bytearray()  # of a body that comes in several pieces
         self._left = 0  # of a body that has a length
         self._keeps = False
@@ -151,7 +151,7 @@ class RequestReader:
 
     def _take_length(self, data: bytes, length: int) -> bytes:
         if length > self._limit:
-            raise Unreadable(_too_large(self._limit))
+            raise Unreadable(too_large(self._limit))
         left = self._left
         if len(data) < left:
             self._left = left - len(data)
@@ -177,7 +177,7 @@ class RequestReader:
             self._parser.feed_data(data[start:end])
             self._framing = self._framing + end - start if len(self._parts) == content else 0
             if len(self._parts) > self._limit:
-                raise Unreadable(_too_large(self._limit))
+                raise Unreadable(too_large(self._limit))
             if self._framing > MAX_HEAD:
                 raise _too_long()
             start = end
@@ -226,7 +226,3 @@ def _check_decodable(pairs: list[tuple[str, str]]) -> None:
 
 def _too_long() -> Unreadable:
     return Unreadable(problem("headers_too_large", "The request line or a header is longer than this gateway reads."))
-
-
-def _too_large(limit: int) -> Problem:
-    return problem("request_too_large", f"The request body is larger than {limit:,} bytes.")

@@ -12,7 +12,7 @@ from typing import Any, Final
 
 import orjson
 
-from gateway.wire.problem import Refused, bad_request
+from gateway.wire.problem import Problem, Refused, bad_request, problem
 
 # More digits than this may leave 64 bits. One byte stands for every digit, because searching for a run of it is 15 times faster
 # than a regular expression over the whole body.
@@ -31,7 +31,7 @@ def inflate(raw: bytes, content_encoding: str | None, limit: int) -> bytes:
     """The body as the client meant it, never more than `limit` bytes. `content_encoding` is the header, or None.
     Refused: 415 unsupported_encoding, 413 request_too_large, 400 ambiguous_request (cut short or damaged)."""
     if len(raw) > limit:
-        raise _too_large(limit)
+        raise Refused(too_large(limit))
     if content_encoding is None:
         return raw
     codings = [coding for each in content_encoding.split(",") if (coding := each.strip().lower()) not in ("", "identity")]
@@ -57,7 +57,7 @@ def _gunzip(raw: bytes, limit: int) -> bytes:
     for _ in range(MAX_MEMBERS):
         member, raw = _decompress(raw, 16 + zlib.MAX_WBITS, limit - len(content))
         if len(member) > limit - len(content):
-            raise _too_large(limit)
+            raise Refused(too_large(limit))
         content += member
         if not raw:
             return content
@@ -69,7 +69,7 @@ def _undeflate(raw: bytes, limit: int) -> bytes:
     wrapped = len(raw) >= 2 and raw[0] & 0x0F == 8 and int.from_bytes(raw[:2]) % 31 == 0
     content, rest = _decompress(raw, zlib.MAX_WBITS if wrapped else -zlib.MAX_WBITS, limit)
     if len(content) > limit:
-        raise _too_large(limit)
+        raise Refused(too_large(limit))
     if rest:
         raise bad_request("ambiguous_request", "The compressed request body is followed by something else.")
     return content
@@ -87,8 +87,10 @@ def _decompress(raw: bytes, wbits: int, room: int) -> tuple[bytes, bytes]:
     return content, stream.unused_data
 
 
-def _too_large(limit: int) -> Refused:
-    return bad_request("request_too_large", f"The request body is larger than {limit:,} bytes.")
+def too_large(limit: int) -> Problem:
+    return problem(
+        "request_too_large", f"The request body is larger than {limit:,} bytes: send less, or raise limits.max_request."
+    )
 
 
 def parse_object(raw: bytes) -> dict[str, Any]:

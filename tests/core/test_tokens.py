@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from gateway.bundled import load_encoding
 from gateway.core import tokens
-from gateway.core.tokens import REFERENCE, Encoding, TokenCounter, last_sure_cut, scaled, unscaled
+from gateway.core.tokens import REFERENCE, Encoding, TokenCounter, last_sure_cut
 from gateway.core.values import Part
 
 ENCODINGS = ["o200k_base", "cl100k_base"]
@@ -255,9 +255,3 @@ def test_without_a_public_tokenizer_the_reference_counts_times_a_factor() -> Non
     assert counter.count(PROSE, None) == -(-reference * 7 // 4)
     # The whole sum is scaled and rounded once, overhead included.
     assert counter.count_parts(parts(PROSE, "hello", overhead=3), None) == -(-(reference + 1 + 6) * 7 // 4)
-
-
-@given(st.integers(0, MILLION))
-def test_scaling_back_never_gives_more_than_was_counted(counted: int) -> None:
-    assert unscaled(scaled(counted, None), None) == counted
-    assert scaled(counted, "o200k_base") == unscaled(counted, "o200k_base") == counted
