@@ -22,6 +22,7 @@ from gateway.ledger.contract import (
     LedgerUnavailable,
     Refusal,
     SetLimit,
+    Unfit,
 )
 from gateway.ledger.redis.keys import TENANTS, TenantKeys
 from gateway.ledger.redis.ledger import RedisLedger, adopt
@@ -299,6 +300,48 @@ async def test_nothing_acknowledged_is_missing_after_a_kill_where_every_write_is
             found = await balance(ledger, account())
             assert (found.committed, found.reserved) == (8 * 20 * 7, 0)
             assert (await verify_ledger(ledger.dump())).different == 0
+
+
+# -- another version ------------------------------------------------------------------------------------------------------------------
+
+
+def older(server: Server) -> None:
+    """As version 1 kept it: a hash."""
+    key = TenantKeys(TENANT).meta
+    epoch = meta_of(server).epoch
+    server.command("DEL", key)
+    server.command("HSET", key, "version", "1", "epoch", epoch, "sequence", "2")
+
+
+def newer(server: Server) -> None:
+    change_meta(server, version=99)
+
+
+@pytest.mark.parametrize(("version", "write"), [(1, older), (99, newer)])
+async def test_what_another_version_has_written_is_left_alone_and_the_error_says_what_to_do(
+    host: Host, server: Server, version: int, write: Callable[[Server], None]
+) -> None:
+    async with host.opened() as ledger:
+        await spend(ledger, decision(), 4)
+    write(server)
+    before = server.command("DUMP", TenantKeys(TENANT).meta)
+    why = rf"penstock:{{acme}}:meta.* in version {version}; this gateway reads version 2: .*ledger export.*ledger import"
+    with pytest.raises(Unfit, match=why):
+        async with host.opened():
+            pass
+    with pytest.raises(Unfit, match=why):
+        await host.adopt()
+    host.witness.path.unlink()  # a machine that has never seen it
+    async with host.opened() as ledger:
+        for step in (
+            lambda: ledger.reserve(decision(), LEASE_MS),
+            lambda: ledger.commit(TENANT, "rsv_1", settlement(1)),
+            lambda: ledger.run(TENANT, "r1"),
+            ledger.expire,
+        ):
+            with pytest.raises(Unfit, match=why):
+                await step()
+    assert server.command("DUMP", TenantKeys(TENANT).meta) == before
 
 
 # -- trouble --------------------------------------------------------------------------------------------------------------------------

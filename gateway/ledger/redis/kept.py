@@ -13,7 +13,7 @@ from gateway.ledger.states import STATES
 
 NUMBERS: Final = {state: number for number, state in STATES.items()}
 _RUN_STATES: Final = (RunState.ACTIVE, RunState.STOPPED, RunState.PAUSED)  # by number
-VERSION: Final = 1  # lua/meta.lua has it too
+VERSION: Final = 2  # lua/meta.lua has it too
 _RUN_SIZE: Final = 14 * NUMBER_SIZE
 _CALL_SIZE: Final = 16 * NUMBER_SIZE
 _NONE: Final = -1  # of a number that there need not be

@@ -10,7 +10,8 @@ import random
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Final
 
-from gateway.ledger.contract import LedgerLost, LedgerUnavailable
+from gateway.ledger.contract import LedgerLost, LedgerUnavailable, Unfit
+from gateway.ledger.redis.kept import VERSION
 from gateway.ledger.redis.keys import TENANTS, TenantKeys
 from gateway.ledger.redis.resp import Argument, Command
 from gateway.ledger.redis.scripts import Scripts
@@ -100,11 +101,18 @@ class Slots:
         return LedgerLost(why)
 
     async def look(self, keys: TenantKeys, epoch: str = "", replaces: str = "") -> Seen | None:
-        """Where a tenant stands. `epoch`: what a tenant that there is not is made with, or one with the epoch that it replaces."""
-        reply = await self.servers.call(
+        """Where a tenant stands. `epoch`: what a tenant that there is not is made with, or one with the epoch that it replaces. Unfit where
+        another version of Penstock has written it: nothing of it is read or changed then."""
+        found, sequence, version = await self.servers.call(
             keys.meta, "EVALSHA", self.scripts.meta, 1, keys.meta, epoch, replaces, idempotent=True, replicated=True
         )
-        return Seen(reply[0].decode(), reply[1]) if reply[0] else None
+        if version != VERSION:
+            raise Unfit(
+                f"{self.servers.url} keeps its ledger (key {keys.meta}) in version {version}; this gateway reads version {VERSION}: stop the "
+                "gateways, `penstock ledger export` it with the Penstock that wrote it, and `penstock ledger import` that with this one into "
+                "an empty database"
+            )
+        return Seen(found.decode(), sequence) if found else None
 
     async def witness(self) -> None:
         """Writes down what was seen since it was written last; of a lost store above all, so that whoever looks at it next knows what it
