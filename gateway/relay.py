@@ -334,14 +334,24 @@ class Relay:
                 problem("provider_cut", f"the answer of {self._name} is larger than {limit:,} bytes (limits.max_response)"),
             )
             return
-        read_answer = self._errand.dialect.read_answer
+        await self._metered(body)
+        await self._settled(Ending.COMPLETED)
+        await self._answer_with(outlet, answer.status, self._headers(answer), body)
+
+    async def _metered(self, body: bytes) -> None:
+        """A whole answer is metered whatever happens meanwhile: it says what the call cost, and its provider has nothing more to do."""
+        read_answer, charging = self._errand.dialect.read_answer, self._charging
         if len(body) <= SMALL_BYTES:
             read_answer(body, self._meter)
         else:
-            await self._shared.large.done(len(body), partial(read_answer, body, self._meter))
-        self._charging.phase = Phase.RELAYING
-        await self._settled(Ending.COMPLETED)
-        await self._answer_with(outlet, answer.status, self._headers(answer), body)
+            metering = asyncio.ensure_future(self._shared.large.done(len(body), partial(read_answer, body, self._meter)))
+            try:
+                await asyncio.shield(metering)
+            except asyncio.CancelledError:
+                await metering
+                charging.phase = Phase.RELAYING
+                raise
+        charging.phase = Phase.RELAYING
 
     async def _read(self, answer: Answer) -> bytes:
         self._whole = Whole(answer, self._shared.settings.max_response, self._shared.answers)

@@ -11,6 +11,7 @@ import pytest
 
 from gateway.core.meter import Meter
 from gateway.core.policy import RunsPolicy
+from gateway.core.profiles import OnDisconnect, Profile
 from gateway.core.tokens import Tally, TokenCounter
 from gateway.core.values import RunTerms
 from gateway.large import HUGE_BYTES
@@ -18,11 +19,12 @@ from gateway.wire.chat import DIALECT as CHAT
 from gateway.wire.dialect import Dialect
 from gateway.wire.headers import RequestHeaders
 from gateway.wire.request import Request
-from tests.support.flow import Client, World, chat, world
+from tests.support.flow import TENANT, Client, World, chat, world
 from tests.support.provider import Behaviour, FaultProvider
 from tests.support.records import USD
 from tests.support.rulebooks import budget, policy
 
+COUNT = Profile("count", "max_tokens", stream_options=True, on_disconnect=OnDisconnect.COUNT)
 MAIN = threading.main_thread().name
 
 
@@ -163,6 +165,36 @@ async def test_a_gateway_that_meters_a_large_answer_when_its_client_leaves_still
         view = await here.run()
         assert view.reserved == 0
         assert view.committed == provider.bill.microcents
+
+
+@pytest.mark.parametrize("why", ["its run is stopped", "the gateway shuts down", "its client leaves"])
+async def test_an_answer_that_is_there_in_full_is_charged_what_it_cost_though_the_call_is_ended_while_it_is_metered(
+    why: str, tmp_path: Path, provider: FaultProvider
+) -> None:
+    event, entered = threading.Event(), threading.Event()
+
+    def read_answer(body: bytes, meter: Meter) -> None:
+        entered.set()
+        assert event.wait(60)
+        CHAT.read_answer(body, meter)
+
+    async with world(tmp_path, provider.base_url, profile=COUNT) as here:
+        provider.next(Behaviour(padding=300_000))
+        client = Client()
+        asked = here.ask(chat(max_tokens=900), client=client, dialect=replace(CHAT, read_answer=read_answer))
+        task = asyncio.create_task(asked)
+        await asyncio.to_thread(entered.wait, 60)
+        if why == "its run is stopped":
+            here.flow.run_stopped(TENANT, "r1")
+        elif why == "the gateway shuts down":
+            here.flow.shut_down()
+        else:
+            client.leave()
+        await asyncio.sleep(0)
+        event.set()
+        await task
+        view = await here.run()
+        assert (view.reserved, view.committed) == (0, provider.bill.microcents)
 
 
 # -- what is kept -----------------------------------------------------------------------------------------------------------------
