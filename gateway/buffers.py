@@ -15,10 +15,14 @@ class Buffers:
 
     def take(self, size: int) -> bool:
         """False: that would be more than may be kept at once, and nothing was taken."""
-        if self.held + size > self._most:
+        if not self.has_room(size):
             return False
         self.held += size
         return True
+
+    def has_room(self, size: int) -> bool:
+        """At this moment."""
+        return self.held + size <= self._most
 
     def give(self, size: int) -> None:
         self.held -= size

@@ -122,8 +122,7 @@ class Events:
 
     def problem(self, where: str, error: BaseException, request_id: str = "") -> None:
         """Something nobody planned. The innermost places come last."""
-        places = [f"{frame.filename}:{frame.lineno} {frame.name}" for frame in traceback.extract_tb(error.__traceback__)[-8:]]
-        self.log.error("problem", where=where, error=type(error).__name__, places=places, request_id=request_id)
+        self.log.error("problem", where=where, error=type(error).__name__, places=_places(error), request_id=request_id)
 
     @property
     def dropped(self) -> int:
@@ -201,7 +200,7 @@ class _Writer:
             self._told = dropped
             lines.append(_encode(told))
         # One chunk after the other, so that the event loop has its turns while the lines of many calls are made.
-        for chunk in _chunks(told if isinstance(told, bytes) else _line_of(*told) for told in lines):
+        for chunk in _chunks(told if isinstance(told, bytes) else _line_or_problem(*told) for told in lines):
             try:
                 self._sink(b"".join(chunk))
             except OSError:
@@ -247,6 +246,19 @@ def _encode_event(_logger: object, _method: str, event: EventDict) -> bytes:
     # `exc_info` would bring a message, and with it what the message quotes: say `problem` instead.
     event.pop("exc_info", None)
     return _encode(dict(event))
+
+
+def _places(error: BaseException) -> list[str]:
+    return [f"{frame.filename}:{frame.lineno} {frame.name}" for frame in traceback.extract_tb(error.__traceback__)[-8:]]
+
+
+def _line_or_problem(at_ms: int, event: CallEvent) -> bytes:
+    """One call that can't be told must not silence all others: the thread goes on, and says what went wrong."""
+    try:
+        return _line_of(at_ms, event)
+    except Exception as failure:  # noqa: BLE001 - whatever nobody planned for
+        problem = {"ts": _timestamp(at_ms), "level": "error", "event": "problem", "where": "the line of a call"}
+        return _encode({**problem, "error": type(failure).__name__, "places": _places(failure), "request_id": event.request_id})
 
 
 def _line_of(at_ms: int, event: CallEvent) -> bytes:

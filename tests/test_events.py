@@ -4,6 +4,7 @@ import json
 import threading
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -223,6 +224,15 @@ def test_a_call_is_told_with_the_time_when_it_was_over_not_when_it_was_written(e
     (line,) = lines.parsed
     told = datetime.fromisoformat(str(line["ts"]))
     assert before - timedelta(milliseconds=1) <= told <= after
+
+
+def test_a_call_that_cannot_be_told_is_a_problem_and_those_after_it_are_told(events: Events, lines: Lines) -> None:
+    events.call(replace(one_call(), caller=None))  # type: ignore[arg-type] - a bug that nobody planned for
+    events.call(one_call())
+    events.close()
+    problem, call = lines.parsed
+    assert (problem["event"], problem["error"], problem["request_id"]) == ("problem", "AttributeError", "req_1")
+    assert call["event"] == "call"
 
 
 def test_closing_does_not_wait_for_a_sink_that_is_stuck(lines: Lines) -> None:

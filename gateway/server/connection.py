@@ -32,7 +32,7 @@ _CONTINUE: Final = b"HTTP/1.1 100 Continue\r\n\r\n"
 @dataclass(frozen=True, slots=True)
 class Timeouts:
     """`idle_s`: between two requests, and for a request's head. `body_s`: for a request's body. `stall_s`: for a client to take more of its
-    answer. None of them bounds how long an answer may take to come. Each is noticed at the next tick."""
+    answer, however little. None of them bounds how long an answer may take to come. Each is noticed at the next tick."""
 
     idle_s: float = 75.0  # longer than common clients and load balancers keep their side, so that they close first
     body_s: float = 120.0
@@ -46,6 +46,9 @@ class Exchange(Protocol):
 
     def serve(self, body: bytes) -> bool:
         """The request is whole. True: its handler is at work, and `Connection.served` is due. False: it is answered already."""
+
+    def grown(self, size: int) -> None:
+        """So many bytes of the body have come, and there are more to come. May answer at once."""
 
     def refuse(self, refusal: Problem) -> None:
         """Answers at once."""
@@ -71,7 +74,7 @@ class Connection(asyncio.Protocol):
     """`transport` is None once the client is gone."""
 
     __slots__ = (
-        *("_ahead", "_exchange", "_lingers", "_listener", "_more_room", "_reader", "_serving", "_unread"),
+        *("_ahead", "_behind", "_exchange", "_lingers", "_listener", "_more_room", "_reader", "_serving", "_unread"),
         *("deadline", "transport", "writing_paused"),
     )
 
@@ -80,7 +83,8 @@ class Connection(asyncio.Protocol):
         self._reader: RequestReader | None = None  # of the request that is on its way here
         self._exchange: Exchange | None = None
         self._serving = False  # a handler is at work on it
-        self._ahead = bytearray()
+        self._ahead = bytearray()  # while there is something in it, somebody will `_go_on`
+        self._behind = 0  # bytes that the client had yet to take when that was last looked at
         self._unread = False  # the transport was told not to read
         self._lingers = False  # whatever still comes is read away
         self._more_room: asyncio.Future[None] | None = None
@@ -118,19 +122,24 @@ class Connection(asyncio.Protocol):
             self.close()
 
     def data_received(self, data: bytes) -> None:
-        if not self._lingers:
+        if self._ahead:
+            self._keep(data)
+        elif not self._lingers:
             self._read(data)
 
     def pause_writing(self) -> None:
         self.writing_paused = True
-        self.deadline = self._listener.at(self._listener.timeouts.stall_s)
+        self._await_taking()
 
     def resume_writing(self) -> None:
         self.writing_paused = False
         self._wake()
+        if self._lingers or self.transport is None or self.transport.is_closing():
+            return
+        self._behind = 0
         if self._serving:
             self.deadline = inf
-        elif not self._lingers:
+        else:
             self.deadline = self._listener.at(self._listener.timeouts.idle_s)
             self._go_on()
 
@@ -150,41 +159,43 @@ class Connection(asyncio.Protocol):
     # -- requests, one after the other ----------------------------------------------------------------------------------------
 
     def _read(self, data: bytes) -> None:
-        while data:
-            if self._serving or self.writing_paused:
+        if self._serving or self.writing_paused:
+            self._keep(data)
+            return
+        reader = self._reader
+        if reader is None:
+            reader = self._reader = RequestReader(self._listener.max_body)
+        refusal: Problem | None = None
+        try:
+            data = reader.take(data)
+        except Unreadable as unreadable:
+            refusal = unreadable.problem
+        if reader.head is None:
+            if refusal is not None:
+                self._answer_unasked(refusal)
+            return
+        whole = reader.whole and refusal is None
+        exchange = self._exchange
+        if exchange is None:
+            exchange = self._exchange = self._listener.handler.begin(self, reader.head, whole)
+            if not whole and refusal is None and not exchange.outlet.over:
+                self._await_body(reader.head)
+        if not exchange.outlet.over:
+            if refusal is not None:
+                exchange.refuse(refusal)
+            elif not whole:
+                exchange.grown(reader.size)
+            elif exchange.serve(reader.body):
+                self._reader = None
+                self._serving = True
+                self.deadline = inf
                 self._keep(data)
-                return
-            reader = self._reader
-            if reader is None:
-                reader = self._reader = RequestReader(self._listener.max_body)
-            refusal: Problem | None = None
-            try:
-                data = reader.take(data)
-            except Unreadable as unreadable:
-                refusal = unreadable.problem
-            if reader.head is None:
-                if refusal is not None:
-                    self._answer_unasked(refusal)
-                return
-            whole = reader.whole and refusal is None
-            exchange = self._exchange
-            if exchange is None:
-                exchange = self._exchange = self._listener.handler.begin(self, reader.head, whole)
-                if not whole and refusal is None and not exchange.outlet.over:
-                    self._await_body(reader.head)
-            if not exchange.outlet.over:
-                if refusal is not None:
-                    exchange.refuse(refusal)
-                elif not whole:
-                    return
-                elif exchange.serve(reader.body):
-                    self._reader = None
-                    self._serving = True
-                    self.deadline = inf
-                    continue
+        if exchange.outlet.over:
             self._reader = self._exchange = None
-            if not self._stays(exchange.outlet, all_read=whole and not data):
-                return
+            if self._stays(exchange.outlet, all_read=whole and not data) and data:
+                # Others have their turn before the next: thousands that are refused at once fit into one read.
+                self._keep(data)
+                self._listener.loop.call_soon(self._go_on)
 
     def _await_body(self, head: Head) -> None:
         self.deadline = self._listener.at(self._listener.timeouts.body_s)
@@ -220,6 +231,8 @@ class Connection(asyncio.Protocol):
             self.transport.pause_reading()
 
     def _go_on(self) -> None:
+        if self.transport is None or self.transport.is_closing():
+            return  # whoever asked will see no answer
         self._read_again()
         if self._ahead:
             ahead, self._ahead = bytes(self._ahead), bytearray()
@@ -252,8 +265,13 @@ class Connection(asyncio.Protocol):
     def close(self) -> None:
         """What was written is handed over, while the client takes it."""
         if self.transport is not None:
-            self.deadline = self._listener.at(self._listener.timeouts.stall_s)
+            self._await_taking()
             self.transport.close()
+
+    def _await_taking(self) -> None:
+        if self.transport is not None:
+            self._behind = self.transport.get_write_buffer_size()
+            self.deadline = self._listener.at(self._listener.timeouts.stall_s)
 
     def close_if_idle(self) -> None:
         if self._exchange is None and not self._lingers:
@@ -269,6 +287,8 @@ class Connection(asyncio.Protocol):
             seconds = self._listener.timeouts.body_s
             exchange.refuse(problem("bad_request", f"The request's body did not arrive within {seconds:g} s."))
             self._stays(exchange.outlet, all_read=False)
+        elif transport.get_write_buffer_size() < self._behind:
+            self._await_taking()
         elif self.writing_paused or self._lingers or transport.is_closing():
             transport.abort()
         else:  # between two requests, or within a head

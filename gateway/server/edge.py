@@ -179,8 +179,9 @@ class Edge:
             if isinstance(found, Metered):
                 self.check_load()
             length, limit = head.length, self._limits.max_request
-            if length is None or SMALL_BYTES < length <= limit:  # above the limit, it is refused for that
-                self._keep(outlet, limit if length is None else length)
+            # Counted is what has come: who announces much and sends nothing keeps nobody out. Above the limit, it is refused for that.
+            if length is not None and SMALL_BYTES < length <= limit and not self._bodies.has_room(length):
+                raise self._overloaded("bodies")
             exchange.found = found
         except Refused as refused:
             exchange.refuse(refused.problem, refused.headers)
@@ -201,8 +202,8 @@ class Edge:
         # Spread, so that those who were sent away together do not come back together.
         return Refused(problem("overloaded", _OVERLOADED[reason], retry_after=1 + self._shed % 3))
 
-    def _keep(self, outlet: HttpOutlet, size: int) -> None:
-        """The exchange's body is, or may become, so many bytes. Refused where all large ones together would be too many."""
+    def keep(self, outlet: HttpOutlet, size: int) -> None:
+        """The exchange's body has so many bytes by now. Refused where all large ones together would be too many."""
         more = (size if size > SMALL_BYTES else 0) - self._kept.get(outlet, 0)
         if more < 0:
             self._bodies.give(-more)
@@ -252,7 +253,7 @@ class Edge:
                 inflating = len(body) > _INFLATE_HERE
                 body = await asyncio.to_thread(inflate, body, coding, limit) if inflating else inflate(body, coding, limit)
             if outlet in self._kept or len(body) > SMALL_BYTES:
-                self._keep(outlet, len(body))  # as large as it turned out to be
+                self.keep(outlet, len(body))  # as large as it turned out to be
             inbound = Inbound(
                 method=head.method,
                 path=found.path if isinstance(found, Metered) else exchange.path,
@@ -329,6 +330,13 @@ class _Exchange:
                 return False
         self._edge.start(self, body)
         return True
+
+    def grown(self, size: int) -> None:
+        if size > SMALL_BYTES:
+            try:
+                self._edge.keep(self.outlet, size)
+            except Refused as refused:
+                self.refuse(refused.problem, refused.headers)
 
     def refuse(self, refusal: Problem, headers: Headers = ()) -> None:
         with suppress(ClientGone):

@@ -68,6 +68,11 @@ class RequestReader:
         self.body = b""
         self.whole = False
 
+    @property
+    def size(self) -> int:
+        """Bytes of the body that have come, until it is whole."""
+        return len(self._parts)
+
     def take(self, data: bytes) -> bytes:
         """Reads on; returns what is left once the request is `whole`. Unreadable: with a `head`, it is the body that is at fault."""
         try:

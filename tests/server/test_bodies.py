@@ -117,22 +117,52 @@ async def test_beyond_what_is_kept_at_once_a_large_request_is_refused_by_its_hea
         assert (await running.ask(post(b"x" * 400_000)))[0] == 200
 
 
-async def test_a_body_of_unknown_length_is_counted_as_the_largest_while_it_comes_and_as_what_it_is_after() -> None:
+@pytest.mark.parametrize("framed", ["by its length", "in chunks"])
+async def test_a_body_is_counted_as_it_comes(framed: str) -> None:
     async with here() as running:
         running.go.clear()
         reader, writer = await asyncio.open_connection("127.0.0.1", running.port)
-        body = chunked(b"x" * 200_000)
-        writer.write(post(body[:1_000], "Transfer-Encoding: chunked"))
+        raw = post(b"x" * 200_000)
+        if framed == "in chunks":
+            raw = post(chunked(b"x" * 200_000), "Transfer-Encoding: chunked")
+        writer.write(raw[:100_000])
         async with asyncio.timeout(30):
-            while not running.kept:  # noqa: ASYNC110 - what is waited for tells nobody
+            while running.kept < 90_000:  # noqa: ASYNC110 - what is waited for tells nobody
                 await asyncio.sleep(0.005)
-        assert running.kept == LARGEST
-        writer.write(body[1_000:])
+        assert running.kept <= 100_000
+        writer.write(raw[100_000:])
         await running.until(1)
         assert running.kept == 200_000
         running.go.set()
         await reader.readuntil(b"\r\n\r\n200000")
         writer.close()
+
+
+async def test_whoever_announces_large_bodies_and_does_not_send_them_keeps_nobody_out() -> None:
+    async with here() as running:
+        announced = [post(b"", length=LARGEST), post(b"5\r\nxxxxx\r\n", "Transfer-Encoding: chunked")] * 10
+        idle = [await asyncio.open_connection("127.0.0.1", running.port) for _ in announced]
+        for (_, writer), raw in zip(idle, announced, strict=True):
+            writer.write(raw)
+        async with asyncio.timeout(30):
+            while running.edge.live < len(idle):  # noqa: ASYNC110 - what is waited for tells nobody
+                await asyncio.sleep(0.005)
+        assert (await running.ask(post(b"x" * 400_000)))[0] == 200
+        assert running.shed == []
+        for _, writer in idle:
+            writer.close()
+
+
+async def test_a_body_that_grows_beyond_the_room_there_is_is_refused_while_it_comes() -> None:
+    async with here() as running:
+        running.go.clear()
+        asked = [asyncio.create_task(running.ask(post(b"x" * 400_000))) for _ in range(2)]
+        await running.until(2)
+        half = post(b"%x\r\n" % 400_000 + b"x" * 300_000, "Transfer-Encoding: chunked")
+        status, body = await running.ask(half)
+        assert (status, b'"overloaded"' in body, running.shed, running.kept) == (503, True, ["bodies"], 800_000)
+        running.go.set()
+        assert [status for status, _ in await asyncio.gather(*asked)] == [200] * 2
 
 
 async def test_an_encoded_body_is_counted_as_it_was_inflated() -> None:

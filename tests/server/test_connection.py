@@ -240,6 +240,8 @@ async def test_a_client_that_asks_and_does_not_read_is_not_answered_without_boun
         pipe.protocol.data_received(b"GET /nope HTTP/1.1\r\nHost: localhost\r\n\r\n" * 100)
         assert pipe.written == b""
         pipe.protocol.resume_writing()
+        for _ in range(100):
+            await asyncio.sleep(0)
         assert len(answers(pipe.written)) == 100
 
 
@@ -285,3 +287,54 @@ async def test_a_handler_at_work_is_never_overdue_while_its_client_takes_what_it
         await here.send(pipe)
         assert here.reports == []
         assert here.edge.live == 0
+
+
+class Slow(Pipe):
+    """Its other side takes what is written only by `behind`."""
+
+    behind = 0
+
+    def get_write_buffer_size(self) -> int:
+        return self.behind
+
+
+async def test_a_client_that_takes_little_is_not_cut_off_and_one_that_takes_nothing_is() -> None:
+    with served(Timeouts(stall_s=0.0)) as here:
+        pipe = Slow()
+        line = pipe.protocol = here.listener()
+        line.connection_made(pipe)
+        pipe.behind = 300_000
+        line.pause_writing()
+        for behind in (200_000, 199_999):
+            pipe.behind = behind
+            line.overdue()
+            assert not pipe.ended, "it takes what it can"
+        line.overdue()
+        assert pipe.ended
+
+
+async def test_what_was_sent_ahead_is_not_served_once_the_connection_is_closed() -> None:
+    with served() as here:
+        pipe = Pipe()
+        line = pipe.protocol = here.listener()
+        line.connection_made(pipe)
+        line.pause_writing()  # the client has yet to take the answer before
+        await here.send(pipe, POST + b"Content-Length: 2\r\n\r\n{}")
+        line.close_if_idle()  # and then takes it
+        line.resume_writing()
+        for _ in range(TURNS):
+            await asyncio.sleep(0)
+        assert (here.bodies, here.edge.live) == ([], 0)
+
+
+async def test_requests_that_are_refused_at_once_leave_turns_to_others() -> None:
+    with served() as here:
+        pipe = here.connect()
+        assert pipe.protocol is not None
+        unknown = b"GET /nowhere HTTP/1.1\r\nHost: localhost\r\n\r\n"
+        pipe.protocol.data_received(unknown * 50)
+        pipe.protocol.data_received(GET + b"\r\n")
+        assert len(answers(pipe.written)) == 1
+        for _ in range(50 + TURNS):
+            await asyncio.sleep(0)
+        assert [status for status, _ in answers(pipe.written)] == [404] * 50 + [200]
