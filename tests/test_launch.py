@@ -93,6 +93,7 @@ def test_a_signal_reaches_the_agent_and_its_end_by_one_is_told_as_shells_do(
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
         start_new_session=True,  # without a terminal
+        preexec_fn=lambda: signal.signal(number, signal.SIG_DFL),  # noqa: PLW1509 - whoever runs the tests in the background may ignore it
     )
     with running:
         assert running.stdout is not None

@@ -46,9 +46,14 @@ class Site:
 
     def is_settled(self, *runs: str) -> bool:
         """Serves, with nothing left to be told to the ledger."""
-        return bool(
-            self.ready["ready"] and self.journalled == 0 and all(self.gateway.run(run)["reserved_usd"] == "0.00" for run in runs)
-        )
+        if not self.ready["ready"] or self.journalled:
+            return False
+        try:
+            return all(self.gateway.run(run)["reserved_usd"] == "0.00" for run in runs)
+        except AssertionError as refused:
+            if "503" in str(refused):  # it has noticed only now
+                return False
+            raise
 
 
 @pytest.fixture(scope="module")
