@@ -400,7 +400,7 @@ class LimitsFile(Section):
     max_bodies: Annotated[int, size("1 MB", "1024 GB")] = preset(
         "512 MB",
         description="How much of all requests above 64 KB together is kept, in each worker, and as much again of all answers that are not "
-        "streamed. Beyond it large requests are refused (503) before they are read, and providers wait with large answers. At least one of the "
+        "streamed. Beyond it large requests are refused (503), by their head or while they come, and providers wait with large answers. At least one of the "
         "largest (`max_request`, `max_response`) always has room.",
     )
     max_buffered: Annotated[int, size("1 MB", "1024 GB")] = preset(

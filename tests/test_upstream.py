@@ -334,6 +334,26 @@ async def test_a_small_encoded_answer_that_inflates_past_the_limit_is_refused(cl
             await (await upstream.open(post(serving.port))).read(1_000_000)
 
 
+async def test_a_small_answer_that_becomes_a_large_one_leaves_others_their_turn() -> None:
+    body = gzip.compress(b"\0" * 5_000_000)
+    raw = b"HTTP/1.1 200 OK\r\nContent-Encoding: gzip\r\nContent-Length: %d\r\n\r\n" % len(body)
+    turns: list[int] = []
+    size = 0
+
+    def take(piece: bytes) -> bool:
+        nonlocal size
+        size += len(piece)
+        asyncio.get_running_loop().call_soon(lambda: turns.append(size))
+        return True
+
+    async with provider(says(raw + body)) as serving:
+        upstream = LeanUpstream(Endpoint())
+        assert await (await upstream.open(post(serving.port))).pour(take)
+        await upstream.close()
+    assert size == 5_000_000
+    assert len(set(turns)) > 10  # of some 77 pieces: others saw it grow
+
+
 async def test_a_connection_is_used_again_after_a_whole_answer_and_not_after_a_part(client: Client) -> None:
     async with provider(says(OK)) as serving, client() as upstream:
         for _ in range(3):

@@ -1,6 +1,7 @@
 """An answer that is encoded although `identity` was asked for. It is decoded piece by piece, so that a small one can't become a large one
 before anybody has looked at its size."""
 
+import asyncio
 import zlib
 from collections.abc import AsyncIterator, Callable
 from typing import Final
@@ -71,6 +72,8 @@ class DecodedAnswer:
 
     async def piece(self) -> bytes:
         """The next, at most `_PIECE_MAX` bytes; empty at the end. Unknown."""
+        if self._rest:
+            await asyncio.sleep(0)  # a few bytes may become very many: others have their turn between two pieces
         while True:
             piece = self._inflated()
             if piece:
@@ -89,9 +92,8 @@ class DecodedAnswer:
         if not self._started and self._rest:
             self._started = True
             if self._wbits == zlib.MAX_WBITS and self._rest[0] & 0xF != 8:
-                self._inflater = zlib.decompressobj(
-                    -zlib.MAX_WBITS
-                )  # without zlib's frame, as some servers take "deflate" to mean
+                # Without zlib's frame, as some servers take "deflate" to mean.
+                self._inflater = zlib.decompressobj(-zlib.MAX_WBITS)
         try:
             piece = self._inflater.decompress(self._rest, _PIECE_MAX)
         except zlib.error as failure:
