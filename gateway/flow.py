@@ -166,6 +166,7 @@ class Flow:
         size, large = len(inbound.body), self._shared.large
         if size > HUGE_BYTES and large.crowded:
             waiting = "Too many requests of this size wait to be read; nothing was sent to the provider. Try again in a moment."
+            self._observer.metrics.shed("huge")
             raise Refused(problem("overloaded", waiting, retry_after=_READING_S))
         return await large.done(size, partial(_read, dialect, inbound, fingerprinted))
 

@@ -165,7 +165,8 @@ class Metrics:
         self._journalled.add((step,), 1)
 
     def shed(self, reason: str) -> None:
-        """`reason` is one of the edge's words: `connections`, `calls`, `lag`."""
+        """`reason` is one of the edge's words (`connections`, `calls`, `bodies`, `lag`), or `huge`: too many such requests wait to be
+        read."""
         self._shed.add((reason,), 1)
 
     def ledger_serves(self, *, serves: bool) -> None:

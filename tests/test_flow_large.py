@@ -137,6 +137,8 @@ async def test_too_many_huge_ones_are_refused_before_they_are_read(tmp_path: Pat
         try:
             refused = await asked(here)
             assert (refused.status, refused.json["code"]) == (503, "overloaded")
+            here.metrics.flush()
+            assert b'penstock_shed_total{reason="huge"} 1.0' in here.metrics.exposition()
             assert (await here.ask(chat(words(500_000)))).status == 200
         finally:
             event.set()
