@@ -231,12 +231,12 @@ async def a_life(ledger: RedisLedger) -> None:
 
 def test_meta_makes_a_tenant_once(server: Server) -> None:
     meta = TenantKeys("new").meta
-    assert server.command("EVAL", text_of("meta"), 1, meta, "", "") == [b"", 0]
+    assert server.command("EVAL", text_of("meta"), 1, meta, "", "") == [b"", 0, VERSION]
     assert server.command("EXISTS", meta) == 0
-    assert server.command("EVAL", text_of("meta"), 1, meta, "one", "") == [b"one", 0]
-    assert server.command("EVAL", text_of("meta"), 1, meta, "two", "") == [b"one", 0]
-    assert server.command("EVAL", text_of("meta"), 1, meta, "two", "other") == [b"one", 0]
-    assert server.command("EVAL", text_of("meta"), 1, meta, "two", "one") == [b"two", 0]
+    assert server.command("EVAL", text_of("meta"), 1, meta, "one", "") == [b"one", 0, VERSION]
+    assert server.command("EVAL", text_of("meta"), 1, meta, "two", "") == [b"one", 0, VERSION]
+    assert server.command("EVAL", text_of("meta"), 1, meta, "two", "other") == [b"one", 0, VERSION]
+    assert server.command("EVAL", text_of("meta"), 1, meta, "two", "one") == [b"two", 0, VERSION]
     assert meta_of(server, "new") == KeptMeta(0, 0, 0, 0, VERSION, "two")
 
 
