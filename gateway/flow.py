@@ -7,47 +7,43 @@ import asyncio
 import contextlib
 import time
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import replace
 from functools import partial
 from typing import Final, TypeAlias
 
-from gateway.admitting import admit, barred, first_blocking, over_budget
+from gateway.admitting import admit, barred
 from gateway.core.decide import Counts, Reach, Rulebook, Unservable
 from gateway.core.record import record
 from gateway.core.scopes import Amounts, Caller
-from gateway.core.values import Call, Decision, Ending, Hold, Plan
+from gateway.core.values import Call, Decision, Ending
 from gateway.identity import Identity, Principal
 from gateway.journey import Asked, Journey, Passage, Ways
 from gateway.large import HUGE_BYTES, SMALL_BYTES
-from gateway.ledger.contract import Barred, Barrier, Ended, LedgerLost, LedgerUnavailable, Refusal, RunState, Stale
-from gateway.ledger.journal import JournalFull
+from gateway.ledger.contract import Barred, Barrier, LedgerLost, LedgerUnavailable, RunState
 from gateway.observer import Observer, Story
 from gateway.relay import Places, Relay, Shared
-from gateway.settling import Desk, Settling, Unheld, Waits
+from gateway.reserving import Answer, Kin, Reserving, no_room
+from gateway.settling import Desk, Settling, Waits
+from gateway.watching import Watch
 from gateway.wire import unmetered
 from gateway.wire.budget import undecided_headers
 from gateway.wire.dialect import Dialect
 from gateway.wire.exchange import ClientGone, Inbound, Outlet
 from gateway.wire.headers import directives
-from gateway.wire.problem import Alternative, Refused, bad_request, problem
+from gateway.wire.problem import Refused, bad_request, problem
 from gateway.wire.request import Request
 from gateway.wire.unmetered import UnmeteredRoute
 
 _READING_S: Final = 10  # a good part of the huge requests that may wait is read by then
 _COUNT_INLINE_CHARS: Final = 16_384  # some 2 ms of tokenizing; a body of fewer bytes has hardly more text than that
 _COUNT_INLINE_PARTS: Final = 1_000  # some 2 ms of hashing and looking up, all of them counted before
-_WATCH_S: Final = 0.5  # how often a process asks which of its live calls were stopped or frozen
-_TELL_AGAIN_S: Final = 60.0
 _LOOK_S: Final = 0.3  # how often a call that waits for a raise looks
 _WAITS_AT_MOST: Final = 1_000
 _NO_BACKGROUND: Final = (
     "What a background answer costs is known only when somebody asks for it, and until then its worst case stays held: leave `background` out, "
     "or have it allowed in the gateway's config (background: allow)."
 )
-_RUNS_AT_MOST: Final = 10_000  # whose place in their tree is remembered
 
 _Decide: TypeAlias = Callable[[Call, int], Decision | Unservable]
-_Answer: TypeAlias = Settling | Refusal | Barred
 
 
 class Flow:
@@ -60,11 +56,12 @@ class Flow:
         self._identity = identity
         self.rulebook = rulebook
         self._observer = observer
-        self._new_id = new_id
-        self._desk = Desk(shared.ledger, shared.settings, shared.alert, Waits(shared.settings.commit_wait_ms / 1000))
-        self._ways = Ways(shared, identity, self._hold_again, self._reach)
-        self._live: set[Relay] = set()
-        self._kin = _Kin()
+        desk = Desk(shared.ledger, shared.settings, shared.alert, Waits(shared.settings.commit_wait_ms / 1000))
+        self._reserving = Reserving(desk, shared.clock_ms, new_id)
+        self._ways = Ways(shared, identity, self._reserving.again, self._reach)
+        self._watch = Watch(shared.ledger, observer.events)
+        self._live = self._watch.live
+        self._kin = Kin()
         self._waits = Places(_WAITS_AT_MOST)
         self._waiting: set[asyncio.Event] = set()  # for a raise: set, the wait is over
         self._waits_end = False
@@ -154,7 +151,7 @@ class Flow:
         call, cost = request.call(caller, directives(inbound.headers)), Amounts(route.cost, 0)
 
         def decide(call: Call, at_ms: int) -> Decision | Unservable:
-            return rulebook.at_flat_cost(call, provider.name, cost, at_ms, self._new_id())
+            return rulebook.at_flat_cost(call, provider.name, cost, at_ms, self._reserving.new_id())
 
         passage = Passage(self._ways, rulebook, Asked(dialect, request, inbound, principal))
         counts, reach = rulebook.counts(call), self._reach(principal)
@@ -202,8 +199,8 @@ class Flow:
         story: Story,
     ) -> Settling:
         """Decides, and holds the first plan that fits. Where the run is paused, and its budget says so, a raise is waited for."""
-        ask = partial(self._ask, story)
-        answer: _Answer = await admit(call, at_ms, decide, ask)
+        ask = partial(self._reserving.ask, story)
+        answer: Answer = await admit(call, at_ms, decide, ask)
         patience = _patience(answer)
         if patience is not None and not self._waits_end and self._waits.take():
             try:
@@ -216,51 +213,21 @@ class Flow:
         if isinstance(answer, Barred):
             raise barred(answer)
         await self._count_beforehand(rulebook, call, counts, beside=True)
-        raise _over_budget(rulebook, answer, reach, counts)
+        raise no_room(rulebook, answer, reach, counts)
 
     def _by_the_book(self, rulebook: Rulebook, reach: Reach, counts: Counts, call: Call, at_ms: int) -> Decision | Unservable:
-        return rulebook.decide(call, reach, at_ms, self._new_id(), counts)
+        return rulebook.decide(call, reach, at_ms, self._reserving.new_id(), counts)
 
     def _reach(self, principal: Principal, made_by: str | None = None) -> Reach:
         """`made_by`: the provider that alone can go on with what the call continues."""
         served = self._identity.served(principal)
         return Reach(served, self._shared.breakers.resting() if made_by is None else served - {made_by})
 
-    async def _ask(self, story: Story, decision: Decision) -> Settling | Refusal | Barred | Stale:
-        """One question to the ledger. Refused, where there is no ledger to answer it, and a budget that minds."""
-        shared = self._shared
-        story.decided(decision)
-        began_s = time.perf_counter()
-        try:
-            reserved = await shared.ledger.reserve(decision, shared.settings.lease_of(decision.call))
-            if isinstance(reserved, Ended):  # an id that was used before: the next one was not
-                decision = replace(decision, id=self._new_id())
-                story.decided(decision)
-                reserved = await shared.ledger.reserve(decision, shared.settings.lease_of(decision.call))
-        except LedgerUnavailable as failure:
-            allowed = all(charge.ceiling.outage_allow for charge in decision.ladder[0].charges)
-            if allowed and not isinstance(failure, JournalFull):
-                # Under an id of its own: what may have been held under the first is given back, and an id that has ended is not charged.
-                decision = replace(decision, id=self._new_id())
-                story.decided(decision)
-                story.let_through(decision, str(failure))
-                return Unheld(self._desk, decision, story)
-            raise Refused(
-                problem("ledger_unavailable", f"the ledger does not answer ({failure}): no call is let through")
-            ) from failure
-        except LedgerLost as failure:
-            raise Refused(problem("ledger_lost", f"{failure}: no call is let through")) from failure
-        story.reserved(time.perf_counter() - began_s)
-        if isinstance(reserved, Hold):
-            return Settling(self._desk, reserved, story)
-        assert not isinstance(reserved, Ended), decision.id
-        return reserved
-
     # -- waiting for a raise --------------------------------------------------------------------------------------------------
 
     async def _wait_for_raise(
-        self, patience: "_Patience", answer: _Answer, outlet: Outlet, again: Callable[[int], Awaitable[_Answer]]
-    ) -> _Answer:
+        self, patience: "_Patience", answer: Answer, outlet: Outlet, again: Callable[[int], Awaitable[Answer]]
+    ) -> Answer:
         """The answer when the wait is over: after a raise, or when the time is up, the client leaves, the gateway stops."""
         over = asyncio.Event()
         outlet.on_gone(over.set)
@@ -299,30 +266,15 @@ class Flow:
             return True  # for all that is known
         return view is not None and view.state is RunState.PAUSED
 
-    async def _hold_again(self, settling: Settling, plan: Plan) -> Settling | None:
-        """A hold of its own for a call that goes on elsewhere; None: there is no room for it. As nothing is asked of the run anew, its
-        rules for repeated requests don't count it twice."""
-        decision = settling.hold.decision
-
-        def decide(call: Call, at_ms: int) -> Decision:
-            return replace(decision, id=self._new_id(), call=call, ladder=(plan,), at_ms=at_ms)
-
-        try:
-            call = replace(decision.call, fingerprint="")
-            answer: _Answer = await admit(call, self._shared.clock_ms(), decide, partial(self._ask, settling.story))
-        except Refused:
-            return None
-        return answer if isinstance(answer, Settling) else None
-
     # -- live calls -----------------------------------------------------------------------------------------------------------
 
     def run_stopped(self, tenant: str, run: str) -> None:
         """Ends the live calls of the run and of its descendants in this process; the others notice within half a second."""
-        self._interrupt(tenant, lambda caller: caller.run == run or run in caller.ancestry, Ending.RUN_STOPPED)
+        self._watch.interrupt(tenant, lambda caller: caller.run == run or run in caller.ancestry, Ending.RUN_STOPPED)
 
     def scope_frozen(self, tenant: str, scope: Sequence[tuple[str, str]]) -> None:
         """The same for whoever has all of the scope's values."""
-        self._interrupt(tenant, lambda caller: caller.has(scope), Ending.SCOPE_FROZEN)
+        self._watch.interrupt(tenant, lambda caller: caller.has(scope), Ending.SCOPE_FROZEN)
 
     def wait_no_more(self) -> None:
         """The gateway is about to stop: who waits for a raise is answered now."""
@@ -333,82 +285,11 @@ class Flow:
     def shut_down(self) -> None:
         """Ends every live call, and every wait and drain."""
         self.wait_no_more()
-        for relay in list(self._live):
-            relay.interrupt(Ending.GATEWAY_STOPPED)
+        self._watch.interrupt_all(Ending.GATEWAY_STOPPED)
 
     async def watch(self) -> None:
         """Runs as long as the gateway: keeps the leases of calls that last, and notices what was stopped or frozen elsewhere."""
-        told_s = -_TELL_AGAIN_S
-        # By tenant. Each has a slot of its own: one that is away, or only slow, keeps no other's stops from being noticed.
-        asking: dict[str, asyncio.Task[None]] = {}
-        try:
-            while True:
-                await asyncio.sleep(_WATCH_S)
-                try:
-                    for relay in list(self._live):
-                        relay.keep_lease()
-                    self._notice_halted(asking)
-                except (LedgerUnavailable, LedgerLost) as failure:
-                    # A ledger that is away is told of by the calls it refuses; this loop only must not end.
-                    if time.monotonic() - told_s >= _TELL_AGAIN_S:
-                        told_s = time.monotonic()
-                        self._observer.events.log.warning("watch_failed", why=str(failure))
-                except Exception as failure:  # noqa: BLE001 - a background loop: without it no stop would be noticed any more
-                    self._observer.events.problem("watching live calls", failure)
-        finally:
-            for task in asking.values():
-                task.cancel()
-
-    def _notice_halted(self, asking: dict[str, asyncio.Task[None]]) -> None:
-        """Asks about every tenant that has answered the time before, and raises what that one ended in."""
-        answered = [asking.pop(tenant) for tenant, task in list(asking.items()) if task.done()]
-        by_tenant: dict[str, list[Relay]] = {}
-        for relay in self._live:
-            by_tenant.setdefault(relay.caller.tenant, []).append(relay)
-        for tenant, relays in by_tenant.items():
-            if tenant not in asking:
-                asking[tenant] = asyncio.create_task(self._notice_of(tenant, relays))
-        for failure in [task.exception() for task in answered]:
-            if failure is not None:
-                raise failure
-
-    async def _notice_of(self, tenant: str, relays: Sequence[Relay]) -> None:
-        # Of one run mostly, and of one agent: who is asked about is asked about once.
-        callers = tuple({relay.caller for relay in relays})
-        halted = dict(zip(callers, await self._shared.ledger.halted(tenant, callers), strict=True))
-        for relay in relays:
-            barrier = halted[relay.caller]
-            if barrier is not None:
-                relay.interrupt(Ending.SCOPE_FROZEN if barrier is Barrier.FROZEN else Ending.RUN_STOPPED)
-
-    def _interrupt(self, tenant: str, concerns: Callable[[Caller], bool], ending: Ending) -> None:
-        for relay in list(self._live):
-            if relay.caller.tenant == tenant and concerns(relay.caller):
-                relay.interrupt(ending)
-
-
-class _Kin:
-    """Whose child a run is, as far as this process knows: a hint, which saves later calls of the run a second question."""
-
-    def __init__(self) -> None:
-        self._ancestries: dict[tuple[str, str], tuple[str, ...]] = {}
-
-    def placed(self, caller: Caller) -> Caller:
-        """The caller with its likely ancestry. The ledger says if it is so."""
-        known = self._ancestries.get((caller.tenant, caller.run), ())
-        parent = caller.parent
-        if parent is not None and known[:1] != (parent,):
-            known = (parent, *self._ancestries.get((caller.tenant, parent), ()))
-        return replace(caller, ancestry=known) if known else caller
-
-    def learn(self, caller: Caller) -> None:
-        """From a call that was let in. Roots need no place here."""
-        if caller.ancestry:
-            key = (caller.tenant, caller.run)
-            self._ancestries.pop(key, None)  # the latest goes last
-            self._ancestries[key] = caller.ancestry
-            if len(self._ancestries) > _RUNS_AT_MOST:
-                del self._ancestries[next(iter(self._ancestries))]
+        await self._watch.run()
 
 
 @record
@@ -420,7 +301,7 @@ class _Patience:
     wait_ms: int
 
 
-def _patience(answer: _Answer) -> _Patience | None:
+def _patience(answer: Answer) -> _Patience | None:
     """None: the answer is final."""
     if isinstance(answer, Settling):
         return None
@@ -441,11 +322,3 @@ def _read(dialect: Dialect, inbound: Inbound, fingerprinted: bool) -> tuple[Requ
     """The request and, where that is asked for, its fingerprint."""
     request = dialect.read(inbound.body, inbound.headers)
     return request, request.fingerprint() if fingerprinted else ""
-
-
-def _over_budget(rulebook: Rulebook, refusal: Refusal, reach: Reach, counts: Counts) -> Refused:
-    def has_room(plan: Plan) -> bool:
-        return first_blocking(plan, refusal.balances) is None
-
-    others = rulebook.alternatives(refusal.decision, reach, has_room, counts)
-    return over_budget(refusal, [Alternative.of(model, plan, has_room(plan)) for model, plan in others])

@@ -26,7 +26,7 @@ async def test_work_in_the_background_that_fails_is_told_and_goes_on(tmp_path: P
 
         return step
 
-    monkeypatch.setattr(gateway._reaper, "_every_s", 0.001)
+    monkeypatch.setattr(gateway.office.reaper, "_every_s", 0.001)
     monkeypatch.setattr("gateway.keeper._EVERY_S", 0.001)
     monkeypatch.setattr(gateway.ledger, "expire", broken("expire"))
     monkeypatch.setattr(gateway.ledger, "aged", broken("aged"))

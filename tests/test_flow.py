@@ -219,7 +219,7 @@ async def test_a_third_stale_decision_is_given_up(tmp_path: Path, provider: Faul
 async def test_a_decision_id_that_was_used_before_is_not_used_again(tmp_path: Path, provider: FaultProvider) -> None:
     async with world(tmp_path, provider.base_url) as here:
         ids = iter(["bdg_1", "bdg_1", "bdg_2"])
-        here.flow._new_id = lambda: next(ids)
+        here.flow._reserving.new_id = lambda: next(ids)
         for _ in range(2):
             assert (await here.ask(chat())).status == 200
         assert (await here.run()).committed == provider.bill.microcents
@@ -456,7 +456,7 @@ async def test_untagged_calls_may_count_alone_or_be_refused(tmp_path: Path, prov
 async def test_a_run_stopped_elsewhere_ends_here_too_and_no_other_does(
     tmp_path: Path, provider: FaultProvider, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("gateway.flow._WATCH_S", 0.02)
+    monkeypatch.setattr("gateway.watching._WATCH_S", 0.02)
     async with world(tmp_path, provider.base_url) as here:
         provider.next(Behaviour(stall_after_events=4), Behaviour(stall_after_events=4))
         asking = {run: here.asking(chat(stream=True), run) for run in ("r1", "r2")}
@@ -474,7 +474,7 @@ async def test_a_run_stopped_elsewhere_ends_here_too_and_no_other_does(
 async def test_the_watch_goes_on_after_a_failure(
     tmp_path: Path, provider: FaultProvider, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("gateway.flow._WATCH_S", 0.01)
+    monkeypatch.setattr("gateway.watching._WATCH_S", 0.01)
     failures: list[Exception] = [LedgerUnavailable("away"), ZeroDivisionError()]
 
     def faulty(real: SqliteLedger) -> Any:

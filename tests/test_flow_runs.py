@@ -239,7 +239,7 @@ async def test_a_stop_of_an_ancestor_or_a_freeze_ends_live_calls_that_it_concern
     provider: FaultProvider,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("gateway.flow._WATCH_S", 0.02)
+    monkeypatch.setattr("gateway.watching._WATCH_S", 0.02)
     async with world(tmp_path, provider.base_url) as here:
         provider.next(Behaviour(stall_after_events=4), Behaviour(stall_after_events=4))
         ends, goes_on = Client(), Client()
@@ -265,7 +265,7 @@ async def test_a_stop_of_an_ancestor_or_a_freeze_ends_live_calls_that_it_concern
 async def test_a_tenant_whose_slot_is_away_keeps_no_other_tenants_stop_from_being_noticed(
     silent: bool, tmp_path: Path, provider: FaultProvider, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("gateway.flow._WATCH_S", 0.02)
+    monkeypatch.setattr("gateway.watching._WATCH_S", 0.02)
     asked = asyncio.Event()
 
     def wrap(real: SqliteLedger) -> Any:
@@ -300,7 +300,7 @@ async def test_a_tenant_whose_slot_is_away_keeps_no_other_tenants_stop_from_bein
 
 
 async def test_a_pause_lets_live_calls_finish(tmp_path: Path, provider: FaultProvider, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("gateway.flow._WATCH_S", 0.01)
+    monkeypatch.setattr("gateway.watching._WATCH_S", 0.01)
     async with world(tmp_path, provider.base_url) as here:
         provider.next(Behaviour(pace_s=0.02))
         asking, client = here.asking(chat(stream=True))
