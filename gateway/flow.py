@@ -5,7 +5,6 @@ Nothing is forwarded before its worst case is held. From the moment there is a h
 
 import asyncio
 import contextlib
-import time
 from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
 from typing import Final, TypeAlias
