@@ -156,6 +156,25 @@ async def test_what_no_index_holds_is_never_searched(ledger: SqliteLedger, tmp_p
     }
 
 
+async def test_active_runs_are_counted_again_only_where_they_may_be_too_many(ledger: SqliteLedger) -> None:
+    """To count them for each new run would cost the more, the more there are."""
+    seen: list[str] = []
+    store = ledger._store._connection
+    assert store is not None
+    store.trace_v2(apsw.SQLITE_TRACE_STMT, lambda event: seen.append(event["sql"]))  # type: ignore[arg-type,return-value]
+
+    async def answer_of_new_runs(first: int, last: int, max_active: int) -> set[type]:
+        terms = RunTerms(max_active=max_active)
+        runs = [decision(plan(charge(limit=None)), of=caller(f"new-{number}")) for number in range(first, last)]
+        return {type(await ledger.reserve(replace(each, terms=terms), LEASE_MS)) for each in runs}
+
+    assert await answer_of_new_runs(0, 100, 1_000) == {Hold}
+    assert sum("count(*)" in sql for sql in seen) == 1
+    assert await answer_of_new_runs(100, 110, 110) == {Hold}
+    assert await answer_of_new_runs(110, 112, 110) == {Barred}
+    assert await answer_of_new_runs(112, 113, 111) == {Hold}
+
+
 # -- gone while they wait -----------------------------------------------------------------------------------------------------
 
 

@@ -104,6 +104,9 @@ class Books:
         self._calls: dict[Where, CallRow] = {}  # of earlier batches, those that are open
         self._spend_ids: dict[_Group, int] = {}
         self._rules: dict[str, Rules] = {}  # by tenant
+        self._runs_written = 0  # rows
+        # What was asked → the active runs that were counted, less `_runs_written` at that time
+        self._active: dict[tuple[str, str, int, int], int] = {}
         self.standings: dict[Layout, Standing] = {}  # true as long as the accounts are known and none gets another limit
         # What has changed since it was written.
         self._changed_accounts: list[AccountRow] = []
@@ -129,13 +132,13 @@ class Books:
         if max(len(self._accounts), len(self.standings)) > _KNOWN_AT_MOST:
             self._accounts.clear()
             self.standings.clear()
-        for known in (self._runs, self._calls, self._spend_ids, self._rules):
+        for known in (self._runs, self._calls, self._spend_ids, self._rules, self._active):
             if len(known) > _KNOWN_AT_MOST:
                 known.clear()
 
     def forget(self) -> None:
         """Somebody else has written, or the batch was rolled back."""
-        for known in (self._accounts, self._runs, self._calls, self._spend_ids, self.standings, self._spend):
+        for known in (self._accounts, self._runs, self._calls, self._spend_ids, self._active, self.standings, self._spend):
             known.clear()
         for changed in (self._changed_accounts, self._changed_runs, self._changed_calls, self._ended):
             changed.clear()
@@ -201,19 +204,27 @@ class Books:
         self._runs[row.where] = row
         return row
 
-    def active_runs(self, tenant: str, owner: str, since_ms: int, at_most: int) -> int:
-        """How many runs of the key were used after `since_ms` and are not quiet; none is counted beyond `at_most`."""
+    def has_active_runs(self, tenant: str, owner: str, idle_ms: int, number: int) -> bool:
+        """Whether so many runs of the key, or more, were used less than `idle_ms` ago and are not quiet. Counted only where they may be:
+        no more can have become active since the last time than rows of runs were changed."""
+        asked = (tenant, owner, idle_ms, number)
+        most = self._active.get(asked, number) + self._runs_written + len(self._changed_runs)
+        if most < number:
+            return False
         self._write_runs()
+        since_ms = self.now_ms - idle_ms
         since_s = since_ms // 1000
-        return int(
+        count = int(
             self._cursor.execute(
                 "SELECT count(*) FROM (SELECT 1 FROM runs WHERE tenant = ?1 AND owner = ?2 AND quiet = 0 AND used_s > ?3"
                 " UNION ALL SELECT 1 FROM runs INDEXED BY runs_by_owner JOIN run_sums USING (id)"
                 " WHERE tenant = ?1 AND owner = ?2 AND quiet = 0 AND used_s = ?3 AND last_ms > ?4"
                 " LIMIT ?5)",
-                (tenant, owner, since_s, since_ms, at_most),
+                (tenant, owner, since_s, since_ms, number),
             ).get
         )
+        self._active[asked] = count - self._runs_written
+        return count >= number
 
     def rules(self, tenant: str) -> Rules:
         rules = self._rules.get(tenant)
@@ -401,6 +412,7 @@ class Books:
     def _write_runs(self) -> None:
         changed = [row for row in self._changed_runs if row.changed]
         self._changed_runs.clear()
+        self._runs_written += len(changed)
         new: list[RunRow] = []
         inserted: list[int | str | None] = []
         for row in changed:

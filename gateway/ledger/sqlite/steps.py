@@ -156,10 +156,9 @@ def _barrier(books: Books, decision: Decision, run: RunRow | None, ancestry: tup
         if frozen.takes(caller):
             return Barred(decision, Barrier.FROZEN, frozen.text)
     terms = decision.terms
-    if terms.max_active is not None and not caller.run_issued and not _is_active(run, books.now_ms - terms.idle_ms):
-        others = books.active_runs(caller.tenant, caller.key, books.now_ms - terms.idle_ms, terms.max_active)
-        if others >= terms.max_active:
-            return Barred(decision, Barrier.TOO_MANY_RUNS, str(terms.max_active))
+    most = None if caller.run_issued or _is_active(run, books.now_ms - terms.idle_ms) else terms.max_active
+    if most is not None and books.has_active_runs(caller.tenant, caller.key, terms.idle_ms, most):
+        return Barred(decision, Barrier.TOO_MANY_RUNS, str(most))
     fingerprint = decision.call.fingerprint
     if terms.same_request and fingerprint and run is not None and run.recent and terms.within_calls > 1:
         same = sum(each == fingerprint for _, each in run.recent[1 - terms.within_calls :])
