@@ -8,6 +8,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import field, replace
 from typing import Final
 
+from gateway.core.grants import NO_GRANTS, Grant, Grants, GrantStatus
 from gateway.core.policy import Budget, Limit, Missing, Policy, Share, Terms
 from gateway.core.record import record
 from gateway.core.scopes import NO_VALUE, Account, Caller, Unit
@@ -36,6 +37,14 @@ class DimensionRequired:
 
     budget: str
     dimension: str
+
+
+@record
+class Shut:
+    """The operator has shut what the call counts in. `what`: a grant's scope, or a tenant; `how`: frozen, closed, suspended."""
+
+    what: str
+    how: str
 
 
 @record
@@ -113,6 +122,7 @@ class Standing:
     shared: tuple[Charge, ...]  # as the others do: `downgrade_below` leaves the rest of a limit to the cheaper models
     open: tuple[tuple[int, _Met], ...]  # (place among the charges, budget), in their order
     slices: frozenset[int] = frozenset()
+    shut: Shut | None = None  # nothing new may start here
     _by_plan: dict[tuple[str, str, bool, bool], tuple[Charge, ...]] = field(default_factory=dict, compare=False, repr=False)
 
     def charges(self, model: str, provider: str, has_cheaper: bool, sliced: bool = False) -> tuple[Charge, ...]:
@@ -135,9 +145,11 @@ class Standing:
 
 
 class Ceilings:
-    """The budgets of a policy, ready to be applied. What it keeps is only a hint: it can be made anew at any time."""
+    """The budgets of a policy and the grants beside it, ready to be applied. What it keeps is only a hint: it can be made anew at any
+    time."""
 
-    def __init__(self, policy: Policy) -> None:
+    def __init__(self, policy: Policy, grants: Grants = NO_GRANTS) -> None:
+        self._grants = grants
         self._budgets = policy.budgets
         self._by_name = {budget.name: budget for budget in policy.budgets}
         self._keeps = any(budget.keep_for_wrap_up_ppm for budget in policy.budgets)
@@ -193,14 +205,18 @@ class Ceilings:
                 budgets.append(budget)
         # In the policy's order; a run's id stands for the account of its own limit, where no budget is that.
         met: list[_Met | str] = []
-        for who in (caller, *_ancestors(caller)):
+        counted_as = (caller, *_ancestors(caller))
+        for who in counted_as:
             own = self._own_budget(who)
             counted = budgets if who is caller else [budget for budget in budgets if "run" in budget.scope]
             met += [self._met(budget, who, budget is own, wraps_up, at_ms) for budget in counted]
             run = limited_run if who is caller else who.run
             if own is None and run is not None:
                 met.append(run)
-        return _applied(caller.tenant, met, limited)
+        standing = _applied(caller.tenant, met, limited)
+        grants = self._grants.of(counted_as)
+        halted = self._grants.halted.get(caller.tenant)
+        return standing if halted is None and not grants else _granted(standing, grants, halted)
 
     def _met(self, budget: Budget, who: Caller, own: bool, wraps_up: bool, at_ms: int) -> _Met:
         terms = budget.terms_for(who)
@@ -261,6 +277,22 @@ def _applied(tenant: str, met: Sequence[_Met | str], limited: bool) -> Standing:
         tuple(shared),
         tuple(opened),
         frozenset(place for place, each in enumerate(met) if (all_sliced if isinstance(each, str) else each.sliced)),
+    )
+
+
+def _granted(standing: Standing, grants: Sequence[Grant], halted: str | None) -> Standing:
+    """With what the grants add: a hard gate each, after the policy's."""
+    charges = tuple([grant.charge for grant in grants])
+    shut = None if halted is None else Shut(standing.tenant, halted)
+    for grant in grants:
+        if grant.status is not GrantStatus.ACTIVE:
+            shut = shut or Shut(grant.text, grant.status.value)
+    return replace(
+        standing,
+        hard=standing.hard or bool(grants),
+        whole=standing.whole + charges,
+        shared=standing.shared + charges,
+        shut=shut,
     )
 
 

@@ -11,6 +11,7 @@ from gateway.core import estimate, slices
 from gateway.core.anchors import Chain
 from gateway.core.catalog import Catalog, Model, Route
 from gateway.core.ceilings import Ceilings, DimensionRequired, Standing
+from gateway.core.grants import NO_GRANTS, Grants
 from gateway.core.learned import Learned
 from gateway.core.measures import measure_of
 from gateway.core.money import Microcents
@@ -68,20 +69,35 @@ class Rung:
 
 
 class Rulebook:
-    """A policy and a catalog, ready to decide. Made once per policy; its caches hold nothing that a restart would miss."""
+    """A policy, the grants beside it and a catalog, ready to decide. Made once per policy, and again when a grant changes; its caches
+    hold nothing that a restart would miss."""
 
-    def __init__(self, policy: Policy, catalog: Catalog, counter: TokenCounter, learned: Learned | None = None) -> None:
+    def __init__(
+        self,
+        policy: Policy,
+        catalog: Catalog,
+        counter: TokenCounter,
+        learned: Learned | None = None,
+        grants: Grants = NO_GRANTS,
+    ) -> None:
         self.policy = policy
         self.catalog = catalog
+        self.grants = grants
         self.counter = counter
         self.learned = learned or Learned(counter)  # outlives a policy, where the next one is made with the same
         # Headers that say who is calling: they never go upstream.
         self.identity_headers = policy.identity_headers | {
             source.name for source in policy.runs.id_from if source.kind == "header"
         }
-        self._ceilings = Ceilings(policy)
+        self._ceilings = Ceilings(policy, grants)
         self._terms = policy.runs.terms
         self._offers: dict[str, Offer | Unservable] = {}
+
+    def beside(self, grants: Grants) -> "Rulebook":
+        """The same policy beside other grants."""
+        rulebook = Rulebook(self.policy, self.catalog, self.counter, self.learned, grants)
+        rulebook._offers = self._offers  # what a model costs does not hang on grants
+        return rulebook
 
     # -- the decision ---------------------------------------------------------------------------------------------------------
 
@@ -115,10 +131,10 @@ class Rulebook:
         ladder = _ladder(call, rungs, standing)
         return Decision(decision_id, call, ladder, at_ms, self.catalog.version, tuple(passed_over), self._terms)
 
-    def for_cost(self, call: Call, cost: Amounts, at_ms: int, decision_id: str) -> Decision | Unservable:
+    def for_cost(self, call: Call, cost: Amounts, at_ms: int, decision_id: str, *, spent: bool = False) -> Decision | Unservable:
         """For work that no model here does, at a cost that the caller names: one plan, in every budget but those over models or
-        providers."""
-        standing = self._standing(call, at_ms)
+        providers. `spent`: it has been spent already, so nothing that is frozen or closed stands in its way."""
+        standing = self._standing(call, at_ms, spent=spent)
         if isinstance(standing, Unservable):
             return standing
         plan = Plan(call.model, NO_VALUE, 0, 0, cost, standing.whole)
@@ -203,7 +219,7 @@ class Rulebook:
         """The policy's own limit for the caller's run, in microcents; None where it sets none."""
         return self._ceilings.run_ceiling(caller)
 
-    def _standing(self, call: Call, at_ms: int) -> Standing | Unservable:
+    def _standing(self, call: Call, at_ms: int, *, spent: bool = False) -> Standing | Unservable:
         standing = self._ceilings.standing(call, at_ms)
         if isinstance(standing, DimensionRequired):
             return Unservable(
@@ -211,6 +227,9 @@ class Rulebook:
                 f"the budget {standing.budget!r} needs each call to name its {standing.dimension}",
                 standing.dimension,
             )
+        if standing.shut is not None and not spent:
+            shut = standing.shut
+            return Unservable("scope_frozen", f"{shut.what} is {shut.how} by the operator: it takes no calls")
         return standing
 
     # -- rungs ----------------------------------------------------------------------------------------------------------------

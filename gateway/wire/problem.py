@@ -72,6 +72,7 @@ KINDS: Final[dict[str, Kind]] = {
     "output_cap_conflict": Kind(400, "Output cap conflict", "invalid_request_error"),
     "bad_request": Kind(400, "Bad request", "invalid_request_error"),
     "invalid_key": Kind(401, "Invalid key", "authentication_error"),
+    "not_permitted": Kind(403, "Not permitted", "permission_error"),
     "run_owned_by_another": Kind(403, "Run owned by another", "permission_error"),
     "host_not_allowed": Kind(403, "Host not allowed", "permission_error"),
     "origin_not_allowed": Kind(403, "Origin not allowed", "permission_error"),
