@@ -12,9 +12,12 @@ from pydantic import BeforeValidator, Field
 from gateway import store_url
 from gateway.core.money import parse_usd
 from gateway.core.profiles import OnDisconnect
+from gateway.core.scopes import BOOKKEEPING
 from gateway.price_file import PriceFile, Tokens
 from gateway.store_url import StoreUrl
 from gateway.yaml_fields import (
+    A_WORD,
+    WORD,
     BoundDimension,
     EnvironmentName,
     Glob,
@@ -312,13 +315,16 @@ class ModelFile(Section):
     reasoning: Switch | None = preset(None, description="Whether it reasons before it answers.")
 
 
+TenantName = Annotated[str, matching(rf"(?!{BOOKKEEPING}$){WORD}", f"{A_WORD}, but not {BOOKKEEPING}")]
+
+
 class KeyFile(Section):
     name: Word = Field(description="The key's id in the ledger and in logs.")
     sha256: Annotated[
         str,
         matching("[0-9a-f]{64}", "the SHA-256 of a key in lower-case hex, as `penstock keys hash` prints it", hidden=True),
     ] = Field(description="The SHA-256 of the key, as `penstock keys hash` prints it.")
-    tenant: Word = preset("default", description="Whose budgets its calls count in.")
+    tenant: TenantName = preset("default", description="Whose budgets its calls count in.")
     dimensions: dict[
         BoundDimension, Annotated[str, Reads(_parse_bound_value, "text of 1 to 256 characters", {"type": "string"})]
     ] = preset({}, description="What the key is bound to: user, team, agent … No header overrides it.")

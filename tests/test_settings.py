@@ -542,6 +542,7 @@ MISTAKES = [
     (f"auth: keys\nkeys: [{{sha256: {SHA}}}]", "c.yaml:4: keys[0].name: found nothing, expected 1 to 64 letters, digits, dots, dashes or underscores (the key is required)"),
     (f"auth: keys\nkeys: [{{name: a, sha256: {SHA}, dimensions: {{run: x}}}}]", 'c.yaml:4: keys[0].dimensions.run: found "run", expected another name: run, key, tenant, model, provider are filled by the gateway itself'),
     (f"auth: keys\nkeys: [{{name: admin, sha256: {SHA}}}]", 'c.yaml:4: keys[0].name: found "admin", expected another name: admin, anonymous, budget stand for others in the records'),
+    (f"auth: keys\nkeys: [{{name: a, sha256: {SHA}, tenant: -cycles-}}]", 'c.yaml:4: keys[0].tenant: found "-cycles-", expected 1 to 64 letters, digits, dots, dashes or underscores, but not -cycles-'),
     (f"auth: keys\nkeys: [{{name: a, sha256: {SHA}, dimensions: {{team: 5}}}}]", "c.yaml:4: keys[0].dimensions.team: found 5, expected text of 1 to 256 characters"),
     (f"auth: keys\nkeys:\n- {{name: a, sha256: {SHA}}}\n- {{name: a, sha256: {'cd' * 32}}}", 'c.yaml:6: keys[1].name: found "a", expected each key once'),
 ]  # fmt: skip

@@ -9,6 +9,7 @@ from urllib.parse import quote
 from gateway.core.record import record
 from gateway.core.windows import Window
 
+BOOKKEEPING: Final = "-cycles-"  # the tenant of documents that are no tenant's own: no key can be of it
 NO_VALUE: Final = "-"  # the value of a dimension that the call does not have (`missing: share`)
 
 

@@ -46,13 +46,30 @@ The tree. A run's place is fixed by its first reserve that is not barred (`place
     a placed run                    no parent named: as it was. A parent other than its own: PARENT_CHANGED
 
 A pause that a refusal set ends with the next raise in the tenant (set_limit by the admin, set_account_limit, adjust, reset that
-changed something): the run is active again, and a call that still does not fit pauses it anew. An operator's pause ends with resume;
-it takes the place of one that a refusal set, and of another operator's.
+changed something, fund that gave room): the run is active again, and a call that still does not fit pauses it anew. An operator's pause
+ends with resume; it takes the place of one that a refusal set, and of another operator's.
 
 Acts. Each of the operators' steps that changed something is kept once; one that changed nothing (stopped before, the same limit, frozen
 already, a reset with nothing to forget and no alert that had fired) leaves nothing. `act` is the method's name, `what` its object, and
 after a space its amount where it has one: `set_limit` "r1 500", `set_account_limit` "KEY 500" or "KEY none", `adjust` "KEY -20",
-`settle` "rsv_X 70" or "rsv_X none"; `freeze` the scope's text. An owner's set_limit is one too; X-Run-Limit is none.
+`settle` "rsv_X 70" or "rsv_X none"; `freeze` the scope's text; `fund` "KEY " and `Fund.text`. An owner's set_limit is one too;
+X-Run-Limit is none. A fund that is done is kept in any case, since its id must count once.
+
+Funding moves the limit that is stored with an account, and makes the account where there is none (at a limit of 0). Looked at in this order:
+
+    the act's id is known   REPLAYED: nothing changes; `before` and `after` are the account as it stands
+    the new limit           the limit (none stored: 0) + `by`, or `to`. Below 0: TOO_LITTLE. Above MOST: TOO_MUCH
+    the new committed       unconfirmed + `committed`, where that is given, booked as an adjustment, and alerts may fire again; above MOST:
+                            TOO_MUCH. Else it stays, and so does what has fired
+    `at_least_free`         limit - committed - reserved would be below 0: TOO_LITTLE
+    else                    DONE. A raise, if there was no limit, or limit - committed has grown
+
+What was refused leaves nothing, not even the account: `after` is then as `before`, or an account of nothing. A rolling window's account
+can't be funded. An account with a lifetime window stays for good, unless its scope names a run.
+
+Documents are small texts by name, a tenant's. `number` is another one after every change; 0: there never was a document. Notes are texts by
+name that somebody wrote first, until their time is over: whoever comes second reads what the first one wrote. The tenant
+`core.scopes.BOOKKEEPING` is nobody's: no key can be of it.
 
 Rolling windows. `committed` and `unconfirmed` of such an account are sums over the buckets that count now (`Window.oldest_bucket`);
 what a step commits lands in the bucket of that step, and a correction takes the provisional charge out of the bucket of its expiry
@@ -104,6 +121,7 @@ from gateway.core.scopes import Account, Amounts, Caller
 from gateway.core.values import Balance, Decision, Ending, Hold, Usage
 
 DEPTH: Final = 8  # ancestors of a run, at most
+MOST: Final = 2**53 - 1  # that any account can count, or be limited to
 
 
 class LedgerUnavailable(Exception):
@@ -329,6 +347,51 @@ class Adjusting(StrEnum):
     ROLLING = "rolling"  # a rolling window forgets by itself: reset it
 
 
+class Funding(StrEnum):
+    DONE = "done"
+    REPLAYED = "replayed"  # an act with this id was done before
+    TOO_LITTLE = "too_little"  # there would be less than nothing
+    TOO_MUCH = "too_much"  # more than can be counted
+
+
+@record
+class Fund:
+    """How an account's limit moves, in its unit: by so much, or to so much. `committed`: what is confirmed as committed from now on."""
+
+    by: int = 0
+    to: int | None = None
+    committed: int | None = None
+    at_least_free: bool = False  # only where nothing is held or spent that the new limit does not cover
+
+    def __post_init__(self) -> None:
+        assert self.to is None or (self.by == 0 and 0 <= self.to <= MOST), self
+        assert abs(self.by) <= MOST, self
+        assert self.committed is None or 0 <= self.committed <= MOST, self
+
+    @property
+    def text(self) -> str:
+        """`+50`, `-50`, `500`, `+0 spent 20`."""
+        moved = f"{self.by:+}" if self.to is None else str(self.to)
+        return moved if self.committed is None else f"{moved} spent {self.committed}"
+
+
+@record
+class Funded:
+    """`before` None: there was no such account."""
+
+    outcome: Funding
+    before: AccountView | None
+    after: AccountView
+
+
+@record
+class Documents:
+    """A tenant's, all of them, by name."""
+
+    number: int
+    texts: Mapping[str, str]
+
+
 @record
 class Act:
     """What somebody did by hand. `what` names its object: a run, an account's key, a scope's text, a hold's id, and the amount."""
@@ -374,7 +437,7 @@ class Keep:
     goes `runs_ms` after its last use, but not within `records_ms` of it, not while a call of it is live or expired, and only together
     with all accounts whose scope names it. The shared accounts of calls without a run id go like a run that was last used at the end
     of their day. An act goes `spend_ms` after it was done, or once its tenant has `acts_at_most` newer ones, the oldest first; an
-    adjustment's id is known for as long.
+    adjustment's id, and a funding's, is known for as long. A note goes when its time is over; a document never does by itself.
     """
 
     records_ms: int  # ended calls, tombstones, refusals; what expired and was never confirmed counts as confirmed then
@@ -455,6 +518,15 @@ class Ledger(Protocol):
     async def reset(self, tenant: str, key: str, who: str, why: str) -> AccountView | None:
         """Committed becomes what is unconfirmed; alerts may fire again. None: no such account."""
 
+    async def fund(self, account: Account, change: Fund, act_id: str, who: str, why: str) -> Funded:
+        """See `Funding moves the limit`. Fires no alert: the next settling does."""
+
+    async def put_document(self, tenant: str, name: str, text: str | None, expected: str | None) -> bool:
+        """Writes it (None: removes it), if what stands there is `expected` (None: nothing). False: it is not, and nothing changed."""
+
+    async def remember(self, tenant: str, name: str, text: str, keep_ms: int) -> str | None:
+        """Writes a note that stays so long. Where there is one, nothing changes, and it is returned."""
+
     async def settle(self, tenant: str, hold_id: str, cost_usd: int | None, who: str, why: str) -> Settled | None:
         """An operator says what a live or expired hold cost; `cost_usd` None: nothing, it is released. Tokens and calls are
         charged as held. None: no such hold; `changed` False: it had been settled before, and nothing is recorded."""
@@ -473,6 +545,12 @@ class Ledger(Protocol):
         """For `explain`: 0 where an account does not exist yet; `limit` None; nothing changes."""
 
     async def account(self, tenant: str, key: str) -> AccountView | None: ...
+
+    async def documents(self, tenant: str, known: int = 0) -> Documents | None:
+        """None: their number is `known`, so whoever has read that one has them all."""
+
+    async def recall(self, tenant: str, name: str) -> str | None:
+        """The note; None: there is none, or its time is over."""
 
     async def frozen(self, tenant: str) -> Sequence[Frozen]:
         """By text."""

@@ -28,8 +28,11 @@ from gateway.ledger.contract import (
     Barrier,
     CallRecord,
     Debiting,
+    Documents,
     Expired,
     Frozen,
+    Fund,
+    Funded,
     HoldState,
     Keep,
     Ledger,
@@ -473,6 +476,15 @@ class ResilientLedger:
     async def reset(self, tenant: str, key: str, who: str, why: str) -> AccountView | None:
         return await self._there().reset(tenant, key, who, why)
 
+    async def fund(self, account: Account, change: Fund, act_id: str, who: str, why: str) -> Funded:
+        return await self._there().fund(account, change, act_id, who, why)
+
+    async def put_document(self, tenant: str, name: str, text: str | None, expected: str | None) -> bool:
+        return await self._there().put_document(tenant, name, text, expected)
+
+    async def remember(self, tenant: str, name: str, text: str, keep_ms: int) -> str | None:
+        return await self._there().remember(tenant, name, text, keep_ms)
+
     async def settle(self, tenant: str, hold_id: str, cost_usd: int | None, who: str, why: str) -> Settled | None:
         return await self._there().settle(tenant, hold_id, cost_usd, who, why)
 
@@ -492,6 +504,12 @@ class ResilientLedger:
 
     async def account(self, tenant: str, key: str) -> AccountView | None:
         return await self._there().account(tenant, key)
+
+    async def documents(self, tenant: str, known: int = 0) -> Documents | None:
+        return await self._there().documents(tenant, known)
+
+    async def recall(self, tenant: str, name: str) -> str | None:
+        return await self._there().recall(tenant, name)
 
     async def frozen(self, tenant: str) -> Sequence[Frozen]:
         return await self._there().frozen(tenant)

@@ -13,6 +13,7 @@ from gateway.core.values import Balance, Basis, Ceiling, Charge, Decision, Endin
 from gateway.core.windows import BUCKETS, WindowKind
 from gateway.ledger.contract import (
     DEPTH,
+    MOST,
     AccountView,
     Act,
     Adjusting,
@@ -24,6 +25,9 @@ from gateway.ledger.contract import (
     Ended,
     Expired,
     Frozen,
+    Fund,
+    Funded,
+    Funding,
     HoldState,
     Keep,
     Refusal,
@@ -144,6 +148,9 @@ class Model:
     raises: dict[str, int] = field(default_factory=dict)
     frozen_by_text: dict[tuple[str, str], Frozen] = field(default_factory=dict)
     acts: list[tuple[str, Act]] = field(default_factory=list)  # of an act whose id the ledger made up, the id is ""
+    funded: dict[Account, None] = field(default_factory=dict)
+    texts: dict[tuple[str, str], str] = field(default_factory=dict)  # documents
+    notes: dict[tuple[str, str], tuple[str, int]] = field(default_factory=dict)  # with the time when each is over
 
     def copy(self) -> "Model":
         shared = [each for call in self.history for each in (call.decision, call.plan, *call.accounts)]
@@ -192,7 +199,7 @@ class Model:
 
     def ever(self) -> list[Account]:
         """Those that are gone included."""
-        return list(dict.fromkeys(account for call in self.history for account in call.accounts))
+        return list(dict.fromkeys([*self.funded, *(account for call in self.history for account in call.accounts)]))
 
     # -- limits and balances --------------------------------------------------------------------------------------------------
 
@@ -639,6 +646,55 @@ class Model:
             self.act(tenant, who, "reset", key, why)
             self.was_raised(tenant)
         return self.account(tenant, key)
+
+    def fund(self, account: Account, change: Fund, act_id: str, who: str, why: str) -> Funded:
+        tenant, before = account.tenant, self.account(account.tenant, account.key)
+
+        def told(outcome: Funding) -> Funded:
+            after = self.account(tenant, account.key)
+            return Funded(outcome, before, after or AccountView(self.plain_balance(account), 0, 0))
+
+        if any(where == tenant and act.id == act_id for where, act in self.acts):
+            return told(Funding.REPLAYED)
+        committed, reserved, unconfirmed = self.sums(account)
+        limit = change.to if change.to is not None else self.stored.get(account, 0) + change.by
+        spent = committed if change.committed is None else unconfirmed + change.committed
+        if limit < 0:
+            return told(Funding.TOO_LITTLE)
+        if limit > MOST or (change.committed is not None and spent + reserved > MOST):
+            return told(Funding.TOO_MUCH)
+        if change.at_least_free and limit - spent - reserved < 0:
+            return told(Funding.TOO_LITTLE)
+        if account not in self.stored or limit - spent > self.stored[account] - committed:
+            self.was_raised(tenant)
+        if change.committed is not None:
+            self.adjustments.append((account, spent - committed))
+            self.fired.pop(account, None)
+        self.stored[account] = limit
+        self.known[account] = self.funded[account] = None
+        self.act(tenant, who, "fund", f"{account.key} {change.text}", why, act_id)
+        return told(Funding.DONE)
+
+    def put_document(self, tenant: str, name: str, text: str | None, expected: str | None) -> bool:
+        if self.texts.get((tenant, name)) != expected:
+            return False
+        self.texts.pop((tenant, name), None)
+        if text is not None:
+            self.texts[tenant, name] = text
+        return True
+
+    def documents(self, tenant: str) -> dict[str, str]:
+        return {name: text for (where, name), text in self.texts.items() if where == tenant}
+
+    def remember(self, tenant: str, name: str, text: str, keep_ms: int) -> str | None:
+        known = self.recall(tenant, name)
+        if known is None:
+            self.notes[tenant, name] = (text, self.now_ms + keep_ms)
+        return known
+
+    def recall(self, tenant: str, name: str) -> str | None:
+        text, until_ms = self.notes.get((tenant, name), ("", 0))
+        return text if until_ms > self.now_ms else None
 
     def settle(self, tenant: str, hold_id: str, cost_usd: int | None, who: str, why: str) -> Settled | None:
         tail = hold_id.removeprefix("rsv_")

@@ -11,7 +11,7 @@ import pytest
 
 from gateway.core.values import Ending, Hold
 from gateway.core.windows import rolling
-from gateway.ledger.contract import Keep, Ledger, LedgerUnavailable, RunState, SetLimit
+from gateway.ledger.contract import Fund, Keep, Ledger, LedgerUnavailable, RunState, SetLimit
 from gateway.ledger.moving import Unbalanced, export_to, import_from
 from gateway.ledger.rows import Damaged
 from tests.ledger.builders import DAY_MS, LEASE_MS, TENANT, account, caller, charge, decision, plan, settlement
@@ -19,7 +19,7 @@ from tests.support.clock import Clock
 from tests.support.stores import STORES, Store, ValkeyStore, new_store, opened
 from tests.support.valkey import commands
 
-KINDS = ("head", "tenant", "account", "run", "call", "refusal", "spend", "act", "frozen", "end")
+KINDS = ("head", "tenant", "account", "run", "call", "refusal", "spend", "act", "frozen", "document", "note", "end")
 BURN = account("burn", window=rolling(DAY_MS))
 
 
@@ -63,6 +63,10 @@ async def lived(ledger: Ledger, clock: Clock) -> Hold:
     await ledger.stop(TENANT, "r1", "me", "why")
     await ledger.pause(TENANT, "r2", "me", "why")
     await ledger.freeze(TENANT, (("team", "x"),), "me", "why")
+    await ledger.fund(account("grant", agent="a/b"), Fund(to=700, committed=30), "act_2", "me", "why")
+    await ledger.put_document(TENANT, "one", '{"ü": 1}', None)
+    await ledger.put_document("zoo", "one", "of another tenant", None)
+    await ledger.remember(TENANT, "told", "ü", LEASE_MS)
     clock.now_ms += 1_000
     return await hold("child", parent="root")
 

@@ -31,7 +31,7 @@ from hypothesis.stateful import (
 from gateway.core.scopes import Account, Amounts, Caller, Unit
 from gateway.core.values import Charge, Decision, Ending, Hold, Plan, RunTerms, Slice
 from gateway.core.windows import rolling
-from gateway.ledger.contract import Barrier, Debiting, Keep, Ledger, SetLimit
+from gateway.ledger.contract import Barrier, Debiting, Fund, Keep, Ledger, SetLimit
 from gateway.ledger.verify import verify_ledger
 from tests.ledger.builders import (
     ACTUALS,
@@ -507,6 +507,67 @@ class Machine(RuleBasedStateMachine):
                 lambda ledger: ledger.adjust(tenant, key, amount, act_id, "op", "the bill"),
                 lambda model: model.adjust(tenant, key, amount, act_id, "op", "the bill"),
             )
+
+    @rule(
+        data=st.data(),
+        fresh=st.booleans(),
+        by=st.integers(-60, 120),
+        to=st.none() | st.integers(0, 150),
+        spent=st.sampled_from((None, None, 0, 30)),
+        at_least_free=st.booleans(),
+        same_id=st.sampled_from((False, False, True)),
+        alone=st.booleans(),
+    )
+    def fund(
+        self,
+        data: st.DataObject,
+        fresh: bool,
+        by: int,
+        to: int | None,
+        spent: int | None,
+        at_least_free: bool,
+        same_id: bool,
+        alone: bool,
+    ) -> None:
+        known = [each for each in self.model.accounts() if not each.window.span_ms]
+        tenant, nth = data.draw(st.sampled_from(TENANTS)), data.draw(anything)
+        of = account("all" if nth % 2 else "made", tenant=tenant) if fresh or not known else known[nth % len(known)]
+        change = Fund(0 if to is not None else by, to, spent, at_least_free)
+        self.acts += not same_id
+        act_id = f"act-{self.acts}"
+        self.step(
+            lambda ledger: ledger.fund(of, change, act_id, "op", "a grant"),
+            lambda model: model.fund(of, change, act_id, "op", "a grant"),
+            alone,
+        )
+
+    @rule(
+        tenant=st.sampled_from(TENANTS),
+        name=st.sampled_from(("a", "b/ü")),
+        text=st.sampled_from((None, "1", "2")),
+        expected=st.sampled_from((None, "1", "2")),
+        keep_ms=st.sampled_from((0, LEASE_MS)),
+        alone=st.booleans(),
+    )
+    def write_down(self, tenant: str, name: str, text: str | None, expected: str | None, keep_ms: int, alone: bool) -> None:
+        before = None if self.waiting else self.read(lambda ledger: ledger.documents(tenant, -1))
+        self.step(
+            lambda ledger: ledger.put_document(tenant, name, text, expected),
+            lambda model: model.put_document(tenant, name, text, expected),
+            alone,
+        )
+        told = text or "nothing"
+        self.step(
+            lambda ledger: ledger.remember(tenant, name, told, keep_ms),
+            lambda model: model.remember(tenant, name, told, keep_ms),
+            alone,
+        )
+        if not self.waiting:
+            now = self.read(lambda ledger: ledger.documents(tenant, -1))
+            assert now.texts == self.model.documents(tenant)
+            assert self.read(lambda ledger: ledger.documents(tenant, now.number)) is None
+            assert before is None or (before.number == now.number) == (before.texts == now.texts)
+            assert self.read(lambda ledger: ledger.recall(tenant, name)) == self.model.recall(tenant, name)
 
     # -- reading --------------------------------------------------------------------------------------------------------------
 

@@ -10,7 +10,6 @@ import tempfile
 from collections import Counter
 from collections.abc import AsyncIterator, Mapping, Sequence
 from typing import IO, Any, Final
-from urllib.parse import quote
 
 import orjson
 
@@ -39,23 +38,24 @@ from gateway.ledger.redis.kept import (
     keep_amounts,
     keep_call,
     keep_meta,
+    keep_note,
     keep_run,
     read_account,
     read_call,
+    read_note,
     read_run,
 )
-from gateway.ledger.redis.keys import TENANTS, TenantKeys
+from gateway.ledger.redis.keys import TENANTS, TenantKeys, as_text
 from gateway.ledger.redis.lines import Lines, closing_of, closing_text, group_end, group_start, record_of, refusal_of
-from gateway.ledger.redis.reading import day_spend, days, frozen, kept_runs, read_act
+from gateway.ledger.redis.reading import day_spend, days, documents, frozen, kept_runs, read_act
 from gateway.ledger.redis.resp import Argument
-from gateway.ledger.redis.shapes import end_of_day
+from gateway.ledger.redis.shapes import shared_until
 from gateway.ledger.redis.slots import Slots, Tenant
 from gateway.ledger.witness import Seen, new_epoch
 
 _PAGE: Final = 500
 _TRIES: Final = 5
 _IN_MEMORY: Final = 8 * 1024 * 1024
-_SHARED: Final = "untagged/"  # how the value of `run` begins in accounts that calls without a run id share
 
 
 async def dump(slots: Slots) -> AsyncIterator[Mapping[str, object]]:
@@ -100,7 +100,8 @@ class _Dump:
     async def all(self) -> AsyncIterator[rows.Row]:
         raises, _ = await kept_runs(self._slots, self._tenant, [])
         yield rows.Tenant(self._name, self._at_ms, raises)
-        for part in (self._accounts, self._runs, self._calls, self._refusals, self._spend, self._acts, self._freezes):
+        parts = (self._accounts, self._runs, self._calls, self._refusals, self._spend, self._acts, self._freezes)
+        for part in (*parts, self._documents, self._notes):
             async for row in part():
                 yield row
 
@@ -216,6 +217,17 @@ class _Dump:
         for each in await frozen(self._slots, self._tenant):
             yield rows.FrozenRow(self._name, each.scope, each.at_ms, each.who, each.why)
 
+    async def _documents(self) -> AsyncIterator[rows.Row]:
+        told = await documents(self._slots, self._tenant, 0)
+        for name, text in sorted(told.texts.items()) if told else ():
+            yield rows.DocumentRow(self._name, name, text)
+
+    async def _notes(self) -> AsyncIterator[rows.Row]:
+        async for page in self._pages(self._keys.notes):
+            for name, text in zip(page, await self._ask("MGET", *map(self._keys.note, page)), strict=True):
+                if text is not None:
+                    yield rows.NoteRow(self._name, name, *read_note(text))
+
 
 # -- back -------------------------------------------------------------------------------------------------------------------------
 
@@ -260,7 +272,7 @@ class _Load:
         """What a load that was cut off left shows in its lists."""
         keys = self._keys
         lists = (keys.meta, keys.runs, keys.ends, keys.named, keys.leases, keys.ended, keys.tombstones, keys.acts, keys.days)
-        if await self._slots.servers.call(keys.meta, "EXISTS", *lists, idempotent=True):
+        if await self._slots.servers.call(keys.meta, "EXISTS", *lists, keys.documents, keys.notes, idempotent=True):
             where = self._slots.servers.url
             raise LedgerUnavailable(f"{where} already has keys that start with {keys.prefix}: remove them; {_ONLY_EMPTY}")
 
@@ -308,6 +320,12 @@ class _Load:
             scope = Frozen(row.scope, row.at_ms, row.who, row.why).text
             commands.append(("ZADD", keys.frozen, 0, scope))
             commands.append(("HSET", keys.freezes, scope, f"{row.at_ms} ".encode() + orjson.dumps((row.scope, row.who, row.why))))
+        elif isinstance(row, rows.DocumentRow):
+            commands.append(("HSET", keys.documents, row.name, row.text))
+            commands.append(("INCR", keys.documents_number))
+        elif isinstance(row, rows.NoteRow):
+            commands.append(("SET", keys.note(row.name), keep_note(row.text, row.until_ms)))
+            commands.append(("ZADD", keys.notes, row.until_ms, row.name))
         if len(commands) >= _PAGE:
             await self._flush()
 
@@ -322,10 +340,11 @@ class _Load:
         commands.append(("SET", keys.account(row.key), keep_account(kept)))
         run = run_in(account.scope)
         if run:
-            text = quote(run, safe="", errors="surrogatepass")
+            text = as_text(run)
             commands.append(("ZADD", keys.named, 0, f"{text} {row.key}"))
-            if run.startswith(_SHARED):
-                commands.append(("ZADD", keys.shared, end_of_day(run), text))
+            until_ms = shared_until(run)
+            if until_ms:
+                commands.append(("ZADD", keys.shared, until_ms, text))
         if not run or row.end_ms < END_OF_TIME_MS:
             commands.append(("ZADD", keys.ends, row.end_ms, row.key))
 

@@ -10,12 +10,28 @@ from urllib.parse import quote
 TENANTS: Final = "penstock:tenants"
 
 
+def as_text(value: str) -> str:
+    """A value of a scope as account keys have it."""
+    return quote(value, safe="", errors="surrogatepass")
+
+
 class TenantKeys:
     """The keys of one tenant."""
 
     __slots__ = (
-        *("acts", "acts_order", "days", "ended", "ends", "expired", "freezes", "frozen", "leases", "meta", "named", "prefix"),
-        *("refused", "refused_at", "runs", "shared", "tombstones"),
+        *(
+            "acts",
+            "acts_order",
+            "days",
+            "documents",
+            "documents_latest",
+            "documents_number",
+            "ended",
+            "ends",
+            "expired",
+            "freezes",
+        ),
+        *("frozen", "leases", "meta", "named", "notes", "prefix", "refused", "refused_at", "runs", "shared", "tombstones"),
     )
 
     def __init__(self, tenant: str) -> None:
@@ -40,6 +56,10 @@ class TenantKeys:
         self.days = prefix + "days"  # set: days that have spend
         self.acts = prefix + "acts"  # hash: id → when, and who did what, and why
         self.acts_order = prefix + "acts_order"  # sorted set: id → number
+        self.documents = prefix + "documents"  # hash: name → text
+        self.documents_number = prefix + "documents_number"  # how often they changed
+        self.documents_latest = prefix + "documents_latest"  # list: the ids of their latest changes
+        self.notes = prefix + "notes"  # sorted set: name → until when it stays
 
     def call(self, tail: str) -> str:
         return f"{self.prefix}call:{tail}"
@@ -65,6 +85,9 @@ class TenantKeys:
     def active(self, key: str) -> str:
         """A sorted set: the runs of a key that may count as active → last use."""
         return f"{self.prefix}active:{key}"
+
+    def note(self, name: str) -> str:
+        return f"{self.prefix}note:{name}"
 
     def spend(self, day: int) -> str:
         """A hash: group → packed usd, tokens, calls."""

@@ -22,8 +22,12 @@ from gateway.ledger.contract import (
     Barrier,
     CallRecord,
     Debiting,
+    Documents,
     Expired,
     Frozen,
+    Fund,
+    Funded,
+    Funding,
     HoldState,
     Keep,
     LedgerLost,
@@ -39,9 +43,10 @@ from gateway.ledger.contract import (
     scope_text,
 )
 from gateway.ledger.layout import places
-from gateway.ledger.packed import NOTHING
+from gateway.ledger.packed import NOTHING, run_in
 from gateway.ledger.redis import copying, keeping, reading
 from gateway.ledger.redis.kept import NUMBERS, read_ancestry
+from gateway.ledger.redis.keys import as_text
 from gateway.ledger.redis.lines import closing_text, read_lines, run_of
 from gateway.ledger.redis.resp import Argument
 from gateway.ledger.redis.servers import Servers
@@ -61,6 +66,7 @@ from gateway.ledger.redis.shapes import (
     refused,
     reserved,
     settled,
+    shared_until,
 )
 from gateway.ledger.redis.slots import Slots, Tenant, adopt
 from gateway.ledger.witness import Witness
@@ -556,8 +562,37 @@ class RedisLedger:
         reply = await self._slots.run(found, self._slots.scripts.account, named, *args)
         if reply[0] == UNKNOWN:
             return None
-        _, _, word, limit, committed, reserved_, unconfirmed, carried, adjusted = reply
-        return word.decode(), AccountView(Balance(account, limit, committed, reserved_, unconfirmed), carried, adjusted)
+        _, _, word, *told = reply
+        return word.decode(), _view(account, told)
+
+    async def fund(self, account: Account, change: Fund, act_id: str, who: str, why: str) -> Funded:
+        assert not account.window.span_ms, account
+        found = await self._get(account.tenant)
+        keys, key, run = found.keys, account.key, run_in(account.scope)
+        named = (keys.account(key), keys.acts, keys.acts_order, keys.ends, keys.named, keys.shared)
+        args: tuple[Argument, ...] = (
+            *_act("fund", f"{key} {change.text}", who, why, act_id),
+            *(change.by, "" if change.to is None else change.to, "" if change.committed is None else change.committed),
+            *("1" if change.at_least_free else "", key, account.window.end_ms, as_text(run), shared_until(run)),
+        )
+        _, _, word, before, after = await self._slots.run(found, self._slots.scripts.fund, named, *args)
+        return Funded(Funding(word.decode()), None if before is None else _view(account, before), _view(account, after))
+
+    async def put_document(self, tenant: str, name: str, text: str | None, expected: str | None) -> bool:
+        found = await self._get(tenant)
+        keys = found.keys
+        named = (keys.documents, keys.documents_number, keys.documents_latest)
+        args = (name, secrets.token_hex(8), *_there_is(text), *_there_is(expected))
+        reply = await self._slots.run(found, self._slots.scripts.document, named, *args)
+        return bool(reply[2])
+
+    async def remember(self, tenant: str, name: str, text: str, keep_ms: int) -> str | None:
+        return await self._note(await self._get(tenant), name, secrets.token_hex(8), text, keep_ms)
+
+    async def _note(self, tenant: Tenant, name: str, note_id: str = "", text: str = "", keep_ms: int = 0) -> str | None:
+        named = (tenant.keys.note(name), tenant.keys.notes)
+        reply = await self._slots.run(tenant, self._slots.scripts.note, named, name, note_id, text, keep_ms)
+        return None if reply[2] is None else str(reply[2].decode())
 
     async def settle(self, tenant: str, hold_id: str, cost_usd: int | None, who: str, why: str) -> Settled | None:
         act = _act("settle", f"{hold_id} {'none' if cost_usd is None else cost_usd}", who, why)
@@ -596,6 +631,16 @@ class RedisLedger:
         found = await self._find(tenant)
         return None if found is None else await reading.account(self._slots, found, key)
 
+    async def documents(self, tenant: str, known: int = 0) -> Documents | None:
+        found = await self._find(tenant)
+        if found is None:
+            return None if known == 0 else Documents(0, {})
+        return await reading.documents(self._slots, found, known)
+
+    async def recall(self, tenant: str, name: str) -> str | None:
+        found = await self._find(tenant)
+        return None if found is None else await self._note(found, name)
+
     async def frozen(self, tenant: str) -> Sequence[Frozen]:
         found = await self._find(tenant)
         return [] if found is None else await reading.frozen(self._slots, found)
@@ -633,6 +678,15 @@ class RedisLedger:
     async def load(self, rows: AsyncIterator[Mapping[str, object]]) -> int:
         self._known_tenant("")
         return await copying.load(self._slots, rows)
+
+
+def _view(account: Account, told: Sequence[Any]) -> AccountView:
+    limit, committed, reserved_, unconfirmed, carried, adjusted = told
+    return AccountView(Balance(account, limit, committed, reserved_, unconfirmed), carried, adjusted)
+
+
+def _there_is(text: str | None) -> tuple[str, str]:
+    return ("", "") if text is None else ("1", text)
 
 
 def _act(act: str, what: str, who: str, why: str, act_id: str | None = None) -> tuple[str, bytes]:

@@ -11,7 +11,7 @@ import orjson
 
 from gateway.core.scopes import NO_VALUE, Account, Caller
 from gateway.core.values import Balance
-from gateway.ledger.contract import AccountView, Act, Barrier, CallRecord, Frozen, RunState, RunView, SpendRow
+from gateway.ledger.contract import AccountView, Act, Barrier, CallRecord, Documents, Frozen, RunState, RunView, SpendRow
 from gateway.ledger.packed import account_of, call_record
 from gateway.ledger.redis.kept import KeptCall, KeptRun, read_account, read_amounts, read_call, read_run
 from gateway.ledger.redis.lines import closing_of, record_of, refusal_of, run_of
@@ -128,6 +128,15 @@ async def frozen(slots: Slots, tenant: Tenant) -> list[Frozen]:
             scope, who, why = orjson.loads(rest)
             found.append(Frozen(tuple([(name, value) for name, value in scope]), int(at_ms), who, why))
     return found
+
+
+async def documents(slots: Slots, tenant: Tenant, known: int) -> Documents | None:
+    keys = tenant.keys
+    reply = await slots.run(tenant, slots.scripts.documents, (keys.documents, keys.documents_number), known)
+    if reply[3] is None:
+        return None
+    told = [each.decode() for each in reply[3]]
+    return Documents(reply[2], dict(zip(told[::2], told[1::2], strict=True)))
 
 
 async def halted(slots: Slots, tenant: Tenant, callers: Sequence[Caller]) -> list[Barrier | None]:

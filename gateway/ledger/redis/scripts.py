@@ -16,11 +16,15 @@ _PARTS: Final = {
     "account": _MONEY,
     "balances": _MONEY,
     "commit": _SHORT,
+    "document": _COMMON,
+    "documents": _COMMON,
     "due": _COMMON,
     "extend": _MONEY,
     "freeze": _COMMON,
+    "fund": _MONEY,
     "hold": _SHORT,
     "meta": (),
+    "note": _COMMON,
     "reserve": _MONEY,
     "retire": _MONEY,
     "run": _COMMON,
@@ -40,11 +44,15 @@ class Scripts:
     account: str
     balances: str
     commit: str
+    document: str
+    documents: str
     due: str
     extend: str
     freeze: str
+    fund: str
     hold: str
     meta: str
+    note: str
     reserve: str
     retire: str
     run: str

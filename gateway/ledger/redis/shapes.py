@@ -25,6 +25,7 @@ from gateway.ledger.states import STATES
 # What the scripts answer.
 LOST, DONE, UNKNOWN, AGAIN, HELD, REFUSED, BARRED, STALE, ENDED = range(9)
 _AT_MOST: Final = 8_192
+_SHARED: Final = "untagged/"  # how the value of `run` begins in accounts that calls without a run id share
 DAY_MS: Final = 86_400_000
 
 
@@ -243,6 +244,11 @@ def end_of_day(run_scope: str) -> int:
     except ValueError:
         return 2**53
     return int(datetime(midnight.year, midnight.month, midnight.day, tzinfo=UTC).timestamp()) * 1000
+
+
+def shared_until(run_scope: str) -> str | int:
+    """The end of the day of a scope that calls without a run id share; "" of any other."""
+    return end_of_day(run_scope) if run_scope.startswith(_SHARED) else ""
 
 
 def plans_of(shape: Shape, decision: Decision) -> bytes:

@@ -5,7 +5,7 @@ from typing import TypeVar
 
 from gateway.core.scopes import Account, Amounts
 from gateway.core.values import Balance, Ending, Usage, UsageSource
-from gateway.ledger.contract import AccountView, Adjusting, Frozen, SetLimit, Settled, Settlement
+from gateway.ledger.contract import MOST, AccountView, Adjusting, Frozen, Fund, Funded, Funding, SetLimit, Settled, Settlement
 from gateway.ledger.sqlite.books import Books
 from gateway.ledger.sqlite.cards import AccountRow
 from gateway.ledger.sqlite.steps import commit, release
@@ -139,6 +139,47 @@ def reset(books: Books, tenant: str, key: str, who: str, why: str) -> AccountVie
         books.add_act(tenant, who, "reset", key, why)
         books.add_raise(tenant)
     return view(account, row)
+
+
+def fund(books: Books, account: Account, change: Fund, act_id: str, who: str, why: str) -> Funded:
+    assert not account.window.span_ms, account
+    row = books.account(account)
+    before = view(account, row) if row.stored or row.changed else None
+    if books.has_act(account.tenant, act_id):
+        return Funded(Funding.REPLAYED, before, view(account, row))
+    limit = (row.limit or 0) + change.by if change.to is None else change.to
+    committed = row.committed if change.committed is None else row.unconfirmed + change.committed
+    if limit < 0:
+        return Funded(Funding.TOO_LITTLE, before, view(account, row))
+    if limit > MOST or (change.committed is not None and committed + row.reserved > MOST):
+        return Funded(Funding.TOO_MUCH, before, view(account, row))
+    if change.at_least_free and limit < committed + row.reserved:
+        return Funded(Funding.TOO_LITTLE, before, view(account, row))
+    gives_room = row.limit is None or limit - committed > row.limit - row.committed
+    if change.committed is not None:
+        row.adjusted += committed - row.committed
+        row.committed = committed
+        row.alerted = 0
+    books.limit_account(row, limit)
+    books.add_act(account.tenant, who, "fund", f"{account.key} {change.text}", why, act_id)
+    if gives_room:
+        books.add_raise(account.tenant)
+    return Funded(Funding.DONE, before, view(account, row))
+
+
+def put_document(books: Books, tenant: str, name: str, text: str | None, expected: str | None) -> bool:
+    if books.document(tenant, name) != expected:
+        return False
+    if text != expected:
+        books.put_document(tenant, name, text)
+    return True
+
+
+def remember(books: Books, tenant: str, name: str, text: str, keep_ms: int) -> str | None:
+    known = books.note(tenant, name)
+    if known is None:
+        books.put_note(tenant, name, text, books.now_ms + keep_ms)
+    return known
 
 
 def view(account: Account, row: AccountRow) -> AccountView:

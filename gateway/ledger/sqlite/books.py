@@ -327,6 +327,31 @@ class Books:
         self._cursor.execute("DELETE FROM frozen WHERE tenant = ? AND text = ?", (tenant, text))
         self._change_rules(tenant)
 
+    def document(self, tenant: str, name: str) -> str | None:
+        found = self._cursor.execute("SELECT text FROM documents WHERE tenant = ? AND name = ?", (tenant, name)).fetchone()
+        return None if found is None else str(found[0])
+
+    def put_document(self, tenant: str, name: str, text: str | None) -> None:
+        """None: it goes."""
+        if text is None:
+            self._cursor.execute("DELETE FROM documents WHERE tenant = ? AND name = ?", (tenant, name))
+        else:
+            self._cursor.execute("REPLACE INTO documents VALUES (?, ?, ?)", (tenant, name, text))
+        self._cursor.execute(
+            "INSERT INTO document_numbers VALUES (?, 1) ON CONFLICT DO UPDATE SET number = number + 1", (tenant,)
+        )
+        self.changes += 1
+
+    def note(self, tenant: str, name: str) -> str | None:
+        """None: there is none, or its time is over."""
+        statement = "SELECT text FROM notes WHERE tenant = ? AND name = ? AND until_ms > ?"
+        found = self._cursor.execute(statement, (tenant, name, self.now_ms)).fetchone()
+        return None if found is None else str(found[0])
+
+    def put_note(self, tenant: str, name: str, text: str, until_ms: int) -> None:
+        self._cursor.execute("REPLACE INTO notes VALUES (?, ?, ?, ?)", (tenant, name, text, until_ms))
+        self.changes += 1
+
     def _change_rules(self, tenant: str) -> None:
         self.rules_changed = True
         self._rules.pop(tenant, None)
@@ -367,6 +392,12 @@ class Books:
 
     def remove_acts(self, acts: Sequence[tuple[str, str, int]]) -> None:
         self._many("DELETE FROM acts WHERE tenant = ? AND id = ? AND number = ?", acts)
+
+    def remove_notes(self, notes: Sequence[Where]) -> None:
+        """Those of them whose time is over."""
+        self._many(
+            "DELETE FROM notes WHERE tenant = ? AND name = ? AND until_ms <= ?", [(*where, self.now_ms) for where in notes]
+        )
 
     def remove_spend(self, groups: Sequence[tuple[str, int, str, str, str, str, str]]) -> None:
         """The groups with their dimensions as they are stored."""

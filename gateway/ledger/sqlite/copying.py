@@ -22,7 +22,7 @@ _NUMBERS: Final = {word.value: number for number, word in STATES.items()}
 _RUN_NUMBERS: Final = {word.value: number for number, word in RUN_STATES.items()}
 _BATCH: Final = 1_000
 _TIMEOUT_MS: Final = 30_000
-_TABLES: Final = ("tenants", "accounts", "runs", "calls", "refusals", "spend", "acts", "frozen")
+_TABLES: Final = ("tenants", "accounts", "runs", "calls", "refusals", "spend", "acts", "frozen", "documents", "notes")
 
 
 async def dump(path: str, clock_ms: Callable[[], int]) -> AsyncIterator[Mapping[str, object]]:
@@ -95,6 +95,10 @@ def _rows(cursor: apsw.Cursor, at_ms: int) -> Iterator[rows.Row]:
             yield rows.ActRow(tenant, *each)
         for scope, *rest in _all(cursor, "SELECT scope, at_ms, who, why FROM frozen WHERE tenant = ? ORDER BY text", tenant):
             yield rows.FrozenRow(tenant, tuple([(name, value) for name, value in orjson.loads(scope)]), *rest)
+        for each in _all(cursor, "SELECT name, text FROM documents WHERE tenant = ? ORDER BY name", tenant):
+            yield rows.DocumentRow(tenant, *each)
+        for each in _all(cursor, "SELECT name, text, until_ms FROM notes WHERE tenant = ? ORDER BY name", tenant):
+            yield rows.NoteRow(tenant, *each)
 
 
 def tenants(cursor: apsw.Cursor, tables: Sequence[str] = _TABLES) -> list[str]:
@@ -196,6 +200,9 @@ def _load_rows(cursor: apsw.Cursor, batch: Sequence[rows.Row]) -> None:
             elif isinstance(row, rows.Run):
                 run_sums = (row.committed, row.reserved, row.unconfirmed, row.calls, row.last_ms, row.latest)
                 cursor.execute("INSERT INTO run_sums VALUES (last_insert_rowid(), ?, ?, ?, ?, ?, ?)", run_sums)
+            elif isinstance(row, rows.DocumentRow):
+                number = "INSERT INTO document_numbers VALUES (?, 1) ON CONFLICT DO UPDATE SET number = number + 1"
+                cursor.execute(number, (row.tenant,))
 
 
 _COLUMNS: Final[Mapping[type, tuple[str, str]]] = {
@@ -214,6 +221,8 @@ _COLUMNS: Final[Mapping[type, tuple[str, str]]] = {
     rows.Spend: ("spend", "tenant, day, owner, run, model, provider, dimensions, usd, tokens, calls"),
     rows.ActRow: ("acts", "tenant, id, at_ms, who, act, what, why"),
     rows.FrozenRow: ("frozen", "tenant, scope, at_ms, who, why, text"),
+    rows.DocumentRow: ("documents", "tenant, name, text"),
+    rows.NoteRow: ("notes", "tenant, name, text, until_ms"),
 }
 _INSERT: Final[Mapping[type, str]] = {
     kind: f"INSERT INTO {table} ({columns}) VALUES ({', '.join('?' * len(columns.split(',')))})"  # noqa: S608 - names from above
@@ -242,6 +251,10 @@ def _values(row: rows.Row) -> tuple[Any, ...]:
     if isinstance(row, rows.FrozenRow):
         text = Frozen(row.scope, row.at_ms, row.who, row.why).text
         return row.tenant, orjson.dumps(row.scope).decode(), row.at_ms, row.who, row.why, text
+    if isinstance(row, rows.DocumentRow):
+        return row.tenant, row.name, row.text
+    if isinstance(row, rows.NoteRow):
+        return row.tenant, row.name, row.text, row.until_ms
     return ()
 
 

@@ -25,8 +25,11 @@ from gateway.ledger.contract import (
     Barrier,
     CallRecord,
     Debiting,
+    Documents,
     Expired,
     Frozen,
+    Fund,
+    Funded,
     Keep,
     LedgerLost,
     LedgerUnavailable,
@@ -365,6 +368,15 @@ class SqliteLedger:
     async def reset(self, tenant: str, key: str, who: str, why: str) -> AccountView | None:
         return await self._ask(acts.reset, tenant, key, who, why)
 
+    async def fund(self, account: Account, change: Fund, act_id: str, who: str, why: str) -> Funded:
+        return await self._ask(acts.fund, account, change, act_id, who, why)
+
+    async def put_document(self, tenant: str, name: str, text: str | None, expected: str | None) -> bool:
+        return await self._ask(acts.put_document, tenant, name, text, expected)
+
+    async def remember(self, tenant: str, name: str, text: str, keep_ms: int) -> str | None:
+        return await self._ask(acts.remember, tenant, name, text, keep_ms)
+
     async def settle(self, tenant: str, hold_id: str, cost_usd: int | None, who: str, why: str) -> Settled | None:
         return await self._ask(acts.settle, tenant, hold_id, cost_usd, who, why)
 
@@ -384,6 +396,12 @@ class SqliteLedger:
 
     async def account(self, tenant: str, key: str) -> AccountView | None:
         return await self._read(partial(reading.account, tenant=tenant, key=key, now_ms=self._clock_ms()))
+
+    async def documents(self, tenant: str, known: int = 0) -> Documents | None:
+        return await self._read(partial(reading.documents, tenant=tenant, known=known))
+
+    async def recall(self, tenant: str, name: str) -> str | None:
+        return await self._read(partial(reading.note, tenant=tenant, name=name, now_ms=self._clock_ms()))
 
     async def frozen(self, tenant: str) -> Sequence[Frozen]:
         return await self._read(partial(reading.frozen, tenant=tenant))

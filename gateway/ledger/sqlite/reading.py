@@ -8,7 +8,7 @@ import orjson
 
 from gateway.core.scopes import NO_VALUE, Account, Caller
 from gateway.core.values import Balance
-from gateway.ledger.contract import AccountView, Act, Barrier, CallRecord, Frozen, RunState, RunView, SpendRow
+from gateway.ledger.contract import AccountView, Act, Barrier, CallRecord, Documents, Frozen, RunState, RunView, SpendRow
 from gateway.ledger.packed import call_record, unpack_closing, unpack_record
 from gateway.ledger.sqlite.acts import view as account_view
 from gateway.ledger.sqlite.books import Books, frozen_scopes
@@ -110,6 +110,18 @@ def account(cursor: apsw.Cursor, tenant: str, key: str, now_ms: int) -> AccountV
 
 def frozen(cursor: apsw.Cursor, tenant: str) -> list[Frozen]:
     return list(frozen_scopes(cursor, tenant))
+
+
+def documents(cursor: apsw.Cursor, tenant: str, known: int) -> Documents | None:
+    number = cursor.execute("SELECT number FROM document_numbers WHERE tenant = ?", (tenant,)).get or 0
+    if number == known:
+        return None
+    rows: list[Any] = cursor.execute("SELECT name, text FROM documents WHERE tenant = ?", (tenant,)).fetchall()
+    return Documents(number, dict(rows))
+
+
+def note(cursor: apsw.Cursor, tenant: str, name: str, now_ms: int) -> str | None:
+    return Books(cursor, now_ms).note(tenant, name)
 
 
 def acts(cursor: apsw.Cursor, tenant: str, limit: int, before: str | None) -> list[Act]:

@@ -160,6 +160,29 @@ CREATE TABLE acts (
 CREATE INDEX acts_of_tenant ON acts (tenant);
 """
 
+# What has come to version 3 since: an older gateway leaves it alone. A tenant without a number has never had a document.
+_ADDED: Final = """
+CREATE TABLE IF NOT EXISTS documents (
+    tenant TEXT NOT NULL,
+    name TEXT NOT NULL,
+    text TEXT NOT NULL,
+    PRIMARY KEY (tenant, name)
+) STRICT, WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS document_numbers (
+    tenant TEXT PRIMARY KEY,
+    number INTEGER NOT NULL
+) STRICT, WITHOUT ROWID;
+
+CREATE TABLE IF NOT EXISTS notes (
+    tenant TEXT NOT NULL,
+    name TEXT NOT NULL,
+    text TEXT NOT NULL,
+    until_ms INTEGER NOT NULL,
+    PRIMARY KEY (tenant, name)
+) STRICT, WITHOUT ROWID;
+CREATE INDEX IF NOT EXISTS notes_by_time ON notes (until_ms);
+"""
+
 # A file of an older version is carried over table by table, so that it ends with the very tables of a new one.
 _TABLES_OF: Final = {
     1: ("meta", "accounts", "runs", "calls", "refusals", "spend", "acts"),
@@ -256,6 +279,7 @@ def create_tables(connection: apsw.Connection) -> bool:
         empty = bool(connection.execute("SELECT count(*) = 0 FROM sqlite_schema").get)
         if empty:
             connection.execute(_TABLES)
+            connection.execute(_ADDED)
             connection.execute("INSERT INTO meta VALUES (1, ?, ?, 0, 0)", (VERSION, new_epoch()))
     except BaseException:
         connection.execute("ROLLBACK")
@@ -279,6 +303,8 @@ def carry_over(connection: apsw.Connection) -> None:
             connection.execute(_FROM[version])
             for table in _TABLES_OF[version]:
                 connection.execute(f"DROP TABLE old_{table}")
+        if version == VERSION or version in _FROM:
+            connection.execute(_ADDED)
     except BaseException:
         connection.execute("ROLLBACK")
         raise
