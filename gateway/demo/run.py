@@ -9,27 +9,22 @@ The exit code is 0 only where the guarded run stayed within its ceiling, by the 
 import asyncio
 import contextlib
 import importlib.util
-import json
 import shutil
-import socket
-import subprocess
-import sys
 import tempfile
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from decimal import Decimal
-from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 import aiohttp
-import yaml
 from rich.console import Console
 
 from gateway.demo import local_model
 from gateway.demo.bill import MICROCENTS, Bill, Price
 from gateway.demo.local_model import NotStarted
+from gateway.demo.stage import config, gateway, page, scripted
 from gateway.demo.view import Reading, View, usd, view_for
 
 if TYPE_CHECKING:
@@ -41,7 +36,6 @@ RUN: Final = "demo"
 CEILING: Final = MICROCENTS  # as demo/policy.yaml says
 _UNBOUNDED: Final = 10_000  # steps: what guards the run is the gateway
 POLL_S: Final = 0.2
-READY_WITHIN_S: Final = 30.0
 NO_SDK: Final = "the demo's agent uses the openai SDK: pip install openai"
 
 
@@ -224,10 +218,10 @@ async def _guarded(scene: Scene, stage: Stage, view: View, session: aiohttp.Clie
 
 async def _ledger_reading(session: aiohttp.ClientSession, address: str, seen: dict[str, int], view: View) -> Reading:
     """The run as the gateway's own API tells it. `seen`: calls per model so far, to notice which one is in use."""
-    run = await _get(session, f"{address}/budget/runs/{RUN}")
+    run = await page(session, f"{address}/budget/runs/{RUN}")
     if run is None:
         return Reading(ceiling=CEILING)  # before its first call
-    spend = await _get(session, f"{address}/budget/spend?by=model") or {}
+    spend = await page(session, f"{address}/budget/spend?by=model") or {}
     rows = spend.get("rows")
     for row in rows if isinstance(rows, list) else ():
         name, calls = str(row["model"]), int(row["calls"])
@@ -284,77 +278,14 @@ def _provider(scene: Scene) -> Iterator[str]:
         with local_model.running() as model:
             yield model.base_url
         return
-    pace = ["--tokens", "300-1000", "--event-ms", str(scene.event_ms), "--tokens-per-event", "6"]
-    command = [sys.executable, "-m", "gateway.demo.provider", *pace]
-    for name, price in scene.prices.items():
-        command += ["--price", f"{name}={price}"]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:  # noqa: S603 - our own module
-        try:
-            assert process.stdout is not None
-            line = process.stdout.readline()
-            if not line:
-                raise NotStarted(f"the scripted provider ended with code {process.wait()}")
-            yield str(json.loads(line)["base_url"])
-        finally:
-            process.terminate()
+    with scripted(scene.prices, "300-1000", scene.event_ms, tokens_per_event=6) as base_url:
+        yield base_url
 
 
-@contextlib.asynccontextmanager
-async def _gateway(scene: Scene, stage: Stage, session: aiohttp.ClientSession, folder: Path) -> AsyncIterator[str]:
-    """A gateway as a user starts one, on a state of its own."""
-    port = _free_port()
-    config = folder / "config.yaml"
-    config.write_text(yaml.safe_dump(_config(scene, stage, folder, port), sort_keys=False))
-    with (folder / "gateway.log").open("wb") as log:
-        process = await asyncio.create_subprocess_exec(
-            sys.executable, "-m", "gateway", "serve", "--config", str(config), stdout=log, stderr=log
-        )
-    address = f"http://127.0.0.1:{port}"
-    try:
-        await _ready(session, address, process, folder)
-        yield address
-    finally:
-        if process.returncode is None:
-            process.terminate()
-            await process.wait()
-
-
-def _config(scene: Scene, stage: Stage, folder: Path, port: int) -> dict[str, object]:
-    policy = folder / "policy.yaml"
-    policy.write_text(files("gateway.demo").joinpath("policy.yaml").read_text())
-    models = {}
-    for name, price in _prices(scene).items():
-        models[name] = {
-            "provider": "demo",
-            "price": {"input": float(price.input), "output": float(price.output)},
-            "context": scene.context,
-            "max_output": min(16_384, scene.context),
-            **({} if scene.encoding is None else {"encoding": scene.encoding}),
-        }
-    return {
-        "listen": f"127.0.0.1:{port}",
-        "policy": str(policy),
-        "ledger": f"sqlite:///{folder / 'penstock.db'}",
-        "state_dir": str(folder / "state"),
-        "providers": {"demo": {"base_url": stage.base_url, "accepts_caller_keys": True, "profile": scene.profile}},
-        "models": models,
-    }
-
-
-async def _ready(session: aiohttp.ClientSession, address: str, process: asyncio.subprocess.Process, folder: Path) -> None:
-    deadline = time.monotonic() + READY_WITHIN_S
-    while time.monotonic() < deadline and process.returncode is None:
-        with contextlib.suppress(aiohttp.ClientError, TimeoutError):
-            if await _get(session, f"{address}/readyz") is not None:
-                return
-        await asyncio.sleep(0.05)
-    raise NotStarted(f"the gateway did not come up:\n{(folder / 'gateway.log').read_text(errors='replace')[-2000:]}")
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+def _gateway(
+    scene: Scene, stage: Stage, session: aiohttp.ClientSession, folder: Path
+) -> contextlib.AbstractAsyncContextManager[str]:
+    return gateway(config(folder, stage.base_url, scene.prices, scene.profile, scene.context, scene.encoding), session, folder)
 
 
 # -- the end ------------------------------------------------------------------------------------------------------------------
@@ -399,9 +330,3 @@ def _message(error: "openai.OpenAIError") -> str:
     body = getattr(error, "body", None)
     message = body.get("message") if isinstance(body, dict) else None
     return str(message or error)
-
-
-async def _get(session: aiohttp.ClientSession, url: str) -> dict[str, object] | None:
-    """A page's JSON object; None where it is not there (yet)."""
-    async with session.get(url, headers={"Authorization": "Bearer sk-demo"}) as answer:
-        return await answer.json() if answer.status == 200 else None
