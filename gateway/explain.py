@@ -213,7 +213,7 @@ def _window(window: Window) -> str:
 
 
 def _amount(amount: int, unit: Unit) -> str:
-    return f"${format_usd(amount)}" if unit is Unit.USD else f"{amount:,} {unit.value}"
+    return f"${format_usd(amount)}" if unit is Unit.USD else f"{amount:,} {unit.words}"
 
 
 def _percent(ppm: int) -> str:

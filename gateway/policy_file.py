@@ -68,7 +68,7 @@ from gateway.yaml_source import (
     read_document,
 )
 
-MAX_COUNT: Final = 1_000_000_000_000_000  # tokens or calls: stays exact in 2^53, as money does
+MAX_COUNT: Final = 1_000_000_000_000_000  # of whatever is no money: stays exact in 2^53, as money does
 
 
 # -- kinds of values that only a policy has -------------------------------------------------------------------------------------
@@ -116,13 +116,14 @@ MIN_SPAN_MS: Final = 1_000
 MAX_SPAN_MS: Final = 31 * 86_400_000
 _CALENDAR: Final = tuple(kind.value for kind in WindowKind if kind is not WindowKind.ROLLING)
 _WINDOWS: Final = f'one of {", ".join(_CALENDAR)}, or a length such as "rolling 10m"'
-_COUNT = re.compile(r"([0-9]{1,15})(?:\.([0-9]{1,9}))? ?([kKmM]?) (token|call)s?", re.ASCII)
+_COUNT = re.compile(r"([0-9]{1,15})(?:\.([0-9]{1,9}))? ?([kKmM]?) (token|call|credit|risk point)s?", re.ASCII)
 _SHARE_OF = re.compile(r"([^ ]+%) of ([A-Za-z0-9._-]{1,64})", re.ASCII)
 _THOUSANDS: Final = {"": 0, "k": 3, "m": 6}
+_BY_WORDS: Final = {unit.words: unit for unit in Unit}
 
 
 def parse_amount(text: str) -> Limit:
-    """`"$5.00"`, `"200k tokens"` or `"60 calls"`; Unexpected where it is none."""
+    """`"$5.00"`, `"200k tokens"`, `"60 calls"`, `"500 credits"` or `"100 risk points"`; Unexpected where it is none."""
     if text.startswith("$"):
         return Limit(Unit.USD, _parse_dollars(text))
     match = _COUNT.fullmatch(text)
@@ -134,7 +135,7 @@ def parse_amount(text: str) -> Limit:
     amount = int(match[1]) * 10**zeros + int(decimals.ljust(zeros, "0") or "0")
     if amount > MAX_COUNT:
         raise Unexpected(f"at most {MAX_COUNT:,} {match[4]}s")
-    return Limit(Unit(f"{match[4]}s"), amount)
+    return Limit(_BY_WORDS[f"{match[4]}s"], amount)
 
 
 def _parse_dollars(text: str) -> int:
@@ -238,16 +239,16 @@ def _as_map(value: object) -> object:
     return value if isinstance(value, dict) else {"*": value}
 
 
-_AMOUNT: Final = r"\$[0-9]+(\.[0-9]{1,8})?|[0-9]+(\.[0-9]+)? ?[kKmM]? (tokens?|calls?)"
+_AMOUNT: Final = r"\$[0-9]+(\.[0-9]{1,8})?|[0-9]+(\.[0-9]+)? ?[kKmM]? (tokens?|calls?|credits?|risk points?)"
 LimitField = Annotated[
     Limit | ShareOf,
     Reads(
         _parse_limit,
-        'an amount such as "$5.00", "200k tokens" or "60 calls"',
+        'an amount such as "$5.00", "200k tokens", "60 calls", "500 credits" or "100 risk points"',
         {
             "type": "string",
             "pattern": rf"^({_AMOUNT}|[0-9.]+% of [A-Za-z0-9._-]+)$",
-            "examples": ["$5.00", "200k tokens", "60 calls", "50% of tenant-month"],
+            "examples": ["$5.00", "200k tokens", "60 calls", "500 credits", "100 risk points", "50% of tenant-month"],
         },
     ),
 ]
@@ -333,7 +334,9 @@ class BudgetFile(Section):
         "`identity`), a list of them, or `tenant` (also `[]`) for everything together."
     )
     limit: LimitField = Field(
-        description="The ceiling: US dollars, tokens (input and output together) or calls. At most $50,000,000. `50% of OTHER-BUDGET`: "
+        description="The ceiling: US dollars, tokens (input and output together), calls, credits or risk points. At most $50,000,000. "
+        "Calls of models take no credits and no risk points: those are reserved and debited for what else an agent does, and nothing but "
+        "that is refused by such a ceiling. `50% of OTHER-BUDGET`: "
         "that part of what is left in the other budget when an account's first call is held; from then on the account keeps that limit. "
         "The other budget has an amount for its limit, applies to every call (not `missing: skip`) and has no model or provider in "
         "its scope."
@@ -610,7 +613,7 @@ def _unit_of(limit: Limit | ShareOf, units: Mapping[str, Unit]) -> Unit | None:
 
 
 def _in_words(unit: Unit) -> str:
-    return "US dollars" if unit is Unit.USD else unit.value
+    return "US dollars" if unit is Unit.USD else unit.words
 
 
 def _check_names(reader: Reader) -> None:
@@ -898,4 +901,4 @@ def _unit_in(limit: str, limits: Mapping[str, str]) -> str:
     if limit.startswith("$"):
         return _in_words(Unit.USD)
     _, is_share, other = limit.partition("% of ")
-    return _unit_in(limits[other], {}) if is_share else limit.rpartition(" ")[2].removesuffix("s") + "s"
+    return _unit_in(limits[other], {}) if is_share else limit.partition(" ")[2].removesuffix("s") + "s"

@@ -206,7 +206,8 @@ class Settling:
 
 def beyond(wanted: Amounts, held: Amounts) -> Amounts:
     """What is missing, where anything is. It is the same call."""
-    return Amounts(max(0, wanted.usd - held.usd), max(0, wanted.tokens - held.tokens), 0)
+    usd, tokens = max(0, wanted.usd - held.usd), max(0, wanted.tokens - held.tokens)
+    return Amounts(usd, tokens, 0, max(0, wanted.credits - held.credits), max(0, wanted.risk_points - held.risk_points))
 
 
 class Unheld(Settling):

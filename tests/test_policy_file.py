@@ -110,6 +110,11 @@ def test_the_whole_tenant_can_be_written_in_words(load, scope):
         ("1.5M tokens", Unit.TOKENS, 1_500_000),
         ("1 token", Unit.TOKENS, 1),
         ("60 calls", Unit.CALLS, 60),
+        ("500 credits", Unit.CREDITS, 500),
+        ("1 credit", Unit.CREDITS, 1),
+        ("2.5k credits", Unit.CREDITS, 2_500),
+        ("100 risk points", Unit.RISK_POINTS, 100),
+        ("1 risk point", Unit.RISK_POINTS, 1),
     ],
 )
 def test_a_limit_is_exact_in_its_unit(load, written, unit, amount):
@@ -271,7 +276,7 @@ def test_an_override_of_the_mode_brings_that_modes_way_with_an_outage(load):
     assert (budget.terms.outage_allow, budget.overrides[0].terms.outage_allow) == (False, True)
 
 
-AMOUNT = 'an amount such as "$5.00", "200k tokens" or "60 calls"'
+AMOUNT = 'an amount such as "$5.00", "200k tokens", "60 calls", "500 credits" or "100 risk points"'
 # What follows BUDGET (which ends on line 5, in its one budget), and the line that is told.
 IN_A_BUDGET = [
     ("limt: $5", "p.yaml:6: budgets[0].limt: found an unknown key, expected one of name, scope, limit, … (did you mean \"limit\"?)"),

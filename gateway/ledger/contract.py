@@ -80,7 +80,7 @@ States of a hold, and what each step does in them (`-` changes nothing and retur
 
     state      commit(cost)              release               expire
     unknown    record it: see below      leave a tombstone     -
-    live       reserved → committed      reserved -= held      charge what is held, provisionally
+    live       reserved → committed      reserved -= held      charge what is held, provisionally; of one that lapses: nothing
     expired    correct the charge once   take it back, once    -
     committed  -                         -                     -
     released   -                         -                     -
@@ -90,29 +90,36 @@ A reserve with the id of a live hold returns that hold; with the id of an ended 
 for something else (another fingerprint), it is refused (`Ended`, with that hold's state). A record's `inputs` keep the `fingerprint`
 of its call where it has one.
 An operator's settle is a commit (usage `held`) or a release that leaves a record of who and why.
+
+A hold that lapses (`Decision.lapses`) is of work that may never begin: at the end of its lease what is held goes back, it is charged
+nothing (`Amounts(0, 0, 0)`), and nothing is unconfirmed. Else it is an expired hold like any other: a late commit is its one correction.
+
 A debit is a reserve and its commit in one step; its record is a committed hold's. ALWAYS passes stops, pauses, freezes, too many runs,
 loops and the ladder, not the tree. REPLAY passes all of it: an open or new run takes its place where the tree allows it, else none, as
 does another's; an owner that is known stays, and X-Run-Limit counts only for the caller's own run; its record (and the day it is spent on) is of now.
 
-A plan whose amount in an account's unit is 0 always fits there: a free model passes at $0 left.
+A plan whose amount in an account's unit is 0 always fits there: a free model passes at $0 left, and a call of a model, which takes no
+credits and no risk points, is in the way of no budget in those.
 
 Slices. What a plan holds in the account of a charge that is `sliced` is its slice, elsewhere its worst case (charges on one account
-agree). What fits, what is held, what an extension adds and what any end gives back is that amount, account by account. The run counts (and the record tells as `held`) the most that is held in any account: the slice, where every charge is sliced.
+agree). What fits, what is held, what an extension adds and what any end gives back is that amount, account by account. Credits and risk
+points are held in full there too, since no part of an output costs any. The run counts (and the record tells as `held`) the most that is held in any account: the slice, where every charge is sliced.
 Expiry charges each account what is held there, and never more: a slice is the part of the output that can have been seen, and to charge
 the worst case would break a ceiling with money that nobody saw spent. The record and the run are charged the `held` of the record, so
 what the run says is at least what any of its accounts does. Whoever knows more corrects it, in every account alike. (No charge of a JSON
 answer is sliced, nor of a model that may reason unseen: see `core.decide`.)
 
 Always true: an account's `reserved` is the sum of what live holds hold there; its `committed` = what receipts and debits charged there
-(an expired hold: what was held there) + `carried` (what retired ones had charged) + `adjusted` (by operators); nothing is below zero,
+(an expired hold: what was held there, or nothing where it lapses) + `carried` (what retired ones had charged) + `adjusted` (by operators); nothing is below zero,
 and `unconfirmed` <= `committed`.
 
-Amounts: microcents, tokens or calls by the account's unit, all integers. Times: ms since the epoch, by the ledger's own clock.
+Amounts: microcents, tokens, calls, credits or risk points by the account's unit, all integers. Times: ms since the epoch, by the ledger's own clock.
 """
 
 from collections.abc import AsyncIterator, Awaitable, Mapping, Sequence
 from dataclasses import field
 from enum import StrEnum
+from types import MappingProxyType
 from typing import Final, Protocol, TypeAlias
 from urllib.parse import quote
 
@@ -122,6 +129,7 @@ from gateway.core.values import Balance, Decision, Ending, Hold, Usage
 
 DEPTH: Final = 8  # ancestors of a run, at most
 MOST: Final = 2**53 - 1  # that any account can count, or be limited to
+NO_MORE: Final[Mapping[str, int]] = MappingProxyType({})  # of `extend`: no account may pass what its rule allows
 
 
 class LedgerUnavailable(Exception):
@@ -310,6 +318,7 @@ class CallRecord:
     lines: tuple[tuple[str, int], ...]  # (account key, held in its unit)
     inputs: Mapping[str, object] = field(default_factory=dict)  # what the decision was made from, for a reader
     lease_until_ms: int = 0  # of a live hold
+    lapses: bool = False  # see `Decision.lapses`
 
 
 @record
@@ -468,11 +477,18 @@ class Ledger(Protocol):
         """Gives the hold back."""
 
     def extend(
-        self, tenant: str, hold_id: str, lease_ms: int, held: Amounts | None = None, slices: Amounts | None = None
+        self,
+        tenant: str,
+        hold_id: str,
+        lease_ms: int | None,
+        held: Amounts | None = None,
+        slices: Amounts | None = None,
+        over: Mapping[str, int] = NO_MORE,
     ) -> Awaitable[bool]:
-        """The lease ends `lease_ms` from now. `held` is what is to be held in all, and `slices` where the hold has a slice (None: `held`
-        there too): it grows to that, if every account has room by the rule it was reserved under. What is held beyond that stays, so
-        asking again holds no more. All of it or nothing. False: nothing changed."""
+        """The lease ends `lease_ms` from now; None: when it did. `held` is what is to be held in all, and `slices` where the hold has a
+        slice (None: `held` there too): it grows to that, if every account has room by the rule it was reserved under. `over`: the key of
+        an account and by how much that may pass what the rule allows, for this growth only. What is held beyond that stays, so asking
+        again holds no more. All of it or nothing. False: nothing changed."""
 
     def debit(self, decision: Decision, settlement: Settlement, how: Debiting) -> Awaitable["Settled | Refusal | Barred | Stale"]:
         """Charges a known cost: the amounts of the decision's only plan are what must fit, the settlement's what is charged. The
@@ -481,7 +497,7 @@ class Ledger(Protocol):
     # -- beside the path ------------------------------------------------------------------------------------------------------
 
     async def expire(self, at_most: int = 100) -> Sequence[Expired]:
-        """Ends holds whose lease ran out, of any tenant: charged in full, provisionally."""
+        """Ends holds whose lease ran out, of any tenant: charged in full, provisionally, or not at all where they lapse."""
 
     async def halted(self, tenant: str, callers: Sequence[Caller]) -> Sequence[Barrier | None]:
         """For each caller of a live call: STOPPED (its run or an ancestor), FROZEN (a scope it matches), or None: it may go on, also
@@ -528,8 +544,8 @@ class Ledger(Protocol):
         """Writes a note that stays so long. Where there is one, nothing changes, and it is returned."""
 
     async def settle(self, tenant: str, hold_id: str, cost_usd: int | None, who: str, why: str) -> Settled | None:
-        """An operator says what a live or expired hold cost; `cost_usd` None: nothing, it is released. Tokens and calls are
-        charged as held. None: no such hold; `changed` False: it had been settled before, and nothing is recorded."""
+        """An operator says what a live or expired hold cost; `cost_usd` None: nothing, it is released. All else is charged
+        as held. None: no such hold; `changed` False: it had been settled before, and nothing is recorded."""
 
     # -- reading --------------------------------------------------------------------------------------------------------------
 

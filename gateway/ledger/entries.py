@@ -25,7 +25,7 @@ from gateway.core.values import (
 )
 from gateway.core.windows import Window, WindowKind
 from gateway.ledger.contract import Settlement
-from gateway.ledger.packed import packable_usage, usage_of
+from gateway.ledger.packed import packable_amounts, packable_usage, usage_of
 
 
 @record
@@ -132,7 +132,7 @@ def _entry(kind: str, fields: list[Any]) -> Entry:
 
 
 def _settlement(settlement: Settlement) -> list[Any]:
-    return [_amounts(settlement.cost), packable_usage(settlement.usage), settlement.ending]
+    return [packable_amounts(settlement.cost), packable_usage(settlement.usage), settlement.ending]
 
 
 def _read_settlement(fields: list[Any]) -> Settlement:
@@ -141,10 +141,6 @@ def _read_settlement(fields: list[Any]) -> Settlement:
     if usage is None:
         raise KeyError("usage")
     return Settlement(Amounts(*cost), usage, Ending(ending))
-
-
-def _amounts(amounts: Amounts) -> list[int]:
-    return [amounts.usd, amounts.tokens, amounts.calls]
 
 
 def _decision(decision: Decision) -> dict[str, Any]:
@@ -161,7 +157,7 @@ def _decision(decision: Decision) -> dict[str, Any]:
         ],
         "call": [call.dialect, call.model, call.stream, call.choices, call.client_cap, call.service_tier, call.fingerprint],
         "directives": [call.directives.run_limit, call.directives.wrap_up, call.directives.downgrade],
-        "plan": [plan.model, plan.provider, plan.output_cap, plan.input_tokens, _amounts(plan.cost_max)],
+        "plan": [plan.model, plan.provider, plan.output_cap, plan.input_tokens, packable_amounts(plan.cost_max)],
         "charges": [_charge(charge) for charge in plan.charges],
     }
 

@@ -9,7 +9,8 @@ from gateway.core.scopes import Account, Amounts, Unit
 from gateway.core.values import Basis, Ceiling, Charge, Mode
 from gateway.core.windows import END_OF_TIME_MS
 
-_UNITS: Final = {Unit.USD: 0, Unit.TOKENS: 1, Unit.CALLS: 2}
+_UNITS: Final = {Unit.USD: 0, Unit.TOKENS: 1, Unit.CALLS: 2, Unit.CREDITS: 6, Unit.RISK_POINTS: 7}
+_SLICED: Final = 3  # further on, the slice of what has one
 _KNOWN_AT_MOST: Final = 4_096
 
 # How a charge is packed: [key, limit, rule, own, alerts, the window's end, share in ppm, margin, sliced]. Defaults at the end are left
@@ -21,7 +22,7 @@ DEFAULTS: Final[tuple[Any, ...]] = (0, False, (500_000, 800_000, 1_000_000), END
 
 class Spot(NamedTuple):
     """Where one charge meets its account. `unit`: the place of what is held there in `places`: 0 to 2 is the worst case in USD, tokens
-    or calls, 3 to 5 the slice.
+    or calls, 3 to 5 the slice, 6 and 7 are credits and risk points, which have none.
 
     A `twin` is a further rule on an account that an earlier charge counts already.
     """
@@ -52,7 +53,9 @@ class Layout:
         named: set[str] = set()
         for charge in charges:
             account = charge.ceiling.account
-            where, unit = (account.tenant, account.key), _UNITS[account.unit] + (3 if charge.sliced else 0)
+            where, unit = (account.tenant, account.key), _UNITS[account.unit]
+            if charge.sliced and unit < _SLICED:
+                unit += _SLICED
             spots.append(Spot(charge, charge.ceiling, account, where, unit, account.key in named))
             named.add(account.key)
         ceilings = [charge.ceiling for charge in charges]
@@ -69,8 +72,17 @@ def places(held: Amounts, slices: Amounts | None) -> tuple[int, ...]:
     """What is held where: see `Spot.unit`. Without slices, all of it is the same."""
     usd, tokens, calls = held.usd, held.tokens, held.calls
     if slices is None:
-        return usd, tokens, calls, usd, tokens, calls
-    return usd, tokens, calls, slices.usd, slices.tokens, slices.calls
+        return usd, tokens, calls, usd, tokens, calls, held.credits, held.risk_points
+    return usd, tokens, calls, slices.usd, slices.tokens, slices.calls, held.credits, held.risk_points
+
+
+def held_in(held: Sequence[int]) -> Amounts:
+    """The other way round: the worst case."""
+    return Amounts(*held[:3], *held[6:])
+
+
+def sliced_in(held: Sequence[int]) -> Amounts:
+    return Amounts(*held[3:6])
 
 
 _known: dict[int, Layout] = {}

@@ -29,7 +29,7 @@ class Line(NamedTuple):
 
 class Record(NamedTuple):
     """What is known of a call from its reserve on. `charges`: of the held plan, as the rules were then. `held`: the most that it holds
-    in any account; `slices`: what it holds where a charge is sliced, if any is."""
+    in any account; `slices`: what it holds where a charge is sliced, if any is. `lapses`: see `core.values.Decision`."""
 
     run: str
     owner: str
@@ -44,6 +44,12 @@ class Record(NamedTuple):
     plan: int  # its place in the ladder
     inputs: Mapping[str, object]
     slices: Amounts | None = None
+    lapses: bool = False
+
+    @property
+    def provisional(self) -> tuple[int, ...]:
+        """What its expiry charges in the accounts, as `layout.places` counts."""
+        return places(NOTHING, None) if self.lapses else places(self.held, self.slices)
 
     @property
     def lines(self) -> tuple[Line, ...]:
@@ -70,7 +76,8 @@ def inputs_of(decision: Decision, plan: Plan | None) -> dict[str, object]:
         "client_requested_max_output_tokens": call.client_cap,
         # a rung each, by _RUNG
         "ladder": [
-            (each.model, each.provider, each.output_cap, each.cost_max.usd, each.cost_max.tokens) for each in decision.ladder
+            (each.model, each.provider, each.output_cap, each.cost_max.usd, each.cost_max.tokens, *_unusual(each.cost_max))
+            for each in decision.ladder
         ],
     }
     if decision.passed_over:
@@ -94,7 +101,8 @@ def ancestry_in(record: "Record") -> tuple[str, ...]:
     return tuple(ancestry) if ancestry else ()
 
 
-_RUNG: Final = ("model", "provider", "output_cap", "cost_max_usd", "cost_max_tokens")
+# Most rungs end before the last two.
+_RUNG: Final = ("model", "provider", "output_cap", "cost_max_usd", "cost_max_tokens", "cost_max_credits", "cost_max_risk_points")
 
 
 # In the packed record, these are named by a letter.
@@ -113,7 +121,10 @@ _NAMES: Final = {letter: name for name, letter in _LETTERS.items()}
 
 
 def pack_record(record: Record) -> bytes:
-    run, owner, at_ms, outcome, requested, selected, provider, held, charges, dimensions, plan, inputs, slices = record
+    run, owner, at_ms, outcome, requested, selected, provider, held, charges, dimensions, plan, inputs, slices, lapses = record
+    # Most records end before these: a slice, and whether it lapses.
+    sliced = None if slices is None else (slices.usd, slices.tokens, slices.calls)
+    more = (sliced, True) if lapses else () if sliced is None else (sliced,)
     return orjson.dumps(
         (
             run,
@@ -123,14 +134,24 @@ def pack_record(record: Record) -> bytes:
             requested,
             selected,
             provider,
-            (held.usd, held.tokens, held.calls),
+            packable_amounts(held),
             layout_of(charges).packed,
             dimensions,
             plan,
             {_LETTERS.get(name, name): value for name, value in inputs.items()},
-            *(() if slices is None else ((slices.usd, slices.tokens, slices.calls),)),
+            *more,
         )
     )
+
+
+def _unusual(amounts: Amounts) -> tuple[int, ...]:
+    """What stands behind USD, tokens and calls, where there is any."""
+    return (amounts.credits, amounts.risk_points) if amounts.credits or amounts.risk_points else ()
+
+
+def packable_amounts(amounts: Amounts) -> tuple[int, ...]:
+    """As JSON takes them: three numbers, and two more where there are credits or risk points."""
+    return (amounts.usd, amounts.tokens, amounts.calls, *_unusual(amounts))
 
 
 def unpack_record(tenant: str, packed: bytes) -> Record:
@@ -150,7 +171,8 @@ def unpack_record(tenant: str, packed: bytes) -> Record:
         tuple([(name, value) for name, value in dimensions]),
         plan,
         {_NAMES.get(name, name): value for name, value in inputs.items()},
-        Amounts(*rest[0]) if rest else None,  # records without slices end before
+        Amounts(*rest[0]) if rest and rest[0] is not None else None,
+        len(rest) > 1,
     )
 
 
@@ -182,7 +204,7 @@ def _of_version_1(
 
 def pack_closing(closing: Closing) -> bytes:
     charged, usage, ending, at_ms = closing
-    return orjson.dumps(((charged.usd, charged.tokens, charged.calls), packable_usage(usage), ending, at_ms))
+    return orjson.dumps((packable_amounts(charged), packable_usage(usage), ending, at_ms))
 
 
 def unpack_closing(packed: bytes | None) -> Closing | None:
@@ -245,7 +267,7 @@ def call_record(
     inputs = dict(record.inputs)
     ladder = inputs["ladder"]
     assert isinstance(ladder, list)
-    inputs["ladder"] = [dict(zip(_RUNG, rung, strict=True)) for rung in ladder]
+    inputs["ladder"] = [dict(zip(_RUNG, rung, strict=False)) for rung in ladder]
     if record.charges:
         inputs["accounts"] = [_line_input(line) for line in record.lines]
     return CallRecord(
@@ -267,6 +289,7 @@ def call_record(
         lines=tuple((line.charge.ceiling.account.key, line.held) for line in record.lines if not line.twin),
         inputs=inputs,
         lease_until_ms=due_ms if state is HoldState.LIVE else 0,
+        lapses=record.lapses,
     )
 
 

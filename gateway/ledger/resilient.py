@@ -20,6 +20,7 @@ from typing import Any, Final, Protocol, TypeAlias
 from gateway.core.scopes import Account, Amounts, Caller
 from gateway.core.values import Balance, Decision, Ending
 from gateway.ledger.contract import (
+    NO_MORE,
     AccountView,
     Act,
     Adjusting,
@@ -432,9 +433,15 @@ class ResilientLedger:
         return failure
 
     def extend(
-        self, tenant: str, hold_id: str, lease_ms: int, held: Amounts | None = None, slices: Amounts | None = None
+        self,
+        tenant: str,
+        hold_id: str,
+        lease_ms: int | None,
+        held: Amounts | None = None,
+        slices: Amounts | None = None,
+        over: Mapping[str, int] = NO_MORE,
     ) -> Awaitable[bool]:
-        return self._there().extend(tenant, hold_id, lease_ms, held, slices)
+        return self._there().extend(tenant, hold_id, lease_ms, held, slices, over)
 
     # -- beside the path ------------------------------------------------------------------------------------------------------
 

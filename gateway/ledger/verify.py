@@ -2,7 +2,7 @@
 
     account   reserved    = what live holds hold there
               committed   = what receipts charged there + carried + adjusted; of a rolling one, bucket by bucket. The receipt of an
-                            expired hold charged what was held there
+                            expired hold charged what was held there, or nothing where it lapses
               unconfirmed = what expired holds were charged there
     run       reserved, unconfirmed: the same in USD. committed and calls: not less than its receipts say (those that were retired
               counted too)
@@ -148,9 +148,11 @@ class Audit:
             return
         kept, closing = _unpacked(row)
         self._add_to_run(row, kept, closing, hold)
+        lapsed = kept.lapses and row.state == HoldState.EXPIRED
         for line in kept.lines:
             if not line.twin:
-                self._add_to_account(row.state, line.charge.ceiling.account, line.held, closing, hold)
+                held = 0 if lapsed else line.held
+                self._add_to_account(row.state, line.charge.ceiling.account, held, closing, hold)
         if closing is not None:
             charged = closing.charged
             group = (kept.at_ms // _DAY_MS, kept.owner, kept.selected_model, kept.provider)

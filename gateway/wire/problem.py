@@ -122,7 +122,7 @@ class BudgetFacts:
     ancestor: str | None = None  # whose ceiling it is, where that is not the caller's own run
 
     def members(self) -> dict[str, Any]:
-        """USD as decimal strings in `…_usd`; tokens and calls as numbers, with their `unit`."""
+        """USD as decimal strings in `…_usd`; all else as numbers, with their `unit`."""
         amounts = ("limit", "committed", "reserved", "remaining", "estimate")
         members: dict[str, Any] = {"name": self.name, "scope": self.scope, "run_id": self.ancestor or self.run_id}
         if self.unit is Unit.USD:
@@ -296,10 +296,10 @@ def budget_refusal(
 
 
 def amount_text(amount: int, unit: Unit) -> str:
-    """`$4.91`, `1,200 tokens`, `1 call`."""
+    """`$4.91`, `1,200 tokens`, `1 call`, `40 risk points`."""
     if unit is Unit.USD:
         return "$" + format_usd(amount)
-    return f"{amount:,} {unit.value[:-1] if amount == 1 else unit.value}"
+    return f"{amount:,} {unit.words.removesuffix('s') if amount == 1 else unit.words}"
 
 
 def _message(
@@ -349,7 +349,7 @@ def _way_out(facts: BudgetFacts, charge: Charge, alternatives: Sequence[Alternat
     else:
         ways = [f"raise the limit of the budget {facts.name} in the policy"]
     has_cap = facts.capped and facts.effective_max_output_tokens > 0  # what is spent beside the proxy has none
-    by_cap = facts.unit is not Unit.CALLS and charge.ceiling.basis is Basis.RESERVED_AND_COMMITTED
+    by_cap = facts.unit in (Unit.USD, Unit.TOKENS) and charge.ceiling.basis is Basis.RESERVED_AND_COMMITTED
     if has_cap and by_cap:
         # Of a stream that is held by slices, only a cap below the first of them holds less.
         to = f" below {slices.FIRST:,}" if charge.sliced and facts.effective_max_output_tokens > slices.FIRST else ""

@@ -87,11 +87,19 @@ def share_of(whole: Account, part_ppm: int, of: Account) -> Charge:
 
 
 def plan(
-    *charges: Charge, usd: int = 10, tokens: int = 5, calls: int = 1, model: str = "big", first: Amounts | None = None
+    *charges: Charge,
+    usd: int = 10,
+    tokens: int = 5,
+    calls: int = 1,
+    credits: int = 0,  # noqa: A002 - the unit's name
+    risk_points: int = 0,
+    model: str = "big",
+    first: Amounts | None = None,
 ) -> Plan:
     """`first`: what it holds at first where a charge is sliced."""
     shared = _charges.setdefault(charges, charges)
-    return Plan(model, "lab", 256, 100, Amounts(usd, tokens, calls), shared, None if first is None else Slice(64, first))
+    cost = Amounts(usd, tokens, calls, credits, risk_points)
+    return Plan(model, "lab", 256, 100, cost, shared, None if first is None else Slice(64, first))
 
 
 def decision(
@@ -102,19 +110,33 @@ def decision(
     at_ms: int = START_MS,
     terms: RunTerms = RunTerms(),
     fingerprint: str = "",
+    lapses: bool = False,
 ) -> Decision:
     """Without plans: one of $10 against the account `all` of limit 100 (microcents, all of them)."""
     who = of or caller()
     directives = Directives(run_limit=None if run_limit is None else Microcents(run_limit))
     asked = ladder[0].model if ladder else "big"
     call = Call(who, "chat", asked, False, 1, None, (), directives=directives, fingerprint=fingerprint)
-    return Decision(decision_id or f"bdg_{next(_numbers):06}", call, ladder or (plan(charge()),), at_ms, "prices-1", terms=terms)
+    return Decision(
+        *(decision_id or f"bdg_{next(_numbers):06}", call, ladder or (plan(charge()),), at_ms, "prices-1"),
+        terms=terms,
+        lapses=lapses,
+    )
 
 
-def settlement(usd: int = 4, tokens: int = 3, calls: int = 1, ending: Ending = Ending.COMPLETED) -> Settlement:
+def settlement(
+    usd: int = 4,
+    tokens: int = 3,
+    calls: int = 1,
+    ending: Ending = Ending.COMPLETED,
+    *,
+    credits: int = 0,  # noqa: A002 - the unit's name
+    risk_points: int = 0,
+) -> Settlement:
     """The usage has more to tell than plain tokens where these are odd."""
     others = (("audio_input", 2), ("web_searches/low", 1)) if tokens % 2 else ()
-    return Settlement(Amounts(usd, tokens, calls), Usage(UsageSource.PROVIDER, tokens, others=others), ending)
+    cost = Amounts(usd, tokens, calls, credits, risk_points)
+    return Settlement(cost, Usage(UsageSource.PROVIDER, tokens, others=others), ending)
 
 
 def own_run_charge(run: str = "r1", limit: int | None = 100, alerts: Sequence[int] = (), *, pause: bool = False) -> Charge:

@@ -3,12 +3,12 @@
 Shares nothing with the implementations but the contract and the records of core. One instance is all tenants.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 
-from gateway.core.scopes import NO_VALUE, Account, Amounts, Caller
+from gateway.core.scopes import NO_VALUE, Account, Amounts, Caller, Unit
 from gateway.core.values import Balance, Basis, Ceiling, Charge, Decision, Ending, Hold, Mode, Outcome, Plan, Usage, UsageSource
 from gateway.core.windows import BUCKETS, WindowKind
 from gateway.ledger.contract import (
@@ -43,21 +43,23 @@ from gateway.ledger.contract import (
 )
 
 NOTHING = Amounts(0, 0, 0)
+IN_PARTS = (Unit.USD, Unit.TOKENS, Unit.CALLS)  # what a slice is a part of
 RING = 32
 DAY_MS = 24 * 60 * 60 * 1000
 RINGED = (Barrier.STOPPED, Barrier.PAUSED, Barrier.FROZEN, Barrier.LOOP)
 
 
 def plus(one: Amounts, other: Amounts) -> Amounts:
-    return Amounts(one.usd + other.usd, one.tokens + other.tokens, one.calls + other.calls)
+    return Amounts(*[one.of(unit) + other.of(unit) for unit in Unit])
 
 
 def beyond(wanted: Amounts, held: Amounts) -> Amounts:
-    return Amounts(max(0, wanted.usd - held.usd), max(0, wanted.tokens - held.tokens), max(0, wanted.calls - held.calls))
+    return Amounts(*[max(0, wanted.of(unit) - held.of(unit)) for unit in Unit])
 
 
 def is_sliced(plan: Plan, account: Account) -> bool:
-    return next(charge.sliced for charge in plan.charges if charge.ceiling.account == account)
+    sliced = next(charge.sliced for charge in plan.charges if charge.ceiling.account == account)
+    return sliced and account.unit in IN_PARTS
 
 
 def slice_of(plan: Plan) -> Amounts:
@@ -66,7 +68,7 @@ def slice_of(plan: Plan) -> Amounts:
 
 def most_of(plan: Plan) -> Amounts:
     """The most that the plan holds in any account."""
-    everywhere = all(is_sliced(plan, charge.ceiling.account) for charge in plan.charges)
+    everywhere = all(charge.sliced for charge in plan.charges)
     return slice_of(plan) if everywhere else plan.cost_max
 
 
@@ -118,7 +120,9 @@ class _Call:
         return (self.slices if is_sliced(self.plan, account) else self.held).of(account.unit)
 
     def charged_at(self, account: Account) -> int:
-        return self.held_at(account) if self.state is HoldState.EXPIRED else self.charged.of(account.unit)
+        if self.state is HoldState.EXPIRED and not self.decision.lapses:
+            return self.held_at(account)
+        return self.charged.of(account.unit)
 
     @property
     def caller(self) -> Caller:
@@ -241,21 +245,23 @@ class Model:
                 found[charge.ceiling.account] = self.balance(charge, plan, caller, refusing=refusing)
         return tuple(found.values())
 
-    def room(self, charge: Charge, amount: int, limit: int | None) -> bool:
+    def room(self, charge: Charge, amount: int, limit: int | None, over: int = 0) -> bool:
         if limit is None or amount == 0:
             return True
         committed, reserved, _ = self.sums(charge.ceiling.account)
-        ceiling = limit * charge.share_ppm // 1_000_000 + charge.ceiling.margin
+        ceiling = limit * charge.share_ppm // 1_000_000 + charge.ceiling.margin + over
         if charge.ceiling.basis is Basis.COMMITTED:
             return committed < ceiling
         return reserved + committed + amount <= ceiling
 
-    def fits(self, charge: Charge, plan: Plan, most: Amounts, slices: Amounts, caller: Caller, *, pinning: bool) -> bool:
+    def fits(
+        self, charge: Charge, plan: Plan, most: Amounts, slices: Amounts, caller: Caller, *, pinning: bool, over: int = 0
+    ) -> bool:
         """Where the worst case is held, or a slice."""
         if charge.ceiling.basis is Basis.NONE:
             return True
         limit, account = self.limit(charge, plan, caller, pinning=pinning), charge.ceiling.account
-        return self.room(charge, (slices if is_sliced(plan, account) else most).of(account.unit), limit)
+        return self.room(charge, (slices if is_sliced(plan, account) else most).of(account.unit), limit, over)
 
     # -- what bars a call -----------------------------------------------------------------------------------------------------
 
@@ -502,16 +508,27 @@ class Model:
                     self.fired[balance.account] = threshold
         return Settled(state, True, charged, self.balances_of(call.plan, call.caller), tuple(alerts))
 
-    def extend(self, tenant: str, hold_id: str, lease_ms: int, held: Amounts | None, slices: Amounts | None = None) -> bool:
+    def extend(
+        self,
+        tenant: str,
+        hold_id: str,
+        lease_ms: int | None,
+        held: Amounts | None,
+        slices: Amounts | None = None,
+        over: Mapping[str, int] | None = None,
+    ) -> bool:
         call = self.calls.get((tenant, hold_id.removeprefix("rsv_")))
         if call is None or call.state is not HoldState.LIVE:
             return False
         if held is not None:
             most, sliced = beyond(held, call.held), beyond(held if slices is None else slices, call.slices)
-            if not all(self.fits(charge, call.plan, most, sliced, call.caller, pinning=False) for charge in call.plan.charges):
-                return False
+            for charge in call.plan.charges:
+                extra = (over or {}).get(charge.ceiling.account.key, 0)
+                if not self.fits(charge, call.plan, most, sliced, call.caller, pinning=False, over=extra):
+                    return False
             call.held, call.slices = plus(call.held, most), plus(call.slices, sliced)
-        call.lease_ms = self.now_ms + lease_ms
+        if lease_ms is not None:
+            call.lease_ms = self.now_ms + lease_ms
         return True
 
     # -- beside the path ------------------------------------------------------------------------------------------------------
@@ -526,8 +543,9 @@ class Model:
         """One that is due; which come first is nobody's promise."""
         tail = hold_id.removeprefix("rsv_")
         ((tenant, call),) = [(tenant, call) for (tenant, each), call in self.calls.items() if each == tail]
-        settled = self.end(tenant, tail, HoldState.EXPIRED, call.held, Usage(UsageSource.HELD), Ending.UNKNOWN)
-        return Expired(hold_id, call.run, call.held, settled.alerts)
+        charged = NOTHING if call.decision.lapses else call.held
+        settled = self.end(tenant, tail, HoldState.EXPIRED, charged, Usage(UsageSource.HELD), Ending.UNKNOWN)
+        return Expired(hold_id, call.run, charged, settled.alerts)
 
     def halted(self, tenant: str, callers: Sequence[Caller]) -> list[Barrier | None]:
         def of(caller: Caller) -> Barrier | None:
@@ -706,7 +724,7 @@ class Model:
         if cost_usd is None:
             settled = self.end(tenant, tail, HoldState.RELEASED, NOTHING, None, Ending.UNKNOWN)
         else:
-            cost = Amounts(cost_usd, call.held.tokens, call.held.calls)
+            cost = replace(call.held, usd=cost_usd)
             settled = self.end(tenant, tail, HoldState.COMMITTED, cost, Usage(UsageSource.HELD), Ending.UNKNOWN)
         if settled.changed:
             self.act(tenant, who, "settle", f"{hold_id} {'none' if cost_usd is None else cost_usd}", why)
@@ -771,6 +789,7 @@ class Model:
                 asked.caller.dimensions,
                 tuple((account.key, call.held_at(account)) for account in call.accounts),
                 lease_until_ms=call.lease_ms if call.state is HoldState.LIVE else 0,
+                lapses=call.decision.lapses,
             )
         refused = self.refused(tenant, decision_id)
         if refused is None:

@@ -5,13 +5,14 @@ import zlib
 import orjson
 import pytest
 
-from gateway.core.scopes import Amounts
+from gateway.core.scopes import Amounts, Unit
 from gateway.core.values import Ending, Usage, UsageSource
-from gateway.ledger.contract import HoldState
+from gateway.ledger.contract import HoldState, Settlement
 from gateway.ledger.entries import Commit, line_of, read_line
 from gateway.ledger.packed import Closing, Record, inputs_of, pack_closing, pack_record, unpack_closing, unpack_record
 from gateway.ledger.redis.kept import KeptCall, keep_call, read_call
 from gateway.ledger.redis.lines import Lines, closing_of, closing_text, read_lines
+from gateway.ledger.redis.packing import packed_numbers, packed_texts
 from tests.ledger.builders import account, charge, decision, plan, settlement
 
 PLAIN = Usage(UsageSource.PROVIDER, 1, 2, 3, 4)
@@ -61,4 +62,31 @@ def test_what_a_call_holds_comes_back_from_a_record_as_it_was(slices: Amounts | 
         HoldState.LIVE, 8, Amounts(0, 0, 0), 0, b"", 9, True, 1, kept.held, slices, b"[]", b"[1]", ("r0",), b"g", "f", b"{}"
     )
     assert read_call(keep_call(live)) == live
+    texts = packed_texts(b"[]", b"[1]", "r0", b"g", "f", b"{}")
+    held = (10, 5, 1, *((10, 5, 1) if slices is None else (3, 2, 1)))
+    assert keep_call(live) == packed_numbers(1, 8, 0, 0, 0, 0, 9, 1, 1, slices is not None, *held) + texts, "as it always was"
+    assert read_lines("acme", lines.text.encode(), lines.names.encode()).charges == charges
+
+
+@pytest.mark.parametrize("lapses", [False, True])
+@pytest.mark.parametrize("slices", [None, Amounts(3, 2)])
+@pytest.mark.parametrize("more", [(0, 0), (7, 0), (0, 9)])
+def test_credits_risk_points_and_what_lapses_come_back_as_they_were(
+    more: tuple[int, int], slices: Amounts | None, lapses: bool
+) -> None:
+    charges = (charge(account("run-ceiling", run="r1"), sliced=slices is not None), charge(account("credits", Unit.CREDITS)))
+    held, charged = Amounts(10, 5, 1, *more), Amounts(7, 8, 1, *reversed(more))
+    kept = Record("r1", "k1", 9, "allow", "big", "big", "lab", held, charges, (), 0, {}, slices, lapses)
+    assert unpack_record("acme", pack_record(kept)) == kept
+    assert [line.held for line in kept.lines] == [10 if slices is None else 3, more[0]]
+    closing = Closing(charged, PLAIN, Ending.COMPLETED, 9)
+    assert unpack_closing(pack_closing(closing)) == closing
+    entry = Commit("acme", "rsv_1", Settlement(charged, PLAIN, Ending.COMPLETED))
+    assert read_line(line_of(3, entry).rstrip()) == (3, entry)
+    call = KeptCall(
+        *(HoldState.COMMITTED, 8, charged, 9, b"{}", 9, True, 1, held, slices, b"[]", b"[1]", (), b"g", "f", b"{}"),
+        lapses=lapses,
+    )
+    assert read_call(keep_call(call)) == call
+    lines = Lines(charges)
     assert read_lines("acme", lines.text.encode(), lines.names.encode()).charges == charges

@@ -14,6 +14,7 @@ from gateway.core.scopes import Account, Amounts, Unit
 from gateway.core.values import Ending, RunTerms
 from gateway.core.windows import rolling
 from gateway.ledger.contract import Debiting, HoldState, Keep, RunState, SetLimit
+from gateway.ledger.layout import places
 from gateway.ledger.redis import scripts
 from gateway.ledger.redis.kept import (
     VERSION,
@@ -275,11 +276,11 @@ def held(server: Server) -> Account:
 
 def test_settle_charges_once_and_tells_the_same_again(server: Server, run: Run, held: Account) -> None:
     def commit(usd: int) -> Any:
-        return run("settle", settle_keys(held), "t", 3, usd, 3, 1, '[null,"completed"]', 1, "", "")
+        return run("settle", settle_keys(held), "t", 3, usd, 3, 1, 0, 0, '[null,"completed"]', 1, "", "")
 
-    assert commit(4) == [DONE, 8, 3, 1, 4, 3, 1, [100, 4, 0, 0], []]
+    assert commit(4) == [DONE, 8, 3, 1, 4, 3, 1, [100, 4, 0, 0], [], 0, 0]
     change_meta(server, sequence=8)
-    assert commit(9) == [DONE, 8, 3, 0, 4, 3, 1, [100, 4, 0, 0], []]
+    assert commit(9) == [DONE, 8, 3, 0, 4, 3, 1, [100, 4, 0, 0], [], 0, 0]
     found = run_of(server, "r1")
     assert (found.committed, found.reserved, found.calls, found.open) == (4, 0, 1, 0)
     assert read_amounts(server.command("HGETALL", KEYS.spend(START_MS // 86_400_000))[1]) == (4, 3, 1)
@@ -287,22 +288,29 @@ def test_settle_charges_once_and_tells_the_same_again(server: Server, run: Run, 
 
 
 def test_settle_asks_for_the_accounts_that_it_was_not_sent(server: Server, run: Run, held: Account) -> None:
-    assert run("settle", settle_keys(held)[:-2], "t", 3, 4, 3, 1, "", 0, "", "") == [AGAIN, 7]
+    assert run("settle", settle_keys(held)[:-2], "t", 3, 4, 3, 1, 0, 0, "", 0, "", "") == [AGAIN, 7]
     assert call_of(server, "t").state is HoldState.LIVE
 
 
 def test_settle_expires_no_lease_that_still_runs(run: Run, held: Account) -> None:
-    assert run("settle", settle_keys(held), "t", 2, "", "", "", "", 1, "", "")[2:4] == [1, 0]
-    assert run("settle", settle_keys(held), "t", 2, "", "", "", "", 1, "", "", now_ms=START_MS + 5)[2:7] == [2, 1, 10, 5, 1]
+    assert run("settle", settle_keys(held), "t", 2, "", "", "", "", "", "", 1, "", "")[2:4] == [1, 0]
+    assert run("settle", settle_keys(held), "t", 2, "", "", "", "", "", "", 1, "", "", now_ms=START_MS + 5)[2:7] == [
+        2,
+        1,
+        10,
+        5,
+        1,
+    ]
 
 
 def test_extend_holds_more_once_however_often_it_is_asked(server: Server, run: Run, held: Account) -> None:
     keys = [KEYS.call("t"), KEYS.leases, KEYS.run("r1"), KEYS.account(held.key)]
-    for target, holds in (("[16,0,0]", 16), ("[16,0,0]", 16), ("[22,0,1]", 22), ("[16,0,0]", 22), ("", 22)):
-        assert run("extend", keys, "t", 100, target, 1)[0] == DONE
+    for usd, holds in ((16, 16), (16, 16), (22, 22), (16, 22), (None, 22)):
+        target = "" if usd is None else str(list(places(Amounts(usd, 0, 1), None)))
+        assert run("extend", keys, "t", 100, target, 1, "")[0] == DONE
         assert account_of(server, held.key).reserved == holds
-    assert run("extend", keys, "t", 100, "[101,0,0]", 1)[0] == UNKNOWN
-    assert run("extend", keys[:2], "t", 100, "[23,0,0]", 1)[0] == AGAIN
+    assert run("extend", keys, "t", 100, "[101,0,0,101,0,0,0,0]", 1, "")[0] == UNKNOWN
+    assert run("extend", keys[:2], "t", 100, "[23,0,0,23,0,0,0,0]", 1, "")[0] == AGAIN
     found = call_of(server, "t")
     assert (found.held, found.lease_ms) == (Amounts(22, 5, 1), START_MS + 100)
 

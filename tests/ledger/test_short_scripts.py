@@ -96,6 +96,8 @@ USUAL: Mapping[str, Any] = {
     "a part for cheaper plans": {"charges": [charge(share_ppm=500_000)]},
     "a share of another": {"charges": [share_of(ALL, 300_000, account("agent", agent="a1")), charge()]},
     "a slice": {"charges": [charge(sliced=True)], "first": Amounts(3, 2)},
+    "budgets that it takes nothing of": {"charges": [charge(), charge(account("credits", Unit.CREDITS), 0)]},
+    "a lease that lapses": {"charges": [charge()], "lapses": True},
     "a child": {"charges": [own_run_charge("child"), own_run_charge()], "of": CHILD},
     "no run id": {"charges": [charge()], "of": caller(issued=True)},
     "few runs at once": {"charges": [charge()], "terms": RunTerms(max_active=1)},
@@ -251,7 +253,9 @@ async def a_history(ledger: RedisLedger, server: Server, seed: int) -> list[obje
         act = random.random()
         if act < 0.5 or not held:
             of = random.choice(who)
+            more = random.choice(((), (), (), (2, 0), (0, 1)))
             charges = [
+                charge(account("credits", Unit.CREDITS), random.choice((9, 30)), alerts=(500_000,)),
                 own_run_charge(of.run, random.choice((None, 60)), alerts=(250_000, 500_000)),
                 charge(ALL, random.choice((120, 200)), share_ppm=random.choice((1_000_000, 900_000)), alerts=(500_000, 990_000)),
                 charge(account("steps", Unit.CALLS), random.choice((15, 40)), sliced=number % 3 == 0),
@@ -261,9 +265,16 @@ async def a_history(ledger: RedisLedger, server: Server, seed: int) -> list[obje
             if of is CHILD:
                 charges.append(own_run_charge("r1", 80))
             asked = decision(
-                plan(*charges, usd=random.randrange(12), first=Amounts(2, 1) if number % 3 == 0 else None),
+                plan(
+                    *charges,
+                    usd=random.randrange(12),
+                    credits=more[0] if more else 0,
+                    risk_points=more[1] if more else 0,
+                    first=Amounts(2, 1, 1, *more) if number % 3 == 0 else None,
+                ),
                 plan(*charges, usd=1, model="small"),
                 of=of,
+                lapses=random.random() < 0.3,
                 decision_id=f"bdg_{seed:03}{number:03}",
                 run_limit=random.choice((None, None, None, 50)),
                 fingerprint=random.choice(("", "a", "b")),
@@ -277,7 +288,7 @@ async def a_history(ledger: RedisLedger, server: Server, seed: int) -> list[obje
             told.append((type(answer).__name__, getattr(answer, "balances", None), getattr(answer, "lease_until_ms", None)))
         elif act < 0.9:
             each = held.pop(random.randrange(len(held))) if act < 0.85 else random.choice(held)
-            cost = settlement(random.randrange(14), random.randrange(4))
+            cost = settlement(random.randrange(14), random.randrange(4), credits=random.choice((0, 0, 3)))
             told += [await ledger.commit(TENANT, each.id, cost) for _ in range(random.choice((1, 1, 2)))]
         elif act < 0.94:
             told.append(await ledger.release(TENANT, held.pop().id, Ending.NOT_SENT))

@@ -31,7 +31,7 @@ from hypothesis.stateful import (
 from gateway.core.scopes import Account, Amounts, Caller, Unit
 from gateway.core.values import Charge, Decision, Ending, Hold, Plan, RunTerms, Slice
 from gateway.core.windows import rolling
-from gateway.ledger.contract import Barrier, Debiting, Fund, Keep, Ledger, SetLimit
+from gateway.ledger.contract import NO_MORE, Barrier, Debiting, Fund, Keep, Ledger, SetLimit
 from gateway.ledger.verify import verify_ledger
 from tests.ledger.builders import (
     ACTUALS,
@@ -72,9 +72,9 @@ TERMS = (
 KEEPS = (Keep(LEASE_MS, LEASE_MS), Keep(LEASE_MS, DAY_MS), Keep(DAY_MS, 2 * DAY_MS))
 SPAN_MS = 5 * LEASE_MS
 
-KINDS = ("own", "own", "above", "all", "day", "tokens", "calls", "model", "rolling", "speed")  # of accounts
+KINDS = ("own", "own", "above", "all", "day", "tokens", "calls", "model", "rolling", "speed", "credits", "risk")  # of accounts
 # In the accounts of some kinds only, so that one call holds its slice here and its worst case there.
-SOME_SLICED = (("own",), ("own", "day", "tokens"), ("all", "rolling", "calls"), ("model", "speed", "share"))
+SOME_SLICED = (("own",), ("own", "day", "tokens", "credits"), ("all", "rolling", "calls"), ("model", "speed", "share"))
 
 # What is drawn must not depend on the model: where steps go side by side, the same draws may leave it in another state.
 anything = st.integers(0, 999)
@@ -134,6 +134,8 @@ def charges(draw: st.DrawFn, who: Caller, day_at_ms: int, slicing: Collection[st
         "model": account("odd name", tenant=tenant, model="a/b,c|=%d"),
         "rolling": account("rate", window=rolling(SPAN_MS), tenant=tenant, run=run),
         "speed": account("speed", Unit.TOKENS, window=rolling(61_003), tenant=tenant),
+        "credits": account("credits", Unit.CREDITS, tenant=tenant, run=run),
+        "risk": account("risk", Unit.RISK_POINTS, window=rolling(SPAN_MS), tenant=tenant),
     }[kind]
     own = kind in ("own", "above")
     pause = pause and rule_ is not ADVISORY
@@ -155,13 +157,21 @@ def decisions(draw: st.DrawFn, now_ms: int, model: Model, plans: int = 3) -> Dec
         shared, nth = draw(st.integers(0, 2)) == 2, draw(anything)
         some = draw(st.lists(charges(who, day_at_ms, slicing), min_size=1, max_size=4))
         charged = earlier[nth % len(earlier)] if earlier and shared else tuple(one for each in some for one in each)
-        cost = Amounts(draw(amounts), draw(amounts), draw(st.sampled_from((1, 1, 1, 0))))
-        first = Slice(64, Amounts(draw(st.integers(0, cost.usd)), draw(st.integers(0, cost.tokens)), cost.calls))
+        more = draw(st.sampled_from(((), (), (), (7, 0), (0, 11), (30, 40))))
+        cost = Amounts(draw(amounts), draw(amounts), draw(st.sampled_from((1, 1, 1, 0))), *more)
+        first = Slice(64, Amounts(draw(st.integers(0, cost.usd)), draw(st.integers(0, cost.tokens)), cost.calls, *more))
         has_slice = any(each.sliced for each in charged)
         ladder.append(Plan(MODELS[min(place, 1)], "lab", 256, 100, cost, charged, first if has_slice else None))
     run_limit = draw(st.sampled_from((None, None, None, 30, 60, 120)))
-    fingerprint = draw(st.sampled_from(("", "f", "f", "g")))
-    return decision(*ladder, of=who, run_limit=run_limit, terms=draw(st.sampled_from(TERMS)), fingerprint=fingerprint)
+    fingerprint, lapses = draw(st.sampled_from(("", "f", "f", "g"))), draw(st.sampled_from((False, False, True)))
+    return decision(
+        *ladder, of=who, run_limit=run_limit, terms=draw(st.sampled_from(TERMS)), fingerprint=fingerprint, lapses=lapses
+    )
+
+
+def more_of(usd: int, tokens: int) -> tuple[int, int]:
+    """Credits and risk points; mostly none, as where the calls of models are settled."""
+    return (usd, tokens // 3) if tokens % 3 == 0 else (0, 0)
 
 
 def check_hard_gates(model: Model, hold: Hold) -> None:
@@ -347,7 +357,8 @@ class Machine(RuleBasedStateMachine):
         return decided
 
     def debit_one(self, decided: Decision, usd: int, tokens: int, how: Debiting, alone: bool) -> None:
-        what = settlement(usd, tokens, ending=Ending.DEBITED)
+        credits_, risk_points = more_of(usd, tokens)
+        what = settlement(usd, tokens, ending=Ending.DEBITED, credits=credits_, risk_points=risk_points)
         self.step(lambda ledger: ledger.debit(decided, what, how), lambda model: model.debit(decided, what, how), alone)
 
     @rule(decided=holds, alone=st.booleans(), usd=amounts, tokens=amounts)
@@ -392,8 +403,9 @@ class Machine(RuleBasedStateMachine):
         sliced: Amounts | None = None,
     ) -> None:
         tenant, hold_id = decided.call.caller.tenant, decided.hold_id
-        what = settlement(usd or 0, tokens)
-        held = None if usd is None else Amounts(usd, tokens, 0)
+        more = more_of(usd or 0, tokens)
+        what = settlement(usd or 0, tokens, credits=more[0], risk_points=more[1])
+        held = None if usd is None else Amounts(usd, tokens, 0, *more)
         if kind == "reserve":
             asked = replace(decided, call=replace(decided.call, fingerprint="another")) if changed else decided
             self.reserve_one(asked, LEASE_MS, alone)
@@ -404,9 +416,12 @@ class Machine(RuleBasedStateMachine):
         elif kind == "release":
             self.release(decided, alone)
         elif kind == "extend":
+            lease_ms = None if tokens % 4 == 0 else LEASE_MS
+            first = decided.ladder[0].charges[tokens % len(decided.ladder[0].charges)].ceiling.account
+            over = {first.key: tokens, "never|seen|lifetime|usd": 5} if tokens % 2 else NO_MORE
             self.step(
-                lambda ledger: ledger.extend(tenant, hold_id, LEASE_MS, held, sliced),
-                lambda model: model.extend(tenant, hold_id, LEASE_MS, held, sliced),
+                lambda ledger: ledger.extend(tenant, hold_id, lease_ms, held, sliced, over),
+                lambda model: model.extend(tenant, hold_id, lease_ms, held, sliced, over),
                 alone,
             )
         elif kind == "settle":

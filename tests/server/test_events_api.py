@@ -256,7 +256,8 @@ async def test_a_body_that_cannot_be_read_names_the_member(spending: Spending, c
 
 
 @pytest.mark.parametrize(
-    ("left_out", "words"), [("idempotency_key", "Idempotency-Key"), ("cost_usd", "cost_usd, tokens or calls")]
+    ("left_out", "words"),
+    [("idempotency_key", "Idempotency-Key"), ("cost_usd", "cost_usd, tokens, calls, credits or risk_points")],
 )
 async def test_what_is_missing_is_named(spending: Spending, left_out: str, words: str) -> None:
     status, shown = await post(spending, {name: value for name, value in SEARCH.items() if name != left_out})

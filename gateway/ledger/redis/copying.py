@@ -23,6 +23,7 @@ from gateway.ledger.packed import (
     ancestry_in,
     pack_closing,
     pack_record,
+    packable_amounts,
     run_in,
     unpack_closing,
     unpack_record,
@@ -404,6 +405,7 @@ class _Load:
             plan=record.plan,
             held=record.held,
             slices=record.slices,
+            lapses=record.lapses,
             fingerprint=str(inputs.get("fingerprint", "")),
             ancestry=ancestry_in(record),
             lines=lines.text.encode(),
@@ -426,7 +428,7 @@ class _Load:
         record = unpack_record(self._name, orjson.dumps(row.record))
         inputs = dict(record.inputs)
         why, blocking, accounts = inputs.pop("why"), _balances(inputs.pop("blocking")), _balances(inputs.pop("accounts"))
-        held = (record.held.usd, record.held.tokens, record.held.calls)
+        held = packable_amounts(record.held)
         group = (record.owner, record.run, dict(record.dimensions), record.selected_model, record.provider)
         rest: tuple[object, ...] = (record.requested_model, inputs, [])
         self._commands += [

@@ -17,6 +17,8 @@ VERSION: Final = 2  # lua/meta.lua has it too
 _RUN_SIZE: Final = 14 * NUMBER_SIZE
 _CALL_SIZE: Final = 16 * NUMBER_SIZE
 _NONE: Final = -1  # of a number that there need not be
+_SLICED, _MORE, LAPSES = 1, 2, 4  # marks of a call, added up. _MORE: it holds, or was charged, credits or risk points
+_MORE_SIZE: Final = 4 * NUMBER_SIZE
 
 
 class KeptMeta(NamedTuple):
@@ -180,13 +182,19 @@ class KeptCall(NamedTuple):
     group: bytes = b""
     fingerprint: str = ""
     rest: bytes = b""
+    lapses: bool = False
 
 
 def keep_call(call: KeptCall) -> bytes:
     charged = call.charged
+    held = places(call.held, call.slices)
+    more: tuple[int, ...] = (*held[6:], charged.credits, charged.risk_points)
+    if not any(more):
+        more = ()
+    marks = (_SLICED if call.slices is not None else 0) + (_MORE if more else 0) + (LAPSES if call.lapses else 0)
     numbers = packed_numbers(
         *(NUMBERS[call.state], call.lease_ms, charged.usd, charged.tokens, charged.calls, call.ended_ms, call.at_ms, call.warned),
-        *(call.plan, call.slices is not None, *places(call.held, call.slices)),
+        *(call.plan, marks, *held[:6], *more),
     )
     texts = b""
     if call.lines:
@@ -200,14 +208,19 @@ def keep_call_texts(lines: bytes | str, names: bytes | str, ancestry: Sequence[s
 
 
 def read_call(text: bytes) -> KeptCall:
-    state, lease_ms, usd, tokens, calls, ended_ms, at_ms, warned, plan, sliced, *held = unpacked_numbers(text[:_CALL_SIZE])
-    texts = unpacked_texts(text[_CALL_SIZE:])
-    head = (STATES[state], lease_ms, Amounts(usd, tokens, calls), ended_ms)
+    state, lease_ms, usd, tokens, calls, ended_ms, at_ms, warned, plan, marks, *held = unpacked_numbers(text[:_CALL_SIZE])
+    end, more = _CALL_SIZE, [0, 0, 0, 0]
+    if marks & _MORE:
+        end += _MORE_SIZE
+        more = unpacked_numbers(text[_CALL_SIZE:end])
+    texts = unpacked_texts(text[end:])
+    head = (STATES[state], lease_ms, Amounts(usd, tokens, calls, *more[2:]), ended_ms)
     if not at_ms:
         return KeptCall(*head, texts[0])
     lines, names, ancestry, group, fingerprint, rest, *closing = texts
-    slices = Amounts(*held[3:]) if sliced else None
+    slices = Amounts(*held[3:]) if marks & _SLICED else None
     return KeptCall(
-        *(*head, closing[0] if closing else b"", at_ms, bool(warned), plan, Amounts(*held[:3]), slices),
+        *(*head, closing[0] if closing else b"", at_ms, bool(warned), plan, Amounts(*held[:3], *more[:2]), slices),
         *(lines, names, read_ancestry(ancestry.decode()), group, fingerprint.decode("utf-8", "surrogatepass"), rest),
+        bool(marks & LAPSES),
     )

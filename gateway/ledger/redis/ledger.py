@@ -15,6 +15,7 @@ import orjson
 from gateway.core.scopes import Account, Amounts, Caller
 from gateway.core.values import Balance, Decision, Ending, Usage, UsageSource
 from gateway.ledger.contract import (
+    NO_MORE,
     AccountView,
     Act,
     Adjusting,
@@ -80,7 +81,8 @@ _HELD_AT_MOST: Final = 65_536
 _TRIES: Final = 8  # of a step whose keys had changed
 _LOOK: Final = 0  # at a hold, instead of ending it
 _HOW: Final = {Debiting.ASK: 1, Debiting.ALWAYS: 2, Debiting.REPLAY: 3}
-_AS_HELD: Final = ("", "", "")
+_AS_HELD: Final = ("", "", "", "", "")
+_FREE: Final = (0, 0, 0, 0, 0)
 
 
 class _Assumed(NamedTuple):
@@ -269,7 +271,8 @@ class RedisLedger:
             args = (tenant.sequence, *arguments(shape, decision, tail, lease_ms))
             return slots.command_of(tenant, slots.scripts.reserve, named, args)
 
-        if plain is None or shape.held_long:
+        unusual = decision.ladder[0].cost_max
+        if plain is None or shape.held_long or unusual.credits or unusual.risk_points:  # which hold.lua does not know
             future = slots.ask(tenant, in_full())
         else:
             future = slots.ask(tenant, plain.hold(tenant.sequence, decision, tail, lease_ms), in_full)
@@ -288,7 +291,7 @@ class RedisLedger:
 
     def commit(self, tenant: str, hold_id: str, settlement: Settlement) -> Awaitable[Settled | None]:
         cost = settlement.cost
-        assert min(cost.usd, cost.tokens, cost.calls) >= 0, cost
+        _check(cost)
         closing = closing_text(settlement.usage, settlement.ending)
         return self._end(tenant, hold_id, HoldState.COMMITTED, closing, cost)
 
@@ -300,7 +303,7 @@ class RedisLedger:
         slots, tenant = self._slots, self._known_tenant(tenant_name)
         tail = hold_id.removeprefix("rsv_")
         known = self._held.pop((tenant_name, tail), None)
-        charged = (cost.usd, cost.tokens, cost.calls)
+        charged = (cost.usd, cost.tokens, cost.calls, cost.credits, cost.risk_points)
         if tenant is None or known is None:
             return self._under_way(self._settle(tenant_name, hold_id, state, closing, charged))
         lines = known.lines
@@ -317,7 +320,7 @@ class RedisLedger:
             return self._command_to_end(tenant, tail, known, NUMBERS[state], closing, charged)
 
         plainly = known.plainly
-        if state is HoldState.COMMITTED and plainly is not None:
+        if state is HoldState.COMMITTED and plainly is not None and not (cost.credits or cost.risk_points):
             return _Ending(slots.ask(tenant, plainly.commit(tenant.sequence, cost, tail, closing), in_full), read)
         return _Ending(slots.ask(tenant, in_full()), read)
 
@@ -346,7 +349,7 @@ class RedisLedger:
         hold_id: str,
         state: HoldState,
         closing: bytes,
-        charged: tuple[Argument, ...] = (0, 0, 0),
+        charged: tuple[Argument, ...] = _FREE,
         act: tuple[Argument, ...] = ("", ""),
     ) -> Settled | None:
         """As `_end`, of a hold whose keys are not known here."""
@@ -389,30 +392,39 @@ class RedisLedger:
         return Known(lines, call.at_ms // DAY_MS, len(runs), around, tuple([keys.account(key) for key in lines.keys]))
 
     def extend(
-        self, tenant: str, hold_id: str, lease_ms: int, held: Amounts | None = None, slices: Amounts | None = None
+        self,
+        tenant: str,
+        hold_id: str,
+        lease_ms: int | None,
+        held: Amounts | None = None,
+        slices: Amounts | None = None,
+        over: Mapping[str, int] = NO_MORE,
     ) -> Awaitable[bool]:
         text = b"" if held is None else orjson.dumps(places(held, slices))
-        return self._under_way(self._extend(tenant, hold_id.removeprefix("rsv_"), lease_ms, text))
+        return self._under_way(self._extend(tenant, hold_id.removeprefix("rsv_"), lease_ms, text, over))
 
-    async def _extend(self, tenant_name: str, tail: str, lease_ms: int, held: bytes) -> bool:
+    async def _extend(self, tenant_name: str, tail: str, lease_ms: int | None, held: bytes, over: Mapping[str, int]) -> bool:
         tenant = await self._find(tenant_name)
         if tenant is None:
             return False
         keys = tenant.keys
         named: tuple[str, ...] = (keys.call(tail), keys.leases)
-        runs = 0
+        runs, passing = 0, b""
         if held:
             known = await self._look_up(tenant, tail)
             if known is None:
                 return False
             named, runs = (*named, *known.around[3:], *known.accounts), known.runs
-        reply = await self._slots.run(tenant, self._slots.scripts.extend, named, tail, lease_ms, held, runs)
+            if over:
+                passing = orjson.dumps([over.get(key, 0) for key in known.lines.keys])
+        lease: Argument = "" if lease_ms is None else lease_ms
+        reply = await self._slots.run(tenant, self._slots.scripts.extend, named, tail, lease, held, runs, passing)
         return bool(reply[0] == DONE)
 
     def debit(self, decision: Decision, settlement: Settlement, how: Debiting) -> Awaitable[Settled | Refusal | Barred | Stale]:
         assert len(decision.ladder) == 1, decision
         cost = settlement.cost
-        assert min(cost.usd, cost.tokens, cost.calls) >= 0, cost
+        _check(cost)
         return self._under_way(self._debit(decision, settlement, how))
 
     async def _debit(self, decision: Decision, settlement: Settlement, how: Debiting) -> Settled | Refusal | Barred | Stale:
@@ -598,9 +610,9 @@ class RedisLedger:
         act = _act("settle", f"{hold_id} {'none' if cost_usd is None else cost_usd}", who, why)
         if cost_usd is None:
             state, closing = HoldState.RELEASED, closing_text(None, Ending.UNKNOWN)
-            return await self._settle(tenant, hold_id, state, closing, (0, 0, 0), act)
+            return await self._settle(tenant, hold_id, state, closing, _FREE, act)
         state, closing = HoldState.COMMITTED, closing_text(Usage(UsageSource.HELD), Ending.UNKNOWN)
-        return await self._settle(tenant, hold_id, state, closing, (cost_usd, "", ""), act)
+        return await self._settle(tenant, hold_id, state, closing, (cost_usd, *_AS_HELD[1:]), act)
 
     # -- reading --------------------------------------------------------------------------------------------------------------
 
@@ -687,6 +699,10 @@ def _view(account: Account, told: Sequence[Any]) -> AccountView:
 
 def _there_is(text: str | None) -> tuple[str, str]:
     return ("", "") if text is None else ("1", text)
+
+
+def _check(cost: Amounts) -> None:
+    assert min(cost.usd, cost.tokens, cost.calls, cost.credits, cost.risk_points) >= 0, cost
 
 
 def _act(act: str, what: str, who: str, why: str, act_id: str | None = None) -> tuple[str, bytes]:

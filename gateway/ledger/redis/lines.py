@@ -11,8 +11,8 @@ from gateway.core.values import Balance, Basis, Ceiling, Charge, Decision, Mode,
 from gateway.ledger.packed import Closing, Record, account_of, inputs_of, packable_usage, usage_of
 from gateway.ledger.redis.kept import KeptCall
 
-_UNITS: Final = {Unit.USD: 1, Unit.TOKENS: 2, Unit.CALLS: 3}
-_SLICED: Final = 3  # on top of a unit's number, where a slice is held
+_UNITS: Final = {Unit.USD: 1, Unit.TOKENS: 2, Unit.CALLS: 3, Unit.CREDITS: 7, Unit.RISK_POINTS: 8}
+_SLICED: Final = 3  # on top of a unit's number, where a slice is held; of the first three
 _BASES: Final = {Basis.RESERVED_AND_COMMITTED: 0, Basis.COMMITTED: 1, Basis.NONE: 2}
 _BASIS: Final = {number: basis for basis, number in _BASES.items()}
 # Behind ordinal, unit, limit and basis, in order: alerts, own, share, margin, twin, bucket, pause, pinned, pinned_to. What has its default
@@ -76,7 +76,8 @@ class Lines:
 
 
 def _unit(charge: Charge) -> int:
-    return _UNITS[charge.ceiling.account.unit] + (_SLICED if charge.sliced else 0)
+    unit = _UNITS[charge.ceiling.account.unit]
+    return unit + _SLICED if charge.sliced and unit <= _SLICED else unit
 
 
 def _place(ceiling: Ceiling, runs: Sequence[str]) -> int:
@@ -124,7 +125,7 @@ def read_lines(tenant: str, text: bytes, names: bytes) -> Lines:
             bool(own),
             tuple(alerts or ()),
         )
-        charges.append(Charge(ceiling, _ALL if share_ppm is _DEFAULT else share_ppm, unit > _SLICED))
+        charges.append(Charge(ceiling, _ALL if share_ppm is _DEFAULT else share_ppm, _SLICED < unit <= 2 * _SLICED))
     return Lines(tuple(charges), (text.decode(), names.decode()))
 
 
@@ -158,7 +159,8 @@ def record_of(tenant: str, call: KeptCall) -> Record:
         outcome = Outcome.DOWNGRADE
     pairs = tuple(sorted(dimensions.items()))
     return Record(
-        *(run, owner, call.at_ms, outcome, requested, model, provider, call.held, charges, pairs, call.plan, inputs, call.slices)
+        *(run, owner, call.at_ms, outcome, requested, model, provider, call.held, charges, pairs, call.plan, inputs, call.slices),
+        call.lapses,
     )
 
 

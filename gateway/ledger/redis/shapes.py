@@ -14,7 +14,7 @@ from gateway.core.scopes import Amounts, Caller
 from gateway.core.values import Balance, Decision, Hold
 from gateway.ledger.contract import Alert, Barred, Barrier, Ended, HoldState, Refusal, Reserved, Settled, Stale
 from gateway.ledger.layout import places, windows_of
-from gateway.ledger.redis.kept import keep_call_texts, keep_run_texts
+from gateway.ledger.redis.kept import LAPSES, keep_call_texts, keep_run_texts
 from gateway.ledger.redis.keys import TenantKeys
 from gateway.ledger.redis.lines import Lines, group_end, group_start, rest_of
 from gateway.ledger.redis.packing import packed_numbers, packed_text, packed_texts
@@ -70,7 +70,7 @@ class Shape:
                 *(caller.run_issued, -1 if run_limit is None else run_limit),
                 *windows_of([charge for each in self.charges for charge in each]),
                 *(-1 if terms.max_active is None else terms.max_active, terms.idle_ms, terms.same_request, terms.within_calls),
-                *(self._offsets(), caller.parent or False),
+                *(self._offsets(), caller.parent or False, decision.lapses),
             )
         )
         scope_text = quote(caller.run_scope, safe="", errors="surrogatepass")
@@ -141,7 +141,13 @@ class Plain:
         begins = [keep_run_texts(caller.key, "", caller.ancestry[place:]) for place in range(len(names))]
         terms = packed_numbers(
             *(*windows_of(lines.charges), -1 if run_limit is None else run_limit, caller.run_issued),
-            *(rules.idle_ms if watched else -1, rules.same_request, rules.within_calls, len(names)),
+            *(
+                rules.idle_ms if watched else -1,
+                rules.same_request,
+                rules.within_calls,
+                LAPSES if decision.lapses else 0,
+                len(names),
+            ),
             *lines.to_hold(names),
         )
         record = keep_call_texts(lines.text, lines.names, caller.ancestry, self._group)
@@ -155,7 +161,7 @@ class Plain:
         if first is None:
             numbers = _SIX.pack(seen, self._texts, lease_ms, held.usd, held.tokens, held.calls)
         else:
-            numbers = packed_numbers(seen, self._texts, lease_ms, *places(held, first))
+            numbers = packed_numbers(seen, self._texts, lease_ms, *places(held, first)[:6])
         fingerprint = decision.call.fingerprint
         texts = (packed_texts(fingerprint) if fingerprint else _EMPTY) + packed_text(rest_of(decision))
         key, name = self._keys.call(tail).encode(), tail.encode()
@@ -219,7 +225,7 @@ class Shapes:
         caller = call.caller
         known_by = (
             *(caller.key, caller.run, caller.run_scope, caller.run_issued, caller.dimensions, caller.parent, caller.ancestry),
-            *(call.directives.run_limit, decision.terms),
+            *(call.directives.run_limit, decision.terms, decision.lapses),
             *[id(plan.charges) for plan in decision.ladder],
         )
         shape = self._known.get(known_by)
@@ -255,7 +261,9 @@ def plans_of(shape: Shape, decision: Decision) -> bytes:
     plans = []
     for plan in decision.ladder:
         held, first = plan.held, None if plan.slice is None else plan.slice.cost
-        slices = () if first is None else (first.usd, first.tokens, first.calls)
+        slices: tuple[int, ...] = () if first is None else (first.usd, first.tokens, first.calls)
+        if held.credits or held.risk_points:
+            slices = (*(slices or (False, False, False)), held.credits, held.risk_points)
         plans.append(
             (
                 *(shape.texts[id(plan.charges)], held.usd, held.tokens, held.calls),
@@ -328,8 +336,8 @@ def refused(shape: Shape, decision: Decision, reply: Sequence[Any]) -> Refusal |
 
 def settled(lines: Lines | None, reply: Sequence[Any]) -> Settled:
     """Of settle.lua's DONE, and a debit's. `lines` None: a tombstone."""
-    _, _, state, changed, usd, tokens, calls, told, fired, *_ = reply
-    charged = Amounts(usd, tokens, calls)
+    _, _, state, changed, usd, tokens, calls, told, fired, *more = reply
+    charged = Amounts(usd, tokens, calls, *more)
     if lines is None or not told:
         return Settled(STATES[state], bool(changed), charged)
     alerts = tuple([_alert(lines, *each) for each in fired]) if fired else ()

@@ -1,9 +1,10 @@
 """What operators and owners do by hand, each a step like those of a call's path. An act that changed nothing leaves nothing."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import TypeVar
 
-from gateway.core.scopes import Account, Amounts
+from gateway.core.scopes import Account
 from gateway.core.values import Balance, Ending, Usage, UsageSource
 from gateway.ledger.contract import MOST, AccountView, Adjusting, Frozen, Fund, Funded, Funding, SetLimit, Settled, Settlement
 from gateway.ledger.sqlite.books import Books
@@ -195,8 +196,7 @@ def settle(books: Books, tenant: str, hold_id: str, cost_usd: int | None, who: s
     if cost_usd is None or call.record is None:
         settled = release(books, tenant, hold_id, Ending.UNKNOWN)
     else:
-        held = call.record.held
-        cost = Amounts(cost_usd, held.tokens, held.calls)
+        cost = replace(call.record.held, usd=cost_usd)
         settled = commit(books, tenant, hold_id, Settlement(cost, Usage(UsageSource.HELD), Ending.UNKNOWN))
     if settled is not None and settled.changed:
         books.add_act(tenant, who, "settle", f"{hold_id} {'none' if cost_usd is None else cost_usd}", why)

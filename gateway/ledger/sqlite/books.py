@@ -278,7 +278,7 @@ class Books:
         """Differences: a correction may be negative. The day is the reserve's, as the accounts' windows are."""
         if not (usd or tokens or calls):
             return
-        run, owner, at_ms, _, _, model, provider, _, _, dimensions, _, _, _ = record
+        run, owner, at_ms, _, _, model, provider, _, _, dimensions, *_ = record
         group = (tenant, at_ms // _DAY_MS, owner, run, model, provider, dimensions)
         sums = self._spend.get(group)
         if sums is None:
@@ -520,4 +520,10 @@ def frozen_scopes(cursor: apsw.Cursor, tenant: str) -> tuple[Frozen, ...]:
 
 
 def minus(one: Amounts, other: Amounts) -> Amounts:
-    return Amounts(one.usd - other.usd, one.tokens - other.tokens, one.calls - other.calls)
+    return Amounts(
+        one.usd - other.usd,
+        one.tokens - other.tokens,
+        one.calls - other.calls,
+        one.credits - other.credits,
+        one.risk_points - other.risk_points,
+    )

@@ -67,7 +67,8 @@ def _carry_forward(books: Books, tenant: str, call: CallRow) -> None:
     record, closing = call.record, call.closing
     assert record is not None
     assert closing is not None
-    for line in record.lines:
+    lapsed = record.lapses and call.state == EXPIRED
+    for line in () if lapsed else record.lines:  # a lapsed one was charged nothing
         account = line.charge.ceiling.account
         charged = line.held if call.state == EXPIRED else closing.charged.of(account.unit)
         if charged and not line.twin:

@@ -18,6 +18,7 @@ import apsw
 from gateway.core.scopes import Account, Amounts, Caller
 from gateway.core.values import Balance, Decision, Ending, Hold
 from gateway.ledger.contract import (
+    NO_MORE,
     AccountView,
     Act,
     Adjusting,
@@ -320,9 +321,15 @@ class SqliteLedger:
         return self._ask(steps.release, tenant, hold_id, ending)
 
     def extend(
-        self, tenant: str, hold_id: str, lease_ms: int, held: Amounts | None = None, slices: Amounts | None = None
+        self,
+        tenant: str,
+        hold_id: str,
+        lease_ms: int | None,
+        held: Amounts | None = None,
+        slices: Amounts | None = None,
+        over: Mapping[str, int] = NO_MORE,
     ) -> Awaitable[bool]:
-        return self._ask(steps.extend, tenant, hold_id, lease_ms, held, slices)
+        return self._ask(steps.extend, tenant, hold_id, lease_ms, held, slices, over)
 
     def debit(self, decision: Decision, settlement: Settlement, how: Debiting) -> Awaitable[Settled | Refusal | Barred | Stale]:
         return self._ask(steps.debit, decision, settlement, how)

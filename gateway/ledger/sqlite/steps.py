@@ -10,7 +10,7 @@ Always true after every step:
     nothing is below zero; in hard_gate, reserved + committed <= ceiling at every reserve
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from operator import sub
 from typing import Final, NamedTuple
 
@@ -30,7 +30,7 @@ from gateway.ledger.contract import (
     Settlement,
     Stale,
 )
-from gateway.ledger.layout import Layout, layout_of, places
+from gateway.ledger.layout import Layout, held_in, layout_of, places, sliced_in
 from gateway.ledger.packed import (
     NOTHING,
     Closing,
@@ -251,15 +251,15 @@ def _above(charge: Charge, row: AccountRow, limit: int | None) -> bool:
     return row.reserved + row.committed > limit * charge.share_ppm // _ALL + charge.ceiling.margin
 
 
-def _fits(met: Met, amount: int) -> bool:
-    """The rule of core.values.Ceiling."""
+def _fits(met: Met, amount: int, over: int = 0) -> bool:
+    """The rule of core.values.Ceiling. `over`: by how much it may be passed."""
     spot, row, limit = met
     ceiling = spot.ceiling
     basis = ceiling.basis
     if limit is None or amount == 0 or basis is Basis.NONE:
         return True
     share = spot.charge.share_ppm
-    allowed = (limit if share == _ALL else limit * share // _ALL) + ceiling.margin
+    allowed = (limit if share == _ALL else limit * share // _ALL) + ceiling.margin + over
     if basis is Basis.COMMITTED:
         return row.committed < allowed
     return row.reserved + row.committed + amount <= allowed
@@ -372,6 +372,7 @@ def _hold(books: Books, decision: Decision, judged: _Judged, lease_ms: int) -> t
         fits,
         inputs_of(decision, plan),
         slices,
+        decision.lapses,
     )
     held = CallRow(where, LIVE, hold.lease_until_ms, record, None, None)
     books.new_call(held)
@@ -452,7 +453,7 @@ def commit(books: Books, tenant: str, hold_id: str, settlement: Settlement) -> S
 
 def _closing(books: Books, settlement: Settlement) -> Closing:
     cost = settlement.cost
-    assert cost.usd >= 0 <= cost.tokens and cost.calls >= 0, cost  # noqa: PT018 - one thing, and often asked
+    assert cost.usd >= 0 <= cost.tokens and cost.calls >= 0 <= cost.credits and cost.risk_points >= 0, cost  # noqa: PT018
     return Closing(cost, settlement.usage, settlement.ending, books.now_ms)
 
 
@@ -474,9 +475,10 @@ def expire(books: Books, at_most: int) -> list[Expired]:
     for call in books.due(at_most):
         record = call.record
         assert record is not None
-        closing = Closing(record.held, Usage(UsageSource.HELD), Ending.UNKNOWN, books.now_ms)
+        charged = NOTHING if record.lapses else record.held
+        closing = Closing(charged, Usage(UsageSource.HELD), Ending.UNKNOWN, books.now_ms)
         settled = _end(books, call, EXPIRED, closing)
-        expired.append(Expired(f"rsv_{call.tail}", record.run, record.held, settled.alerts))
+        expired.append(Expired(f"rsv_{call.tail}", record.run, charged, settled.alerts))
     return expired
 
 
@@ -497,16 +499,16 @@ def _end(books: Books, call: CallRow, state: int, closing: Closing) -> Settled:
     assert run is not None
     live = call.state == LIVE
     provisional = state == EXPIRED
-    charged_ms = 0 if call.closing is None else call.closing.at_ms
     there = _meet(books, layout_of(record.charges), _own_of(record, run))
-    held = places(record.held, record.slices)
-    charges = held if provisional else places(closing.charged, None)
+    before = places(record.held, record.slices) if live else record.provisional
+    charges = record.provisional if provisional else places(closing.charged, None)
+    charged_ms = 0 if call.closing is None else call.closing.at_ms
     alerts: list[Alert] = []
     for row, unit, ceiling, limit, alerts_from in there.counted:
         if live:
-            row.settle(held[unit], charges[unit], provisional)
+            row.settle(before[unit], charges[unit], provisional)
         else:
-            row.correct(held[unit], charges[unit], charged_ms)
+            row.correct(before[unit], charges[unit], charged_ms)
         if row.committed >= alerts_from and limit is not None:
             alerts += _fired(ceiling, row, limit)
     usd = closing.charged.usd
@@ -514,8 +516,9 @@ def _end(books: Books, call: CallRow, state: int, closing: Closing) -> Settled:
         run.settle(record.held.usd, usd, provisional)
         charged_anew = closing.charged
     else:
-        run.correct(record.held.usd, usd, charged_ms)
-        charged_anew = minus(closing.charged, record.held)
+        assert call.closing is not None
+        run.correct(call.closing.charged.usd, usd, charged_ms)
+        charged_anew = minus(closing.charged, call.closing.charged)
     if state == RELEASED:
         run.calls -= 1
         if run.recent:
@@ -542,32 +545,49 @@ def _fired(ceiling: Ceiling, row: AccountRow, limit: int) -> list[Alert]:
     return [Alert(ceiling.account, threshold, limit, row.committed) for threshold in fired]
 
 
-def extend(books: Books, tenant: str, hold_id: str, lease_ms: int, held: Amounts | None, slices: Amounts | None) -> bool:
+def extend(
+    books: Books,
+    tenant: str,
+    hold_id: str,
+    lease_ms: int | None,
+    held: Amounts | None,
+    slices: Amounts | None,
+    over: Mapping[str, int],
+) -> bool:
     call = books.call(tenant, hold_id.removeprefix("rsv_"))
     if call is None or call.state != LIVE:
         return False
     record = call.record
     assert record is not None
-    if held is not None and not _hold_up_to(books, tenant, call, record, held, slices):
+    if held is not None and not _hold_up_to(books, tenant, call, record, held, slices, over):
         return False
-    call.due_ms = books.now_ms + lease_ms
+    if lease_ms is not None:
+        call.due_ms = books.now_ms + lease_ms
     books.change_call(call)
     books.changes += 1
     return True
 
 
-def _hold_up_to(books: Books, tenant: str, call: CallRow, record: Record, held: Amounts, slices: Amounts | None) -> bool:
+def _hold_up_to(
+    books: Books,
+    tenant: str,
+    call: CallRow,
+    record: Record,
+    held: Amounts,
+    slices: Amounts | None,
+    over: Mapping[str, int],
+) -> bool:
     run = books.run(tenant, record.run)
     assert run is not None
     there = _meet(books, layout_of(record.charges), _own_of(record, run))
     now = places(record.held, record.slices)
     grown = tuple(map(max, now, places(held, None if record.slices is None else slices)))
     more = tuple(map(sub, grown, now))
-    if _first_blocking(there, more) is not None:
+    if not all(_fits(each, more[each[0].unit], over.get(each[0].account.key, 0)) for each in there.met):
         return False
     for row, unit, _, _, _ in there.counted:
         row.hold(more[unit])
     run.hold(more[0])
-    call.record = record._replace(held=Amounts(*grown[:3]), slices=None if record.slices is None else Amounts(*grown[3:]))
+    call.record = record._replace(held=held_in(grown), slices=None if record.slices is None else sliced_in(grown))
     call.packed = None
     return True

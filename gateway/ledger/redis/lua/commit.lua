@@ -10,8 +10,8 @@ local UNIT, LIMIT, OWN, ALERTS = 1, 2, 3, 4 -- of each line. ALERTS: how many, a
 if not found[2] then
   return LONG
 end
-local state, lease, _, _, _, _, at_ms, warned, plan, sliced, h1, h2, h3, h4, h5, h6 = read(CALL, found[2])
-if state ~= LIVE then
+local state, lease, _, _, _, _, at_ms, warned, plan, marks, h1, h2, h3, h4, h5, h6 = read(CALL, found[2])
+if state ~= LIVE or marks % LAPSES >= MORE then
   return LONG
 end
 local _, _, usd, tokens, calls = read('<ddddd', ARGV[2])
@@ -37,10 +37,11 @@ for place = run_count + 3, count do
   end
   local r, c, u, alerted, effective = read(ACCOUNT, found[place])
   local unit, own, alerts = terms[line + UNIT], limits[terms[line + OWN]], terms[line + ALERTS]
-  if r < held[unit] or c + r > MOST - cost[unit] then
+  local gone, charged = held[unit] or 0, cost[unit] or 0 -- of credits and risk points it holds none
+  if r < gone or c + r > MOST - charged then
     return LONG
   end
-  r, c = r - held[unit], c + cost[unit]
+  r, c = r - gone, c + charged
   if effective == NONE then
     effective = terms[line + LIMIT]
   end
@@ -66,7 +67,7 @@ end
 
 local tail = ARGV[3]
 changes[4] = numbers(
-  CALL, COMMITTED, lease, usd, tokens, calls, now, at_ms, warned, plan, sliced, h1, h2, h3, h4, h5, h6
+  CALL, COMMITTED, lease, usd, tokens, calls, now, at_ms, warned, plan, marks, h1, h2, h3, h4, h5, h6
 ) .. string.sub(found[2], CALL_SIZE + 1) .. ARGV[6]
 call('MSET', unpack(changes))
 call('ZREM', KEYS[count + 1], tail)

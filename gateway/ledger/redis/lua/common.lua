@@ -73,30 +73,41 @@ local function store_run(run)
 end
 
 -- A call: state, end of its lease, what it was charged (usd, tokens, calls), when it ended (0: not yet), when it was reserved (0: a tombstone),
--- whether it warned, its plan's place from 0, whether it has a slice, what it holds (usd, tokens, calls, and again in accounts that hold a
--- slice: UNIT in lines.lua); lines, names, ancestry, group, fingerprint, rest, closing: of a tombstone only that. One that there is not: nil.
+-- whether it warned, its plan's place from 0, marks, what it holds (usd, tokens, calls, and again in accounts that hold a slice: UNIT in
+-- lines.lua); where MORE is marked, credits and risk points that it holds, and that it was charged; then lines, names, ancestry, group,
+-- fingerprint, rest, closing: of a tombstone only that. One that there is not: nil.
 local CALL, CALL_SIZE = '<dddddddddddddddd', 128
+local MORE, LAPSES = 2, 4 -- of marks, which are added up; 1: it has a slice
 local function call_at(key)
   local text = call('GET', key)
   if not text then
     return nil
   end
-  local s, l, x1, x2, x3, z, t, w, p, sliced, h1, h2, h3, h4, h5, h6 = read(CALL, text)
+  local s, l, x1, x2, x3, z, t, w, p, marks, h1, h2, h3, h4, h5, h6 = read(CALL, text)
+  local h7, h8, x4, x5, size = 0, 0, 0, 0, CALL_SIZE
+  if marks % LAPSES >= MORE then
+    h7, h8, x4, x5 = read('<dddd', text, CALL_SIZE + 1)
+    size = CALL_SIZE + 32
+  end
   local kept = {
-    key = key, s = s, l = l, x = {x1, x2, x3}, z = z, t = t ~= 0 and t or nil, w = w, p = p, sliced = sliced, h = {h1, h2, h3, h4, h5, h6},
+    key = key, s = s, l = l, x = {x1, x2, x3, x4, x5}, z = z, t = t ~= 0 and t or nil, w = w, p = p, sliced = marks % MORE,
+    lapses = marks >= LAPSES, h = {h1, h2, h3, h4, h5, h6, h7, h8},
   }
   if kept.t then
     local _
-    _, kept.n, kept.m, kept.a, kept.g, kept.f, kept.d, kept.e = cmsgpack.unpack_limit(text, 7, CALL_SIZE)
+    _, kept.n, kept.m, kept.a, kept.g, kept.f, kept.d, kept.e = cmsgpack.unpack_limit(text, 7, size)
   end
   return kept
 end
 
 local function store_call(kept)
-  local x, h = kept.x, kept.h
+  local x, h, marks, more = kept.x, kept.h, kept.sliced + (kept.lapses and LAPSES or 0), ''
+  if h[7] ~= 0 or h[8] ~= 0 or x[4] ~= 0 or x[5] ~= 0 then
+    marks, more = marks + MORE, numbers('<dddd', h[7], h[8], x[4], x[5])
+  end
   local text = numbers(
-    CALL, kept.s, kept.l, x[1], x[2], x[3], kept.z, kept.t or 0, kept.w, kept.p, kept.sliced, h[1], h[2], h[3], h[4], h[5], h[6]
-  )
+    CALL, kept.s, kept.l, x[1], x[2], x[3], kept.z, kept.t or 0, kept.w, kept.p, marks, h[1], h[2], h[3], h[4], h[5], h[6]
+  ) .. more
   if kept.t then
     text = text .. texts(kept.n, kept.m, kept.a, kept.g, kept.f, kept.d)
   end

@@ -1,8 +1,8 @@
 -- The lease of a live hold ends later, and it may hold more, if every account has room by the rule it was reserved under.
 --
 -- KEYS   1 meta  2 the call  3 leases; then, to hold more, its run and its ancestors; then its accounts
--- ARGV   1 epoch  2 sequence  3 tail  4 lease_ms  5 what is to be held in all, as JSON: see `h` of a call (common.lua), or '': only the lease
---        6 how many runs in KEYS
+-- ARGV   1 epoch  2 sequence  3 tail  4 lease_ms, or '': it ends when it did  5 what is to be held in all, as JSON: see `h` of a call
+--        (common.lua), or '': only the lease  6 how many runs in KEYS  7 by how much each account may pass its rule, as JSON, or ''
 -- Reply  {DONE, sequence}  {UNKNOWN, sequence}: refused, or not live  {AGAIN, sequence}: it has accounts that did not come in KEYS
 -- What is held beyond that stays: an extension that is asked for again only moves the lease.
 local BEFORE_RUNS = 3
@@ -24,12 +24,13 @@ else
     above[ancestor] = run_at(KEYS[place])
   end
   meet(lines, BEFORE_RUNS + run_count, run, above)
-  local held, wanted, more = kept.h, cjson.decode(target), {}
-  for place = 1, 6 do -- without a slice, all of it is the same
-    more[place] = math.max(0, wanted[kept.sliced == 1 and place or (place - 1) % 3 + 1] - held[place])
+  local held, wanted, more, over = kept.h, cjson.decode(target), {}, ARGV[7] ~= '' and cjson.decode(ARGV[7])
+  for place = 1, 8 do -- without a slice, all of it is the same
+    local from = (kept.sliced == 1 or place > 6) and place or (place - 1) % 3 + 1
+    more[place] = math.max(0, wanted[from] - held[place])
   end
   for _, line in ipairs(lines) do
-    if not fits(line, more[line[UNIT]]) then
+    if not fits(line, more[line[UNIT]], over and over[line[ORDINAL]] or 0) then
       return {UNKNOWN, sequence}
     end
     must_count(line.account, more[line[UNIT]])
@@ -43,11 +44,11 @@ else
   end
   run.r = run.r + more[1]
   store_run(run)
-  for place = 1, 6 do
+  for place = 1, 8 do
     held[place] = held[place] + more[place]
   end
 end
-kept.l = now + tonumber(ARGV[4])
+kept.l = ARGV[4] == '' and kept.l or now + tonumber(ARGV[4])
 store_call(kept)
 call('ZADD', KEYS[3], kept.l, tail)
 return {DONE, sequence}

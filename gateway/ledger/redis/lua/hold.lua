@@ -5,7 +5,7 @@
 --        and UNIT), as doubles  5 per run how its texts begin, and its name, packed  6 lines, names, ancestry and group of the record, packed
 --        7 fingerprint and rest, packed
 -- Reply  sequence, when, lease, and per account its limit (NONE: none), committed, reserved, unconfirmed
-local FROM, UNTIL, RUN_LIMIT, ISSUED, IDLE, SAME, WITHIN, RUNS = 1, 2, 3, 4, 5, 6, 7, 8
+local FROM, UNTIL, RUN_LIMIT, ISSUED, IDLE, SAME, WITHIN, LAPSING, RUNS = 1, 2, 3, 4, 5, 6, 7, 8, 9 -- LAPSING: LAPSES, or 0
 local UNIT, LIMIT, BASIS, SHARE, MARGIN, OWN = 1, 2, 3, 4, 5, 6 -- of each line. OWN: the place of the run whose limit replaces it
 local PINNED = -2 -- a LIMIT that is stored with the account, or is to be
 
@@ -68,7 +68,7 @@ for place = run_count + 3, count do
     return LONG
   end
   local r, c, u, _, effective = read(ACCOUNT, text)
-  local amount, own = held[terms[line + UNIT]], limits[terms[line + OWN]]
+  local amount, own = held[terms[line + UNIT]] or 0, limits[terms[line + OWN]] -- of credits and risk points it holds none
   if effective == NONE then
     effective = terms[line + LIMIT]
     if effective == PINNED then
@@ -99,7 +99,7 @@ for place = run_count + 3, count do
 end
 
 changes[4] = numbers(
-  CALL, LIVE, lease, 0, 0, 0, 0, now, 0, 0, sliced, usd, tokens, calls, slice_usd, slice_tokens, slice_calls
+  CALL, LIVE, lease, 0, 0, 0, 0, now, 0, 0, sliced + terms[LAPSING], usd, tokens, calls, slice_usd, slice_tokens, slice_calls
 ) .. ARGV[6] .. ARGV[7]
 call('MSET', unpack(changes))
 call('ZADD', KEYS[count + 1], lease, tail)

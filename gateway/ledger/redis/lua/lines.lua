@@ -2,7 +2,7 @@
 --
 -- A line is an array (gateway/ledger/lines.py writes it); what is left off at its end is false:
 local ORDINAL, UNIT, LIMIT, BASIS = 1, 2, 3, 4 -- LIMIT -1: none. BASIS 0: reserved+committed, 1: committed, 2: none
--- UNIT: 1 USD, 2 tokens, 3 calls; 4 to 6 the same where a slice is held instead of the worst case
+-- UNIT: 1 USD, 2 tokens, 3 calls; 4 to 6 the same where a slice is held instead of the worst case; 7 credits, 8 risk points, which have none
 local ALERTS, OWN, SHARE, MARGIN, TWIN = 5, 6, 7, 8, 9 -- OWN: the run whose own limit replaces this one. SHARE: false is all of it
 local BUCKET, PAUSE, PINNED, PINNED_TO = 10, 11, 12, 13 -- BUCKET: the length of a rolling window's. PINNED_TO: the place of a line
 local BUCKETS, END_OF_TIME = 60, 9007199254740992
@@ -145,15 +145,15 @@ local function room(line)
   return (line[SHARE] and part(line.limit, line[SHARE]) or line.limit) + (line[MARGIN] or 0)
 end
 
--- The rule of core.values.Ceiling.
-local function fits(line, amount)
+-- The rule of core.values.Ceiling. `over`: by how much it may be passed.
+local function fits(line, amount, over)
   if not line.limit or amount == 0 or line[BASIS] == 2 then
     return true
   end
   if line[BASIS] == 1 then
-    return line.account.c < room(line)
+    return line.account.c < room(line) + over
   end
-  return line.account.r + line.account.c + amount <= room(line)
+  return line.account.r + line.account.c + amount <= room(line) + over
 end
 
 -- {limit or false, committed, reserved, unconfirmed} per account, one after the other.

@@ -6,18 +6,20 @@
 --        a debit names; then the accounts of each text of lines
 -- ARGV   1 epoch  2 sequence  3 tail  4 lease_ms  5 fingerprint  6 the owner  7 the run  8 its ancestry "parent/its parent"
 --        9 the caller (see CALLER)  10 what is rarely looked at (see RARE)  11 the record's rest, kept as it is  12 the debit (see DEBIT)
---        or ''  13 the plans [[text, usd, tokens, calls, end of the group, usd, tokens, calls of its slice] …]  14 start of the group
+--        or ''  13 the plans [[text, usd, tokens, calls, end of the group, usd, tokens, calls of its slice (false: it has none), credits,
+--        risk points] …]: what is left off at its end is none  14 start of the group
 --        15… the texts, two each: lines as lines.lua has them, and [key, end, mode] per line
 -- Reply  {HELD, sequence, when, lease, plan, balances, warnings {line, limit, committed, reserved, unconfirmed}}
 --        {REFUSED, sequence, now, paused, blocking, accounts}, both {text, line, limit, committed, reserved, unconfirmed, aging}
 --        {BARRED, sequence, barrier, what}  {STALE, sequence, now, owner, ancestry}  {ENDED, sequence, state}
---        a debit: {DONE, sequence, state, changed, usd, tokens, calls, balances, alerts}  {AGAIN, sequence, now, owner, ancestry}: its
---        day is another, or the run's owner, or its ancestors, who did not all come in KEYS
+--        a debit: {DONE, sequence, state, changed, usd, tokens, calls, balances, alerts, credits, risk points}
+--        {AGAIN, sequence, now, owner, ancestry}: its day is another, or the run's owner, or its ancestors, who did not all come in KEYS
 local BEFORE_RUNS, BEFORE_TEXTS = 17, 14
 local ISSUED, RUN_LIMIT, FROM, UNTIL, MAX_ACTIVE, IDLE = 1, 2, 3, 4, 5, 6 -- CALLER. FROM, UNTIL: of the windows. -1: none, any
-local SAME, WITHIN, OFFSETS, PARENT = 7, 8, 9, 10 -- OFFSETS: where each text's accounts start among those in KEYS; then their number
+local SAME, WITHIN, OFFSETS, PARENT, LAPSING = 7, 8, 9, 10, 11 -- OFFSETS: where each text's accounts start among those in KEYS; then their
+-- number. LAPSING: whether the hold lapses
 local SCOPE, SCOPE_TEXT, VALUES, SHARED_END = 1, 2, 3, 4 -- RARE: the run's scope, percent-encoded too; ",agent=a1,run=r1,"
-local HOW, CHARGED, CLOSING, DAY, INDEXED, OTHERS = 1, 2, 3, 4, 5, 6 -- DEBIT. CHARGED: {usd, tokens, calls, and again}
+local HOW, CHARGED, CLOSING, DAY, INDEXED, OTHERS = 1, 2, 3, 4, 5, 6 -- DEBIT. CHARGED: by UNIT
 -- INDEXED: whose runs KEYS 5 and 6 are. OTHERS: names of further runs in KEYS
 local ASK, ALWAYS, REPLAY = 1, 2, 3
 local DEPTH, RING, DAY_MS = 8, 32, 86400000
@@ -85,9 +87,10 @@ if known then
   local state = known.s
   if debit then
     if not known.t then -- a tombstone
-      return {DONE, sequence, state, 0, 0, 0, 0, {}, {}}
+      return {DONE, sequence, state, 0, 0, 0, 0, {}, {}, 0, 0}
     end
-    return {DONE, sequence, state, 0, known.x[1], known.x[2], known.x[3], balances(lines_of(1)), {}}
+    local x = known.x
+    return {DONE, sequence, state, 0, x[1], x[2], x[3], balances(lines_of(1)), {}, x[4], x[5]}
   end
   if state ~= LIVE or known.f ~= fingerprint then
     return {ENDED, sequence, state}

@@ -8,10 +8,11 @@ local kept = call_at(KEYS[2])
 if not kept or not kept.t or kept.s == LIVE or kept.z > now - tonumber(ARGV[4]) then
   return {DONE, sequence, 0}
 end
--- An expired hold charged each account what was held there.
-local expired, lines, charged = kept.s == EXPIRED, cjson.decode(kept.n), {}
-for place = 1, 6 do
-  charged[place] = expired and kept.h[place] or kept.x[(place - 1) % 3 + 1]
+-- An expired hold charged each account what was held there, and none where it lapses.
+local expired, lines, x = kept.s == EXPIRED, cjson.decode(kept.n), kept.x
+local charged = {x[1], x[2], x[3], x[1], x[2], x[3], x[4], x[5]}
+if expired and not kept.lapses then
+  charged = kept.h
 end
 if #KEYS < 5 + accounts_of(lines) then
   return {AGAIN, sequence}

@@ -10,6 +10,7 @@ local numbers, read = struct.pack, struct.unpack
 local LONG = 0
 local LIVE, COMMITTED, ACTIVE, NONE, ALL = 1, 3, 0, -1, 1000000
 local MOST = 9007199254740992
+local MORE, LAPSES = 2, 4 -- as in common.lua
 -- How meta, a run, an account and a call begin, and how long the numbers before their texts are: see common.lua and lines.lua.
 local META_SIZE, RUN, RUN_SIZE, ACCOUNT, CALL, CALL_SIZE = 40, '<dddddddddddddd', 112, '<ddddd', '<dddddddddddddddd', 128
 

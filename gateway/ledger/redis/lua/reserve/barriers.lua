@@ -13,7 +13,8 @@ local function remember(why, told, blocking)
     return '[' .. table.concat(each_text, ',') .. ']'
   end
   local first, scope = plans[1], cjson.decode(ARGV[10])[SCOPE]
-  local text = string.format('[%s,%.0f,"%s",[%.0f,%.0f,%.0f],', cjson.encode(scope), now, why, first[2], first[3], first[4])
+  local text = string.format('[%s,%.0f,"%s",[%.0f,%.0f,%.0f', cjson.encode(scope), now, why, first[2], first[3], first[4])
+  text = text .. (first[9] and string.format(',%.0f,%.0f', first[9], first[10]) or '') .. '],'
   text = text .. ARGV[14] .. first[5] .. ',' .. ARGV[11] .. ',' .. texts(blocking) .. ',' .. texts(told) .. ']'
   call('LREM', KEYS[11], 0, tail)
   call('LPUSH', KEYS[11], tail)

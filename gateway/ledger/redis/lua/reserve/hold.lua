@@ -66,16 +66,18 @@ if caller[SAME] > 0 then
 end
 local lease, group = now + tonumber(ARGV[4]), ARGV[14] .. plan[5]
 local kept = {
-  key = KEYS[2], s = LIVE, l = lease, x = {0, 0, 0}, z = 0, t = now, w = warned and 1 or 0, p = held - 1, sliced = plan[6] and 1 or 0, h = amounts,
-  f = fingerprint, a = ancestry, n = ARGV[BEFORE_TEXTS + 2 * plan[1] - 1], m = ARGV[BEFORE_TEXTS + 2 * plan[1]], g = group, d = ARGV[11],
+  key = KEYS[2], s = LIVE, l = lease, x = {0, 0, 0, 0, 0}, z = 0, t = now, w = warned and 1 or 0, p = held - 1,
+  sliced = plan[6] and 1 or 0, lapses = caller[LAPSING], h = amounts, f = fingerprint, a = ancestry, n = ARGV[BEFORE_TEXTS + 2 * plan[1] - 1], m = ARGV[BEFORE_TEXTS + 2 * plan[1]], g = group, d = ARGV[11],
 }
 if debit then
   local charged = debit[CHARGED]
-  kept.s, kept.l, kept.x, kept.z, kept.e = COMMITTED, 0, charged, now, debit[CLOSING]
+  local credits, risk = charged[7], charged[8]
+  kept.s, kept.l, kept.z, kept.e = COMMITTED, 0, now, debit[CLOSING]
+  kept.x = {charged[1], charged[2], charged[3], credits, risk}
   store_call(kept)
   call('ZADD', KEYS[15], now, tail)
   add_spend(KEYS[17], KEYS[16], debit[DAY], group, charged[1], charged[2], charged[3])
-  return {DONE, sequence, COMMITTED, 1, charged[1], charged[2], charged[3], balances(lines), alerts}
+  return {DONE, sequence, COMMITTED, 1, charged[1], charged[2], charged[3], balances(lines), alerts, credits, risk}
 end
 store_call(kept)
 call('ZADD', KEYS[3], lease, tail)

@@ -11,11 +11,12 @@ for number, plan in ipairs(plans) do
     lines = lines_of(plan[1], true)
     met[plan[1]] = lines
   end
-  amounts = {plan[2], plan[3], plan[4], plan[6] or plan[2], plan[7] or plan[3], plan[8] or plan[4]}
+  local usd, tokens, calls = plan[2], plan[3], plan[4]
+  amounts = {usd, tokens, calls, plan[6] or usd, plan[7] or tokens, plan[8] or calls, plan[9] or 0, plan[10] or 0}
   held = number
   if how < ALWAYS then
     for at_line, line in ipairs(lines) do
-      if not fits(line, amounts[line[UNIT]]) then
+      if not fits(line, amounts[line[UNIT]], 0) then
         blocking[number] = at_line
         held = nil
         break

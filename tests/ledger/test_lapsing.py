@@ -1,0 +1,137 @@
+"""A hold that lapses: of work that may never begin. Its lease ends without a charge, and what it cost after all counts once."""
+
+import pytest
+
+from gateway.core.scopes import Amounts, Unit
+from gateway.core.values import Ending
+from gateway.core.windows import rolling
+from gateway.ledger.contract import HoldState, Keep, Ledger
+from gateway.ledger.verify import verify_ledger
+from tests.ledger.asking import balance, hold, look, view
+from tests.ledger.builders import ADVISORY, LEASE_MS, TENANT, account, charge, decision, own_run_charge, plan, settlement
+from tests.support.clock import Clock
+
+NOTHING = Amounts(0, 0, 0)
+TOKENS = account("tokens", Unit.TOKENS)
+BURN = account("burn", window=rolling(60_000))
+ACCOUNTS = (account("run-ceiling", run="r1"), TOKENS, BURN)
+
+
+async def lapsing(ledger: Ledger, **more: object) -> str:
+    charges = (own_run_charge(), charge(TOKENS), charge(BURN, 100))
+    return (await hold(ledger, decision(plan(*charges), lapses=True, **more))).id  # type: ignore[arg-type]
+
+
+async def figures(ledger: Ledger) -> list[tuple[int, int, int]]:
+    """committed, reserved and unconfirmed: of the run, then of its accounts."""
+    seen = await view(ledger)
+    found = [seen, *[await balance(ledger, each) for each in ACCOUNTS]]
+    return [(each.committed, each.reserved, each.unconfirmed) for each in found]
+
+
+async def lapsed(ledger: Ledger, clock: Clock) -> str:
+    hold_id = await lapsing(ledger)
+    clock.now_ms += LEASE_MS
+    await ledger.expire()
+    return hold_id
+
+
+async def test_a_lease_ends_without_a_charge(ledger: Ledger, clock: Clock) -> None:
+    hold_id = await lapsing(ledger)
+    assert await figures(ledger) == [(0, 10, 0), (0, 10, 0), (0, 5, 0), (0, 10, 0)]
+    clock.now_ms += LEASE_MS
+    (expired,) = await ledger.expire()
+    assert (expired.hold_id, expired.charged, expired.alerts) == (hold_id, NOTHING, ())
+    assert await figures(ledger) == [(0, 0, 0)] * 4
+    found = await ledger.record(TENANT, hold_id.replace("rsv_", "bdg_"))
+    assert found is not None
+    assert (found.state, found.held, found.charged, found.lapses) == (HoldState.EXPIRED, Amounts(10, 5, 1), NOTHING, True)
+    assert await ledger.spend(TENANT, (), 0, clock.now_ms, None) == []
+    assert (await verify_ledger(ledger.dump())).differences == ()
+
+
+async def test_of_two_leases_each_ends_its_own_way(ledger: Ledger, clock: Clock) -> None:
+    await lapsing(ledger)
+    call = await hold(ledger, decision(plan(own_run_charge())))
+    clock.now_ms += LEASE_MS
+    expired = {each.hold_id: each.charged.usd for each in await ledger.expire()}
+    assert expired.pop(call.id) == 10
+    assert list(expired.values()) == [0]
+    assert (await view(ledger)).unconfirmed == 10
+    found = await ledger.record(TENANT, call.decision.id)
+    assert found is not None
+    assert not found.lapses
+
+
+@pytest.mark.parametrize("end", ["commit", "settle"])
+async def test_what_it_cost_after_all_is_charged_once(ledger: Ledger, clock: Clock, end: str) -> None:
+    hold_id = await lapsed(ledger, clock)
+    if end == "commit":
+        settled = await ledger.commit(TENANT, hold_id, settlement(4, 3))
+    else:
+        settled = await ledger.settle(TENANT, hold_id, 4, "op", "the bill")
+    assert settled is not None
+    tokens = 3 if end == "commit" else 5
+    assert (settled.state, settled.changed, settled.charged) == (HoldState.COMMITTED, True, Amounts(4, tokens, 1))
+    assert await figures(ledger) == [(4, 0, 0), (4, 0, 0), (tokens, 0, 0), (4, 0, 0)]
+    again = await ledger.commit(TENANT, hold_id, settlement(40))
+    assert again is not None
+    assert (again.changed, again.charged) == (False, settled.charged)
+    (spent,) = await ledger.spend(TENANT, (), 0, clock.now_ms, None)
+    assert (spent.usd, spent.tokens, spent.calls) == (4, tokens, 1)
+    assert (await verify_ledger(ledger.dump())).differences == ()
+
+
+@pytest.mark.parametrize("end", ["release", "settle"])
+async def test_one_that_has_lapsed_can_be_given_back_for_good(ledger: Ledger, clock: Clock, end: str) -> None:
+    hold_id = await lapsed(ledger, clock)
+    if end == "release":
+        await ledger.release(TENANT, hold_id, Ending.COMPLETED)
+    else:
+        await ledger.settle(TENANT, hold_id, None, "op", "never began")
+    assert await figures(ledger) == [(0, 0, 0)] * 4
+    settled = await ledger.commit(TENANT, hold_id, settlement(4))
+    assert settled is not None
+    assert (settled.state, settled.changed) == (HoldState.RELEASED, False)
+    assert (await view(ledger)).calls == 0
+
+
+async def test_in_time_it_is_a_hold_like_any_other(ledger: Ledger, clock: Clock) -> None:
+    one, other = await lapsing(ledger), await lapsing(ledger)
+    assert await ledger.extend(TENANT, one, LEASE_MS * 2, Amounts(20, 5, 1))
+    clock.now_ms += LEASE_MS
+    assert [each.hold_id for each in await ledger.expire()] == [other]
+    assert (await figures(ledger))[0] == (0, 20, 0)
+    assert not await ledger.extend(TENANT, other, LEASE_MS)
+    settled = await ledger.commit(TENANT, one, settlement(19))
+    assert settled is not None
+    assert (settled.charged.usd, settled.changed) == (19, True)
+    assert (await figures(ledger))[0] == (19, 0, 0)
+
+
+async def test_asked_for_again_it_is_the_same_hold(ledger: Ledger) -> None:
+    decided = decision(plan(own_run_charge()), lapses=True)
+    first = await hold(ledger, decided)
+    again = await hold(ledger, decided)
+    assert (again.id, again.balances, again.lease_until_ms) == (first.id, first.balances, first.lease_until_ms)
+
+
+async def test_a_slice_of_it_goes_back_too(ledger: Ledger, clock: Clock) -> None:
+    charges = (charge(account("run-ceiling", run="r1"), sliced=True), charge(TOKENS), charge(BURN, 5, ADVISORY))
+    await hold(ledger, decision(plan(*charges, usd=40, first=Amounts(10, 5)), lapses=True))
+    assert await figures(ledger) == [(0, 40, 0), (0, 10, 0), (0, 5, 0), (0, 40, 0)]
+    clock.now_ms += LEASE_MS
+    await ledger.expire()
+    assert await figures(ledger) == [(0, 0, 0)] * 4
+
+
+async def test_one_that_has_lapsed_leaves_nothing_when_it_is_retired(ledger: Ledger, clock: Clock) -> None:
+    hold_id = await lapsed(ledger, clock)
+    clock.now_ms += LEASE_MS
+    keep = Keep(LEASE_MS, LEASE_MS)
+    (aged,) = await ledger.aged(keep, 10)
+    assert (aged.state, aged.charged, aged.lapses) == (HoldState.EXPIRED, NOTHING, True)
+    assert await ledger.retire(TENANT, [hold_id.replace("rsv_", "bdg_")], keep) == 1
+    assert await figures(ledger) == [(0, 0, 0)] * 4
+    assert (await look(ledger, TOKENS)).carried == 0
+    assert (await verify_ledger(ledger.dump())).differences == ()
