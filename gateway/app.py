@@ -35,6 +35,7 @@ from gateway.ledger import opening
 from gateway.ledger.contract import Ledger, LedgerUnavailable
 from gateway.office import Ids, Office, clock_ms, install_secret
 from gateway.origins import Origins
+from gateway.registry import Registry
 from gateway.relay import Places, Shared
 from gateway.server.accepting import allow_files
 from gateway.server.admin import Admin
@@ -296,6 +297,9 @@ async def _explain(
     ledger = opening.ledger_of(config.ledger, config.state_dir, clock_ms)
     await ledger.start()
     try:
+        registry = Registry(ledger, clock_ms, lambda _: None, lambda _: None)
+        await registry.look()
+        rulebook = rulebook.beside(registry.grants)
         decision = decided(await explaining.placed(ledger, caller))
         return explaining.Explanation(decision, rulebook, await explaining.known(ledger, decision))
     finally:

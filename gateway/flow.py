@@ -110,7 +110,7 @@ class Flow:
     async def _admit(self, dialect: Dialect, inbound: Inbound, outlet: Outlet, story: Story) -> Relay:
         """Everything before the provider: the relay it returns has a hold."""
         rulebook = self.rulebook
-        principal = self._identity.principal(inbound.headers, model_route=True)
+        principal = await self._identity.admitted(inbound.headers)
         fingerprinted = rulebook.policy.runs.terms.same_request > 0
         if len(inbound.body) <= SMALL_BYTES:
             request, fingerprint = _read(dialect, inbound, fingerprinted)
@@ -138,7 +138,7 @@ class Flow:
     ) -> Relay:
         """The same for a route that nothing meters."""
         rulebook, provider = self.rulebook, self._shared.settings.providers[route.provider]
-        principal = self._identity.principal(inbound.headers, model_route=True)
+        principal = await self._identity.admitted(inbound.headers)
         request = unmetered.read(route, inbound.body, inbound.headers)
         inbound.body = b""
         story.asked(route.name, stream=False)

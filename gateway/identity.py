@@ -1,5 +1,6 @@
 """Who is asking: from a request's headers to a Principal, and with its run and dimensions to a Caller (design: section 7)."""
 
+import contextlib
 import hashlib
 import hmac
 from collections.abc import Callable, Mapping
@@ -9,9 +10,12 @@ from typing import Final, TypeVar
 
 from multidict import CIMultiDictProxy
 
+from gateway.core.grants import scope_for
 from gateway.core.policy import RUN_HEADER, Policy, RunsPolicy, Source, Untagged
 from gateway.core.record import record
 from gateway.core.scopes import NO_VALUE, Caller
+from gateway.ledger.contract import LedgerLost, LedgerUnavailable
+from gateway.registry import KEY_MARK, TENANT_CLOSED, KeyDoc, Registry
 from gateway.settings import Provider, Settings, StaticKey
 from gateway.wire import headers as wire_headers
 from gateway.wire import sessions
@@ -29,6 +33,8 @@ _Key = TypeVar("_Key")
 _Value = TypeVar("_Value")
 # How a caller presents a key: the scheme's header, in the order they are looked at.
 SCHEMES: Final = ("authorization", "x-api-key")
+CYCLES_KEY: Final = "x-cycles-api-key"
+CYCLES_ADMIN: Final = "x-admin-api-key"
 
 
 @record
@@ -41,6 +47,7 @@ class Principal:
     bound: tuple[tuple[str, str], ...] = ()  # dimensions that the key fixes: no header overrides them
     credential: tuple[str, str] | None = field(default=None, repr=False)  # (scheme, header value): what passthrough forwards …
     scheme: str = ""  # … and the scheme of the one provider that it is for
+    registered: KeyDoc | None = None  # the key, where the Cycles admin plane made it
 
 
 class Identity:
@@ -49,7 +56,9 @@ class Identity:
     What it remembers between calls is a hint, and its own process's: forgetting it only costs work, or lets some more values through.
     """
 
-    def __init__(self, settings: Settings, secret: bytes, new_run_id: Callable[[], str]) -> None:
+    def __init__(
+        self, settings: Settings, secret: bytes, new_run_id: Callable[[], str], registry: Registry | None = None
+    ) -> None:
         self._providers = settings.providers
         self._anthropic_takes_keys = any(
             provider.accepts_caller_keys and provider.scheme == "x-api-key" for provider in settings.providers.values()
@@ -60,6 +69,7 @@ class Identity:
         self._admin = None if settings.admin_token is None else _digest(settings.admin_token)
         self._secret = secret
         self._new_run_id = new_run_id
+        self._registry = registry  # of the keys that the Cycles admin plane makes
         self._seen: dict[tuple[str, str], set[int]] = {}  # hashes of the values
         self._answers: dict[tuple[str, str, str], str] = {}  # (tenant, key, answer's id) → its run
         # (credential, whether it is Anthropic's SDK that sent it) → who that is, and (has a credential, its scheme) → what it reaches: what a
@@ -75,11 +85,25 @@ class Identity:
         principal = self._principals.get(shown)
         if principal is None:
             principal = self._understood(*shown)
-            _make_room(self._principals)
-            self._principals[shown] = principal
+            if principal.registered is None:  # such a key may be revoked, or expire
+                _make_room(self._principals)
+                self._principals[shown] = principal
         if principal.admin and model_route:
             raise Refused(problem("invalid_key", "The admin token opens no model route: use a caller's key."))
         return principal
+
+    async def admitted(self, headers: CIMultiDictProxy[str]) -> Principal:
+        """The same for a model route, also where the key was made a moment ago, elsewhere."""
+        try:
+            return self.principal(headers, model_route=True)
+        except Refused:
+            credential = _credential(headers)
+            secret = None if credential is None else _bare(*credential)
+            if self._registry is None or self._keys is None or secret is None or not secret.startswith(KEY_MARK):
+                raise
+        with contextlib.suppress(LedgerUnavailable, LedgerLost):
+            await self._registry.look()
+        return self.principal(headers, model_route=True)
 
     def _understood(self, credential: tuple[str, str] | None, by_anthropic: bool) -> Principal:
         secret = None if credential is None else _bare(*credential)
@@ -90,6 +114,9 @@ class Identity:
         if secret is None:
             return Principal(DEFAULT_TENANT, ANONYMOUS)
         assert credential is not None
+        if secret.startswith(KEY_MARK):  # which must not go to a provider
+            opens = "A key of the Cycles plane opens /cycles here, by X-Cycles-API-Key; as an API key it needs `auth: keys`."
+            raise Refused(problem("invalid_key", opens))
         scheme = credential[0]
         if by_anthropic and self._anthropic_takes_keys:
             # Anthropic's newer SDKs send their key in the header of all the others. It must not go to one of those.
@@ -103,8 +130,49 @@ class Identity:
         digest = "" if secret is None else _digest(secret)
         key = self._keys.get(digest)
         if key is None or not hmac.compare_digest(key.sha256, digest):
-            raise Refused(problem("invalid_key", "This gateway takes its own keys (pk-…) as the API key, and knows no such key."))
+            principal = self._registered(secret)
+            if principal is None:
+                unknown = "This gateway takes its own keys (pk-…) as the API key, and knows no such key."
+                raise Refused(problem("invalid_key", unknown))
+            return principal
         return Principal(key.tenant, key.name, bound=key.dimensions)
+
+    def _registered(self, secret: str | None, *, finishing: bool = False) -> Principal | None:
+        """Whose key of the Cycles admin plane it is. One that was revoked may finish what it began, and one whose tenant was closed is
+        told so by whoever knows what it asks for."""
+        if self._registry is None or secret is None or not secret.startswith(KEY_MARK):
+            return None
+        key = self._registry.key(secret)
+        if key is None:
+            return None
+        status = self._registry.status(key)
+        if status != "ACTIVE" and not (finishing and status == "REVOKED"):
+            return None
+        return Principal(key.tenant, key.id, registered=key)
+
+    def of_cycles(self, headers: CIMultiDictProxy[str], *, finishing: bool = False) -> Principal | None:
+        """Who shows `X-Cycles-API-Key`: a key of the Cycles admin plane in either mode, with `auth: keys` also one of the config. None: no
+        such key. `finishing`: what is asked for ends what was begun before."""
+        secret = single(headers, CYCLES_KEY)
+        if not secret:
+            return None
+        if self._keys is not None:
+            digest = _digest(secret)
+            key = self._keys.get(digest)
+            if key is not None and hmac.compare_digest(key.sha256, digest):
+                return Principal(key.tenant, key.name, bound=key.dimensions)
+        principal = self._registered(secret, finishing=True)
+        key_doc = None if principal is None else principal.registered
+        if key_doc is not None and key_doc.revoked_ms and not finishing and key_doc.revoked_reason != TENANT_CLOSED:
+            return None
+        return principal
+
+    def of_admin(self, headers: CIMultiDictProxy[str]) -> Principal | None:
+        """Whoever shows the admin token as `X-Admin-API-Key`."""
+        secret = single(headers, CYCLES_ADMIN)
+        if self._admin is None or not secret or not hmac.compare_digest(_digest(secret), self._admin):
+            return None
+        return Principal(DEFAULT_TENANT, "admin", admin=True)
 
     # -- whose hold ---------------------------------------------------------------------------------------------------------------
 
@@ -157,7 +225,10 @@ class Identity:
             # "/" is in no run id, so no caller can name this account.
             run_scope = f"untagged/{principal.key}/{datetime.fromtimestamp(at_ms / 1000, UTC):%Y-%m-%d}"
         dimensions = self._dimensions(principal, inbound, request, policy)
-        return Caller(principal.tenant, principal.key, run, run_scope, issued, dimensions, ignored, parent)
+        caller = Caller(principal.tenant, principal.key, run, run_scope, issued, dimensions, ignored, parent)
+        if principal.registered is not None and self._registry is not None:
+            self._registry.require(principal, "reservations:create", scope_for(caller))
+        return caller
 
     def _run_ids(
         self, principal: Principal, inbound: Inbound, request: Request | None, runs: RunsPolicy

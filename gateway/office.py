@@ -15,6 +15,7 @@ from typing import Any, Final
 
 from gateway import bundled, policy_file
 from gateway.core.decide import Rulebook
+from gateway.core.grants import Grants, Unread
 from gateway.core.learned import Learned
 from gateway.core.policy import Policy
 from gateway.core.tokens import TokenCounter
@@ -30,6 +31,7 @@ from gateway.ledger.resilient import ResilientLedger
 from gateway.metrics import Metrics
 from gateway.observer import Observer
 from gateway.reaper import Reaper
+from gateway.registry import Registry
 from gateway.settings import Settings
 from gateway.yaml_source import Mistakes
 
@@ -57,8 +59,11 @@ class Office:
         self.metrics.journal_entries = lambda: journal.waiting
         self.counter = TokenCounter(bundled.load_encoding)
         self.learned = Learned(self.counter)
-        self.identity = Identity(config, install_secret(config.state_dir), lambda: "run_" + secrets.token_hex(12))
-        self.rulebook = Rulebook(policy, config.catalog, self.counter, self.learned)
+        self.registry = Registry(self.ledger, clock_ms, self._granted, self._looking_failed)
+        secret = install_secret(config.state_dir)
+        self.identity = Identity(config, secret, lambda: "run_" + secrets.token_hex(12), self.registry)
+        unread = Grants(unread=Unread("ledger_unavailable", "the ledger has yet to be opened"))
+        self.rulebook = Rulebook(policy, config.catalog, self.counter, self.learned, unread)
         self.on_rulebook: Callable[[Rulebook], None] = _nobody
         self.policy_error: str | None = None
         # A ledger that keeps its records as long as an archive would needs none.
@@ -74,10 +79,13 @@ class Office:
         """LedgerUnavailable where nothing could be remembered of a ledger that is away. A ledger that is away or lost does not stand in
         the way: its calls are refused until it serves."""
         await self.ledger.start()
+        with contextlib.suppress(LedgerUnavailable, LedgerLost):
+            await self.registry.look()
         for encoding in ("o200k_base", "cl100k_base"):
             await asyncio.to_thread(bundled.load_encoding, encoding)  # half a second that no call should wait for
         self.background(self.reaper.run())
         self.background(self._keeper.run())
+        self.background(self.registry.run())
         self.background(self._flush_metrics())
         self.events.policy(self.rulebook.policy.version)
 
@@ -121,10 +129,15 @@ class Office:
         self.policy_error = None
         if read.version == in_force.version:
             return
-        self.rulebook = Rulebook(read, self.config.catalog, self.counter, self.learned)
+        self.rulebook = Rulebook(read, self.config.catalog, self.counter, self.learned, self.rulebook.grants)
         self.on_rulebook(self.rulebook)
         self.metrics.policy_reload(ok=True)
         self.events.policy(read.version, policy_file.changed_identities(in_force, read))
+
+    def _granted(self, grants: Grants) -> None:
+        """From the next call on."""
+        self.rulebook = self.rulebook.beside(grants)
+        self.on_rulebook(self.rulebook)
 
     async def watch_policy(self) -> None:
         """Reloads when the file changes. Looking once a second costs nothing; being told of it cost a thread that woke for every write
@@ -163,6 +176,14 @@ class Office:
             self.events.log.warning("old_records_wait_for_the_ledger", why=str(failure))
         else:
             self.events.problem("keeping the ledger small", failure)
+
+    def _looking_failed(self, failure: Exception) -> None:
+        if not self._may_tell("looking for grants", failure):
+            return
+        if isinstance(failure, LedgerUnavailable | LedgerLost):
+            self.events.log.warning("grants_stay_as_they_were_read", why=str(failure))
+        else:
+            self.events.problem("reading what the Cycles admin plane made", failure)
 
     def _may_tell(self, work: str, failure: Exception) -> bool:
         """It may last, and then comes every few seconds."""

@@ -165,15 +165,23 @@ class Grant:
         return text_of(self.scope)
 
 
+@record
+class Unread:
+    """Why nobody here can say which grants there are: `ledger_unavailable` or `ledger_lost`, and what is wrong."""
+
+    code: str
+    why: str
+
+
 class Grants:
-    """All grants that there are, found by who calls. `halted`: tenants that take no calls at all, and how each is said to be.
+    """All grants that there are, found by who calls. `halted`: tenants that take no calls at all, and how each is said to be. `unread`: they
+    were not read yet, so nobody can say whom which grant would stop."""
 
-    `known` is False until they were read for the first time: then nobody can say whom which grant would stop.
-    """
-
-    def __init__(self, grants: Iterable[Grant] = (), halted: Mapping[str, str] | None = None, *, known: bool = True) -> None:
-        self.known = known
+    def __init__(
+        self, grants: Iterable[Grant] = (), halted: Mapping[str, str] | None = None, unread: Unread | None = None
+    ) -> None:
         self.halted = halted or {}
+        self.unread = unread
         # tenant → the levels of a scope → their values → the grants of that scope: a tenant may have a grant for each of many runs.
         self._shapes: dict[str, dict[tuple[str, ...], dict[tuple[str, ...], list[Grant]]]] = {}
         for grant in grants:
@@ -194,5 +202,4 @@ class Grants:
         return tuple(found)
 
 
-UNKNOWN: Final = Grants(known=False)
 NO_GRANTS: Final = Grants()
