@@ -48,7 +48,7 @@ docs: .venv/dev.stamp
 # For maintainers; needs uv. The locks name no registry: pip asks the one it is set up with.
 COMPILE := uv pip compile pyproject.toml --quiet --universal --python-version 3.11 --generate-hashes --no-header --no-emit-index-url --no-emit-find-links --group build
 lock:
-	$(COMPILE) -o requirements.lock
+	$(COMPILE) --extra fast -o requirements.lock
 	$(COMPILE) --group dev -c requirements.lock -o requirements-dev.lock
 	$(COMPILE) --extra local -c requirements.lock -o requirements-local.lock
 	$(COMPILE) --group dev --group agents -c requirements.lock -o requirements-agents.lock

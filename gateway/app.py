@@ -282,7 +282,7 @@ async def _explain(
     inbound = Inbound("POST", dialect.path, "", None, headers, body, "req_explain")
     request = dialect.read(body, headers)
     caller = identity.caller(principal, inbound, request, policy, clock_ms())
-    rulebook = Rulebook(policy, config.catalog, TokenCounter(bundled.load_encoding))
+    rulebook = Rulebook(policy, config.catalog, TokenCounter(bundled.load_tokenizer))
 
     def decided(caller: Caller) -> Decision:
         # As if the caller had a key for every provider: whether it has one is not what is asked here.

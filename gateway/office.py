@@ -57,7 +57,7 @@ class Office:
             lambda: opening.ledger_of(config.ledger, config.state_dir, clock_ms), journal, config.commit_wait_ms, self.observer
         )
         self.metrics.journal_entries = lambda: journal.waiting
-        self.counter = TokenCounter(bundled.load_encoding)
+        self.counter = TokenCounter(bundled.load_tokenizer)
         self.learned = Learned(self.counter)
         self.registry = Registry(self.ledger, clock_ms, self._granted, self._looking_failed)
         secret = install_secret(config.state_dir)
@@ -82,7 +82,7 @@ class Office:
         with contextlib.suppress(LedgerUnavailable, LedgerLost):
             await self.registry.look()
         for encoding in ("o200k_base", "cl100k_base"):
-            await asyncio.to_thread(bundled.load_encoding, encoding)  # half a second that no call should wait for
+            await asyncio.to_thread(bundled.load_tokenizer, encoding)  # half a second that no call should wait for
         self.background(self.reaper.run())
         self.background(self._keeper.run())
         self.background(self.registry.run())

@@ -1,10 +1,12 @@
 """What ships in the package: the catalog knows today's models and leans dear, the ranks are OpenAI's, nothing touches the network."""
 
 import hashlib
+import random
 import subprocess
 import sys
 from itertools import pairwise
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -15,6 +17,7 @@ from gateway.core.money import parse_usd
 from gateway.core.profiles import OnDisconnect
 
 RANKS = Path(bundled.__file__).parent / "data" / "ranks"
+ROOT = Path(__file__).parents[1]
 PUBLISHED = {  # as tiktoken_ext.openai_public states them
     "o200k_base": "446a9538cb6c348e3516120d7c08b09f57c36495e2acfffe59a5bf8b0cfb1a2d",
     "cl100k_base": "223921b76ee99bde995b7ff738513eef100fb51d18c93597a113bcffe865b2a7",
@@ -290,6 +293,33 @@ def test_an_encoding_gives_the_known_tokens_and_loses_nothing(encoding: str, tex
     found = loaded.encode_ordinary(text)
     assert loaded.decode(found) == text
     assert tokens is None or found == tokens
+
+
+def texts_of_every_kind() -> list[str]:
+    """The project's own pages and code, cut anywhere, and characters at random: few, many, of all planes and of those that are split on."""
+    chance = random.Random(5)
+    pages = [path.read_text(encoding="utf-8") for path in sorted(ROOT.glob("docs/*.md")) + sorted(ROOT.glob("gateway/core/*.py"))]
+    cut = [page[at : at + chance.randrange(1, 3_000)] for page in pages for at in range(0, len(page), 4_000)]
+    planes = (range(32, 127), range(0x80, 0xD800), range(0xE000, 0x110000), (10, 32, 32, 9))
+    wild = ["".join(chr(chance.choice(chance.choice(planes))) for _ in range(chance.randrange(1, 80))) for _ in range(2_000)]
+    split = ["".join(chance.choice(" \n\t\r'ſaZs9١İß一あé̈<|>") for _ in range(chance.randrange(1, 60))) for _ in range(2_000)]
+    return ["", " " * 5_000, "ab" * 5_000, "a<|endoftext|>b", *cut, *wild, *split]
+
+
+@pytest.mark.parametrize("name", bundled.ENCODINGS)
+def test_the_fast_tokenizer_counts_what_tiktoken_counts(name: str) -> None:
+    fast, exact = bundled.load_tokenizer(name), bundled.load_encoding(name)
+    assert type(fast).__module__.startswith("toktok") or type(fast).__name__ == "Tokenizer"
+    wrong = [text for text in texts_of_every_kind() if fast.count(text) != len(exact.encode_ordinary(text))]
+    assert wrong == []
+
+
+@pytest.mark.parametrize("installed", [None, SimpleNamespace(_encoding=lambda _: SimpleNamespace(count=len))])
+def test_where_the_fast_tokenizer_is_missing_or_wrong_tiktoken_counts(installed: object, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "toktok", installed)
+    for name, tokens in bundled._SAMPLE_TOKENS.items():
+        assert bundled.load_tokenizer.__wrapped__(name).count(bundled._SAMPLE) == tokens
+        assert len(bundled.load_encoding(name).encode_ordinary(bundled._SAMPLE)) == tokens
 
 
 def test_an_encoding_is_built_once() -> None:

@@ -27,7 +27,7 @@ from typing import Any, Final
 
 import orjson
 
-from gateway.bundled import load_encoding
+from gateway.bundled import load_encoding, load_tokenizer
 from gateway.core.anchors import Chain
 from gateway.core.catalog import Model
 from gateway.core.estimate import input_of
@@ -314,7 +314,7 @@ class _Step:
 
 
 def _measured(provider: _Server) -> Iterator[_Step]:
-    counter = TokenCounter(load_encoding)
+    counter = TokenCounter(load_tokenizer)
     counter.count("ready", None)  # its encoding is loaded at the start of a gateway too
     learned = Learned(counter)
     for talk in _conversations():

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import orjson
 
-from gateway.bundled import load_encoding
+from gateway.bundled import load_encoding, load_tokenizer
 from gateway.core.tokens import TokenCounter
 from gateway.core.values import Part
 from gateway.demo.replies import Writer
@@ -23,13 +23,13 @@ def table() -> str:
         writer.reply({"model": "m", "messages": [{"role": "user", "content": str(i)}]}).choices[0].text
         for i in range(_MESSAGES + _STEPS)
     ]
-    counter = TokenCounter(load_encoding)
+    counter = TokenCounter(load_tokenizer)
     counter.count_parts([Part("user", ("warm",))], "o200k_base")
     whole_us, tokens = _timed(counter, texts[:_MESSAGES])
     grown_us, alone_us = [], []
     for step in range(_MESSAGES, _MESSAGES + _STEPS):
         grown_us.append(_timed(counter, texts[: step + 1])[0])
-        alone_us.append(_timed(TokenCounter(load_encoding), texts[step : step + 1])[0])
+        alone_us.append(_timed(TokenCounter(load_tokenizer), texts[step : step + 1])[0])
     rows = (
         (f"{tokens:,} tokens in {_MESSAGES} messages, never seen", whole_us),
         ("the same, grown by one message", statistics.median(grown_us)),

@@ -6,7 +6,7 @@ from typing import Final
 
 import orjson
 
-from gateway.bundled import load_encoding
+from gateway.bundled import load_tokenizer
 from gateway.core.catalog import Model
 from gateway.core.estimate import input_tokens
 from gateway.core.scopes import Caller
@@ -32,7 +32,7 @@ def table() -> str:
     title = "**The estimate beside a real model's own count of the input**\n\n"
     if not local_model.installed():
         return title + "Not measured: the extra `local` is not installed."
-    counter = TokenCounter(load_encoding)
+    counter = TokenCounter(load_tokenizer)
     lines = []
     with local_model.running() as server:
         for kind, text in _TEXTS.items():

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.bundled import load_encoding
+from gateway.bundled import load_tokenizer
 from gateway.core import estimate
 from gateway.core.catalog import Model, Rates
 from gateway.core.measures import CACHE_WRITE_LONG, TOKENS
@@ -18,7 +18,7 @@ from gateway.core.values import TOOL_RESULTS, Attachment, Caching, Call, Image, 
 
 MILLION = 1_000_000
 PER_MILLION = 100_000_000  # microcents in one USD: rates below read as USD per million tokens
-COUNTER = TokenCounter(load_encoding)
+COUNTER = TokenCounter(load_tokenizer)
 POLICY = OutputPolicy()
 HELLO = Part("user", ("hello",), 3)  # 4 tokens
 

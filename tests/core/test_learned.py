@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gateway.bundled import load_encoding
+from gateway.bundled import load_encoding, load_tokenizer
 from gateway.core import estimate
 from gateway.core.anchors import Anchors, Chain
 from gateway.core.catalog import Model, Rates
@@ -23,7 +23,7 @@ OTHER = replace(PUBLIC, name="gpt-4o-2024-08-06")
 PRIVATE = replace(PUBLIC, name="claude", encoding=None)
 TOOLS = Part("tools", ('[{"name": "read_file", "description": "reads a file"}]',), 40)
 REPLY = Part("reply", (), 3)
-COUNTER = TokenCounter(load_encoding)
+COUNTER = TokenCounter(load_tokenizer)
 
 
 def truth(text: str) -> int:
@@ -44,7 +44,7 @@ class World:
 
     def __init__(self, model: Model = PUBLIC) -> None:
         self.model = model
-        self.learned = Learned(TokenCounter(load_encoding))
+        self.learned = Learned(TokenCounter(load_tokenizer))
 
     def estimated(self, asked: Call, model: Model | None = None) -> Input:
         model = model or self.model

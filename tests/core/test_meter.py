@@ -6,12 +6,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gateway.bundled import load_encoding
+from gateway.bundled import load_encoding, load_tokenizer
 from gateway.core.meter import Meter
 from gateway.core.tokens import TokenCounter
 from gateway.core.values import Usage, UsageSource
 
-COUNTER = TokenCounter(load_encoding)
+COUNTER = TokenCounter(load_tokenizer)
 PROSE = "The mill turns, and the gate says how much water passes. It doesn't stop the river.\n\nnext_line = 12345\n"
 
 
@@ -125,9 +125,9 @@ class Counting:
     def __init__(self) -> None:
         self.chars = 0
 
-    def encode_ordinary(self, text: str) -> list[int]:
+    def count(self, text: str) -> int:
         self.chars += len(text)
-        return load_encoding("o200k_base").encode_ordinary(text)
+        return load_tokenizer("o200k_base").count(text)
 
 
 def test_short_output_is_not_tokenized_until_someone_asks() -> None:

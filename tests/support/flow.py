@@ -326,7 +326,7 @@ async def world(
     observer = Observer(told, metrics, loop.time)  # type: ignore[arg-type]
     runs = count()
     identity = Identity(config, b"secret", lambda: f"run_{next(runs)}")
-    counter = TokenCounter(bundled.load_encoding)
+    counter = TokenCounter(bundled.load_tokenizer)
     learned = Learned(counter)
     large = LargeWork()
     shared = Shared(

@@ -18,7 +18,7 @@ from gateway.wire.problem import problem
 from gateway.wire.sse import Event, Events
 from gateway.wire.streaming import EventStream
 
-COUNTER = TokenCounter(bundled.load_encoding)
+COUNTER = TokenCounter(bundled.load_tokenizer)
 TEXTS = [
     "a",
     " river",

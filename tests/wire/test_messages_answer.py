@@ -160,7 +160,7 @@ def test_all_output_was_seen_once_the_reason_to_stop_has_come() -> None:
 
 def test_what_was_told_at_the_start_counts_for_the_input_alone() -> None:
     """`output_tokens` of message_start is that of the first piece: no report of what follows."""
-    meter = Meter(TokenCounter(bundled.load_encoding), None)
+    meter = Meter(TokenCounter(bundled.load_tokenizer), None)
     messages = MessagesStream(meter)
     messages.feed((STREAMS / "cut_after_block.sse").read_bytes())
     usage = meter.usage(9999)
