@@ -11,7 +11,7 @@ from typing import Final
 from gateway.core.grants import NO_GRANTS, Grant, Grants, GrantStatus
 from gateway.core.policy import Budget, Limit, Missing, Policy, Share, Terms
 from gateway.core.record import record
-from gateway.core.scopes import NO_VALUE, Account, Caller, Unit
+from gateway.core.scopes import NO_VALUE, OF_CALLS, Account, Caller, Unit
 from gateway.core.values import Balance, Basis, Call, Ceiling, Charge, Mode
 from gateway.core.windows import END_OF_TIME_MS, LIFETIME, Window, WindowKind, rolling, window_at
 
@@ -117,7 +117,7 @@ class Standing:
     tenant: str
     from_ms: int
     until_ms: int
-    hard: bool  # some hard gate of the policy applies
+    hard: bool  # some hard gate of the policy applies to what calls of models take
     whole: tuple[Charge, ...]  # as plans meet it that have no cheaper model after them
     shared: tuple[Charge, ...]  # as the others do: `downgrade_below` leaves the rest of a limit to the cheaper models
     open: tuple[tuple[int, _Met], ...]  # (place among the charges, budget), in their order
@@ -272,7 +272,7 @@ def _applied(tenant: str, met: Sequence[_Met | str], limited: bool) -> Standing:
         tenant,
         max((each.window.start_ms for each in budgets), default=0),
         min((each.window.end_ms for each in budgets), default=END_OF_TIME_MS),
-        any(each.terms.mode is Mode.HARD_GATE for each in budgets),
+        any(each.terms.mode is Mode.HARD_GATE and each.terms.limit.unit in OF_CALLS for each in budgets),
         tuple(whole),
         tuple(shared),
         tuple(opened),
@@ -289,7 +289,7 @@ def _granted(standing: Standing, grants: Sequence[Grant], halted: str | None) ->
             shut = shut or Shut(grant.text, grant.status.value)
     return replace(
         standing,
-        hard=standing.hard or bool(grants),
+        hard=standing.hard or any(grant.unit in OF_CALLS for grant in grants),
         whole=standing.whole + charges,
         shared=standing.shared + charges,
         shut=shut,

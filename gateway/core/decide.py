@@ -131,14 +131,18 @@ class Rulebook:
         ladder = _ladder(call, rungs, standing)
         return Decision(decision_id, call, ladder, at_ms, self.catalog.version, tuple(passed_over), self._terms)
 
-    def for_cost(self, call: Call, cost: Amounts, at_ms: int, decision_id: str, *, spent: bool = False) -> Decision | Unservable:
+    def for_cost(
+        self, call: Call, cost: Amounts, at_ms: int, decision_id: str, *, spent: bool = False, lapses: bool = False
+    ) -> Decision | Unservable:
         """For work that no model here does, at a cost that the caller names: one plan, in every budget but those over models or
-        providers. `spent`: it has been spent already, so nothing that is frozen or closed stands in its way."""
+        providers. `spent`: it has been spent already, so nothing that is frozen or closed stands in its way. `lapses`: see `Decision`."""
         standing = self._standing(call, at_ms, spent=spent)
         if isinstance(standing, Unservable):
             return standing
         plan = Plan(call.model, NO_VALUE, 0, 0, cost, standing.whole)
-        return Decision(decision_id, call, (plan,), at_ms, self.catalog.version, terms=self._terms, repeatable=True)
+        return Decision(
+            *(decision_id, call, (plan,), at_ms, self.catalog.version), terms=self._terms, repeatable=True, lapses=lapses
+        )
 
     def at_flat_cost(self, call: Call, provider: str, cost: Amounts, at_ms: int, decision_id: str) -> Decision | Unservable:
         """For a route that nothing meters: one plan, at what the config says that a call of it costs."""

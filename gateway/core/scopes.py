@@ -19,6 +19,16 @@ class Unit(StrEnum):
     USD = "usd"
     TOKENS = "tokens"
     CALLS = "calls"
+    CREDITS = "credits"  # whoever reserves or debits says how many
+    RISK_POINTS = "risk_points"  # as credits
+
+    @property
+    def words(self) -> str:
+        """As people write it: `200 tokens`, `100 risk points`."""
+        return self.value.replace("_", " ")
+
+
+OF_CALLS: Final = (Unit.USD, Unit.TOKENS, Unit.CALLS)  # what calls of models take; never any of the others
 
 
 @record
@@ -28,11 +38,17 @@ class Amounts:
     usd: int
     tokens: int
     calls: int = 1
+    credits: int = 0
+    risk_points: int = 0
 
     def of(self, unit: Unit) -> int:
         if unit is Unit.USD:
             return self.usd
-        return self.tokens if unit is Unit.TOKENS else self.calls
+        if unit is Unit.TOKENS:
+            return self.tokens
+        if unit is Unit.CALLS:
+            return self.calls
+        return self.credits if unit is Unit.CREDITS else self.risk_points
 
 
 @record

@@ -200,7 +200,7 @@ class Slice:
     """The input and the first part of a stream's output: what is held of it in accounts that do not hold its worst case. Grows."""
 
     output_cap: int  # tokens per choice, at most the plan's
-    cost: Amounts  # of the input and so much output
+    cost: Amounts  # of the input and so much output; credits and risk points are the plan's: output takes none
 
 
 @record
@@ -259,6 +259,8 @@ class Decision:
     passed_over: tuple[Passed, ...] = ()
     terms: RunTerms = RunTerms()
     repeatable: bool = False  # the caller chose its id and asks again where it heard no answer
+    # A lease: where nobody ends its hold in time, it is taken for not used. Of calls that went out, the opposite is.
+    lapses: bool = False
 
     @property
     def hold_id(self) -> str:

@@ -226,8 +226,8 @@ def _limit_in(body: Mapping[str, object], unit: Unit) -> int | None:
     except Unexpected:
         limit = None
     if limit is None or limit.unit is not unit:
-        example = {Unit.USD: '"$10.00"', Unit.TOKENS: '"200k tokens"', Unit.CALLS: '"60 calls"'}[unit]
-        raise bad_member("limit", f"{example}, as this account counts {unit.value}, or null for the policy's limit")
+        example = "$10.00" if unit is Unit.USD else f"{'200k' if unit is Unit.TOKENS else 60} {unit.words}"
+        raise bad_member("limit", f'"{example}", as this account counts {unit.words}, or null for the policy\'s limit')
     return limit.amount
 
 
@@ -236,7 +236,7 @@ def _change_in(body: Mapping[str, object], unit: Unit) -> int:
     given = body.get("amount")
     if unit is not Unit.USD:
         if not isinstance(given, int) or isinstance(given, bool) or not 0 < abs(given) <= MAX_COUNT:
-            raise bad_member("amount", f"a whole number of {unit.value}, such as 500 or -500")
+            raise bad_member("amount", f"a whole number of {unit.words}, such as 500 or -500")
         return given
     expected = 'an amount in USD as a text, such as "1.50" or "-1.50"'
     if not isinstance(given, str):

@@ -7,7 +7,7 @@ from typing import Final
 from gateway.core.scopes import Amounts
 from gateway.core.values import Ending, Usage, UsageSource
 from gateway.ledger.contract import Debiting, Settled, Settlement
-from gateway.server.external import COMMON, External, amounts_of, spent
+from gateway.server.external import COMMON, COUNTS, External, amounts_of, spent
 from gateway.server.pages import body_of, flag_of, found, ledger_page
 from gateway.server.routes import Route
 from gateway.server.views import tightest_usd
@@ -27,7 +27,7 @@ class EventsApi:
         """`{"run_id": "r1", "cost_usd": "0.12", "name": "web_search"}`, with an idempotency key. `record_always`: it has been spent, and is
         recorded though it does not fit, or the run takes no calls."""
         del params
-        body = body_of(inbound, (*COMMON, "cost_usd", "tokens", "calls", "record_always"))
+        body = body_of(inbound, (*COMMON, "cost_usd", *COUNTS, "record_always"))
         cost = amounts_of(body, "cost_usd", _NOTHING)
         how = Debiting.ALWAYS if flag_of(body, "record_always") else Debiting.ASK
         external = self.external

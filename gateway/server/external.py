@@ -24,7 +24,7 @@ from gateway.identity import Identity, Principal
 from gateway.ledger.contract import Alert, Barred, CallRecord, Ledger, Refusal, Settled, Stale
 from gateway.policy_file import MAX_COUNT
 from gateway.server.pages import bad_member, json_reply, text_of, usd_of, whole_of
-from gateway.server.views import Json, instant, tightest_usd
+from gateway.server.views import Json, instant, more_json, tightest_usd
 from gateway.wire.exchange import Inbound, Reply
 from gateway.wire.headers import directives, run_id, single
 from gateway.wire.problem import Refused, bad_request, problem
@@ -33,8 +33,10 @@ T = TypeVar("T")
 
 MAX_CALLS: Final = 1_000_000
 COMMON: Final = ("run_id", "name", "idempotency_key")  # members of every body
+COUNTS: Final = ("tokens", "calls", "credits", "risk_points")  # amounts, besides that in USD
 
 _KEY: Final = re.compile(r"[\x21-\x7e]{1,200}", re.ASCII)
+_COUNTS: Final = tuple((name, MAX_CALLS if name == "calls" else MAX_COUNT) for name in COUNTS)
 _NAME: Final = re.compile(r"[^\s\x00-\x1f\x7f]{1,200}")
 
 
@@ -136,14 +138,13 @@ class External:
 def amounts_of(body: Mapping[str, object], usd_name: str, otherwise: Amounts) -> Amounts:
     """The amounts that the body names, and those of `otherwise` for what it leaves out; one at least has to be named."""
     usd = usd_of(body, usd_name)
-    tokens = whole_of(body, "tokens", MAX_COUNT)
-    calls = whole_of(body, "calls", MAX_CALLS)
-    if usd is None and tokens is None and calls is None:
-        raise bad_request("bad_request", f"Expected {usd_name}, tokens or calls.", usd_name)
+    counts = [whole_of(body, name, most) for name, most in _COUNTS]
+    if usd is None and counts == [None] * len(counts):
+        raise bad_request("bad_request", f"Expected {usd_name}, tokens, calls, credits or risk_points.", usd_name)
+    others = (otherwise.tokens, otherwise.calls, otherwise.credits, otherwise.risk_points)
     return Amounts(
         otherwise.usd if usd is None else usd,
-        otherwise.tokens if tokens is None else tokens,
-        otherwise.calls if calls is None else calls,
+        *[other if count is None else count for count, other in zip(counts, others, strict=True)],
     )
 
 
@@ -159,6 +160,7 @@ def spent(of: CallRecord, left: str | None, more: Json, replayed: bool = False, 
         "charged_usd": None if of.charged is None else format_usd(of.charged.usd),
         "charged_tokens": None if of.charged is None else of.charged.tokens,
         "charged_calls": None if of.charged is None else of.charged.calls,
+        **more_json("charged", of.charged),
         "remaining_usd": left,
         "replayed": replayed,
     }

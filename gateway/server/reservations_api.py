@@ -10,15 +10,15 @@ from dataclasses import dataclass, replace
 from typing import Final
 
 from gateway.core.money import format_usd
-from gateway.core.scopes import Amounts, Caller
+from gateway.core.scopes import OF_CALLS, Amounts, Caller, Unit
 from gateway.core.values import Balance, Ending, Hold, Mode, Usage, UsageSource
 from gateway.identity import Principal
 from gateway.ledger.contract import Barrier, CallRecord, Ended, HoldState, RunView, Settled, Settlement
 from gateway.policy_file import MAX_COUNT
-from gateway.server.external import COMMON, External, amounts_of, spent
+from gateway.server.external import COMMON, COUNTS, External, amounts_of, spent
 from gateway.server.pages import bad_member, body_of, found, ledger_page, not_found, query_of, usd_of, whole_of
 from gateway.server.routes import Route
-from gateway.server.views import expiry, tightest_usd
+from gateway.server.views import expiry, more_json, tightest_usd
 from gateway.settling import beyond
 from gateway.wire.exchange import Inbound, Reply
 from gateway.wire.problem import BudgetFacts, Refused, amount_text, problem
@@ -52,7 +52,7 @@ class ReservationsApi:
         budget that applies, or is refused. Asked again, it shows the same hold, as it stands by then."""
         del params
         external = self.external
-        body = body_of(inbound, (*COMMON, "estimate_usd", "tokens", "calls", "ttl"))
+        body = body_of(inbound, (*COMMON, "estimate_usd", *COUNTS, "ttl"))
         cost, lease_ms = amounts_of(body, "estimate_usd", _ONE_CALL), self._ttl(body)
         order = external.order(inbound, body, "ext")
         for attempt in range(_ATTEMPTS):
@@ -79,7 +79,7 @@ class ReservationsApi:
         """`{"cost_usd": "0.31"}`: what it really cost, also where that is more than was held; what the body leaves out is charged as held.
         Once: the same cost again changes nothing, another one is refused."""
         record = await self._own(self.external.principal(inbound.headers), params["id"])
-        cost = amounts_of(body_of(inbound, ("cost_usd", "tokens", "calls")), "cost_usd", record.held)
+        cost = amounts_of(body_of(inbound, ("cost_usd", *COUNTS)), "cost_usd", record.held)
         settlement = Settlement(cost, Usage(UsageSource.COUNTED), Ending.COMPLETED)
         settled = found(await self.external.ledger.commit(record.tenant, params["id"], settlement), "reservation")
         if not settled.changed and (settled.state, settled.charged) != (HoldState.COMMITTED, cost):
@@ -96,13 +96,13 @@ class ReservationsApi:
         return self._after(record, settled)
 
     async def extend(self, inbound: Inbound, params: Mapping[str, str]) -> Reply:
-        """`{"ttl": "10m"}`: it lives that long from now. `estimate_usd` and `tokens` say what is to be held in all, where that is more than
-        is held: asked again, it holds no more. Not where a live call would be ended."""
+        """`{"ttl": "10m"}`: it lives that long from now. `estimate_usd`, `tokens`, `credits` and `risk_points` say what is to be held in
+        all, where that is more than is held: asked again, it holds no more. Not where a live call would be ended."""
         external = self.external
         record = await self._own(external.principal(inbound.headers), params["id"])
-        body = body_of(inbound, ("ttl", "estimate_usd", "tokens"))
-        usd, tokens = usd_of(body, "estimate_usd"), whole_of(body, "tokens", MAX_COUNT)
-        wanted = Amounts(usd or 0, tokens or 0, 0)
+        body = body_of(inbound, ("ttl", "estimate_usd", "tokens", "credits", "risk_points"))
+        tokens, credits_, risk_points = [whole_of(body, name, MAX_COUNT) or 0 for name in ("tokens", "credits", "risk_points")]
+        wanted = Amounts(usd_of(body, "estimate_usd") or 0, tokens, 0, credits_, risk_points)
         if record.state is HoldState.LIVE:
             await self._check_goes_on(record)
         extended = await external.ledger.extend(record.tenant, params["id"], self._ttl(body), wanted)
@@ -154,6 +154,7 @@ def _reply(of: CallRecord, left: str | None, *, replayed: bool = False, status: 
         "held_usd": format_usd(of.held.usd),
         "held_tokens": of.held.tokens,
         "held_calls": of.held.calls,
+        **more_json("held", of.held),
         "expires_at": expiry(of),
     }
     return spent(of, left, held, replayed, status)
@@ -166,7 +167,8 @@ def _given_back(record: CallRecord) -> bool:
 
 def _ended(hold_id: str, state: HoldState | None, charged: Amounts | None) -> Refused:
     if state is HoldState.COMMITTED and charged is not None:
-        how = f"was committed before, at ${format_usd(charged.usd)}, {charged.tokens:,} tokens and {charged.calls:,} calls"
+        amounts = [amount_text(charged.of(unit), unit) for unit in Unit if charged.of(unit) or unit in OF_CALLS]
+        how = f"was committed before, at {', '.join(amounts[:-1])} and {amounts[-1]}"
     elif state is HoldState.RELEASED:
         how = "was released before: what it cost after all can be recorded by POST /budget/events"
     else:

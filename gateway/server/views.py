@@ -31,7 +31,7 @@ def tightest_usd(balances: Sequence[Balance]) -> str | None:
 
 
 def amount(value: int | None, unit: Unit) -> str | int | None:
-    """USD as a decimal string, tokens and calls as numbers."""
+    """USD as a decimal string, all else as numbers."""
     return format_usd(value) if value is not None and unit is Unit.USD else value
 
 
@@ -137,6 +137,7 @@ def record_json(record: CallRecord) -> Json:
         "provider": record.provider,
         "held_usd": None if record.state is None else format_usd(record.held.usd),
         "held_tokens": None if record.state is None else record.held.tokens,
+        **(more_json("held", record.held) if record.state is not None else {}),
         **_charged_json(record.charged),
         "usage": None if record.usage is None else _usage_json(record.usage),
         "ending": record.ending,
@@ -184,7 +185,15 @@ def act_json(act: Act) -> Json:
 def _charged_json(charged: Amounts | None) -> Json:
     if charged is None:
         return {"charged_usd": None, "charged_tokens": None}
-    return {"charged_usd": format_usd(charged.usd), "charged_tokens": charged.tokens}
+    return {"charged_usd": format_usd(charged.usd), "charged_tokens": charged.tokens, **more_json("charged", charged)}
+
+
+def more_json(verb: str, amounts: Amounts | None) -> Json:
+    """`held_credits`, `charged_risk_points`: only where there are any, as no call of a model has."""
+    if amounts is None:
+        return {}
+    told = {f"{verb}_credits": amounts.credits, f"{verb}_risk_points": amounts.risk_points}
+    return {name: each for name, each in told.items() if each}
 
 
 def _usage_json(usage: Usage) -> Json:
