@@ -261,6 +261,7 @@ class Decision:
     repeatable: bool = False  # the caller chose its id and asks again where it heard no answer
     # A lease: where nobody ends its hold in time, it is taken for not used. Of calls that went out, the opposite is.
     lapses: bool = False
+    note: str = ""  # what whoever asks wants to read again with the record; no ledger looks into it
 
     @property
     def hold_id(self) -> str:
@@ -302,6 +303,7 @@ class Hold:
     balances: tuple[Balance, ...]  # in the plan's order, this hold counted
     lease_until_ms: int
     warnings: tuple[Balance, ...] = ()  # advisory accounts that would have blocked
+    again: bool = field(default=False, compare=False)  # it was held before: this reserve only asked for it once more
 
     @property
     def id(self) -> str:

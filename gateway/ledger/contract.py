@@ -244,6 +244,7 @@ class Settlement:
     cost: Amounts
     usage: Usage
     ending: Ending
+    note: str = ""  # kept with the record; see `Decision.note`
 
 
 class Debiting(StrEnum):
@@ -319,6 +320,9 @@ class CallRecord:
     inputs: Mapping[str, object] = field(default_factory=dict)  # what the decision was made from, for a reader
     lease_until_ms: int = 0  # of a live hold
     lapses: bool = False  # see `Decision.lapses`
+    ended_ms: int = 0  # when it came to the state that it is in; 0: it is live
+    note: str = ""  # the decision's
+    end_note: str = ""  # of the step that ended it
 
 
 @record
@@ -473,8 +477,8 @@ class Ledger(Protocol):
     def commit(self, tenant: str, hold_id: str, settlement: Settlement) -> Awaitable[Settled | None]:
         """Replaces the hold by what it really cost. A cost above the hold is recorded too."""
 
-    def release(self, tenant: str, hold_id: str, ending: Ending) -> Awaitable[Settled]:
-        """Gives the hold back."""
+    def release(self, tenant: str, hold_id: str, ending: Ending, note: str = "") -> Awaitable[Settled]:
+        """Gives the hold back. `note`: as a settlement's."""
 
     def extend(
         self,

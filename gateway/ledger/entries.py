@@ -40,6 +40,7 @@ class Release:
     tenant: str
     hold_id: str
     ending: Ending
+    note: str = ""
 
 
 @record
@@ -111,7 +112,7 @@ _KINDS: Final[Mapping[type, str]] = {Commit: "commit", Release: "release", Debit
 
 def _fields(entry: Entry) -> list[Any]:
     if isinstance(entry, Release):
-        return [entry.tenant, entry.hold_id, entry.ending]
+        return [entry.tenant, entry.hold_id, entry.ending, *_noted(entry.note)]
     settled = _settlement(entry.settlement)
     if isinstance(entry, Commit):
         return [entry.tenant, entry.hold_id, settled]
@@ -120,8 +121,8 @@ def _fields(entry: Entry) -> list[Any]:
 
 def _entry(kind: str, fields: list[Any]) -> Entry:
     if kind == "release":
-        tenant, hold_id, ending = fields
-        return Release(tenant, hold_id, Ending(ending))
+        tenant, hold_id, ending, *note = fields
+        return Release(tenant, hold_id, Ending(ending), *note)
     if kind == "commit":
         tenant, hold_id, settled = fields
         return Commit(tenant, hold_id, _read_settlement(settled))
@@ -132,15 +133,20 @@ def _entry(kind: str, fields: list[Any]) -> Entry:
 
 
 def _settlement(settlement: Settlement) -> list[Any]:
-    return [packable_amounts(settlement.cost), packable_usage(settlement.usage), settlement.ending]
+    return [packable_amounts(settlement.cost), packable_usage(settlement.usage), settlement.ending, *_noted(settlement.note)]
+
+
+def _noted(note: str) -> list[str]:
+    """Most have none, and end before it."""
+    return [note] if note else []
 
 
 def _read_settlement(fields: list[Any]) -> Settlement:
-    cost, used, ending = fields
+    cost, used, ending, *note = fields
     usage = usage_of(used)
     if usage is None:
         raise KeyError("usage")
-    return Settlement(Amounts(*cost), usage, Ending(ending))
+    return Settlement(Amounts(*cost), usage, Ending(ending), *note)
 
 
 def _decision(decision: Decision) -> dict[str, Any]:
@@ -159,6 +165,7 @@ def _decision(decision: Decision) -> dict[str, Any]:
         "directives": [call.directives.run_limit, call.directives.wrap_up, call.directives.downgrade],
         "plan": [plan.model, plan.provider, plan.output_cap, plan.input_tokens, packable_amounts(plan.cost_max)],
         "charges": [_charge(charge) for charge in plan.charges],
+        **({"note": decision.note} if decision.note else {}),
     }
 
 
@@ -183,7 +190,7 @@ def _read_decision(fields: dict[str, Any]) -> Decision:
     model, provider, cap, input_tokens, cost = fields["plan"]
     charges = tuple(_read_charge(tenant, charge) for charge in fields["charges"])
     plan = Plan(model, provider, cap, input_tokens, Amounts(*cost), charges)
-    return Decision(fields["id"], call, (plan,), fields["at_ms"], fields["prices"])
+    return Decision(fields["id"], call, (plan,), fields["at_ms"], fields["prices"], note=fields.get("note", ""))
 
 
 def _charge(charge: Charge) -> list[Any]:

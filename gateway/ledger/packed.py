@@ -64,6 +64,7 @@ class Closing(NamedTuple):
     usage: Usage | None
     ending: str | None
     at_ms: int
+    note: str = ""
 
 
 def inputs_of(decision: Decision, plan: Plan | None) -> dict[str, object]:
@@ -90,6 +91,8 @@ def inputs_of(decision: Decision, plan: Plan | None) -> dict[str, object]:
         inputs["fingerprint"] = call.fingerprint
     if call.caller.ancestry:
         inputs["ancestry"] = call.caller.ancestry
+    if decision.note:
+        inputs["note"] = decision.note
     if plan is not None:
         inputs["effective_max_output_tokens"] = plan.output_cap
         inputs["input_tokens"] = plan.input_tokens
@@ -116,6 +119,7 @@ _LETTERS: Final = {
     "input_tokens": "i",
     "fingerprint": "f",
     "ancestry": "a",
+    "note": "o",
 }
 _NAMES: Final = {letter: name for name, letter in _LETTERS.items()}
 
@@ -203,15 +207,16 @@ def _of_version_1(
 
 
 def pack_closing(closing: Closing) -> bytes:
-    charged, usage, ending, at_ms = closing
-    return orjson.dumps((packable_amounts(charged), packable_usage(usage), ending, at_ms))
+    charged, usage, ending, at_ms, note = closing
+    told = (packable_amounts(charged), packable_usage(usage), ending, at_ms)
+    return orjson.dumps((*told, note) if note else told)
 
 
 def unpack_closing(packed: bytes | None) -> Closing | None:
     if packed is None:
         return None
-    charged, used, ending, at_ms = orjson.loads(packed)
-    return Closing(Amounts(*charged), usage_of(used), ending, at_ms)
+    charged, used, ending, at_ms, *note = orjson.loads(packed)
+    return Closing(Amounts(*charged), usage_of(used), ending, at_ms, *note)
 
 
 def packable_usage(usage: Usage | None) -> tuple[object, ...] | None:
@@ -265,6 +270,8 @@ def call_record(
 ) -> CallRecord:
     """The record as the contract shows it. `state` None: a refusal."""
     inputs = dict(record.inputs)
+    note = inputs.pop("note", "")
+    assert isinstance(note, str)
     ladder = inputs["ladder"]
     assert isinstance(ladder, list)
     inputs["ladder"] = [dict(zip(_RUNG, rung, strict=False)) for rung in ladder]
@@ -290,6 +297,9 @@ def call_record(
         inputs=inputs,
         lease_until_ms=due_ms if state is HoldState.LIVE else 0,
         lapses=record.lapses,
+        ended_ms=closing.at_ms if closing else 0,
+        note=note,
+        end_note=closing.note if closing else "",
     )
 
 

@@ -244,8 +244,8 @@ class ResilientLedger:
     def commit(self, tenant: str, hold_id: str, settlement: Settlement) -> Awaitable[Settled | None]:
         return self._surely(Commit(tenant, hold_id, settlement))
 
-    def release(self, tenant: str, hold_id: str, ending: Ending) -> Awaitable[Settled]:
-        return self._surely(Release(tenant, hold_id, ending))  # type: ignore[return-value]  # of a release it is never None
+    def release(self, tenant: str, hold_id: str, ending: Ending, note: str = "") -> Awaitable[Settled]:
+        return self._surely(Release(tenant, hold_id, ending, note))  # type: ignore[return-value]  # of a release it is never None
 
     def _surely(self, entry: Entry) -> "asyncio.Future[Settled | None]":
         ending = _Ending(entry, self._loop.create_future(), self._loop.time() + self._wait_s)
@@ -564,7 +564,7 @@ def _ask(ledger: Ledger, entry: Entry) -> Awaitable[Debited | None]:
     if isinstance(entry, Commit):
         return ledger.commit(entry.tenant, entry.hold_id, entry.settlement)
     if isinstance(entry, Release):
-        return ledger.release(entry.tenant, entry.hold_id, entry.ending)
+        return ledger.release(entry.tenant, entry.hold_id, entry.ending, entry.note)
     return ledger.debit(entry.decision, entry.settlement, Debiting.REPLAY)
 
 

@@ -136,7 +136,7 @@ def settlement(
     """The usage has more to tell than plain tokens where these are odd."""
     others = (("audio_input", 2), ("web_searches/low", 1)) if tokens % 2 else ()
     cost = Amounts(usd, tokens, calls, credits, risk_points)
-    return Settlement(cost, Usage(UsageSource.PROVIDER, tokens, others=others), ending)
+    return Settlement(cost, Usage(UsageSource.PROVIDER, tokens, others=others), ending, "why" * (usd % 3))
 
 
 def own_run_charge(run: str = "r1", limit: int | None = 100, alerts: Sequence[int] = (), *, pause: bool = False) -> Charge:

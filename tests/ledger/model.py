@@ -109,6 +109,7 @@ class _Call:
     ended_ms: int = 0
     usage: Usage | None = None
     ending: str | None = None
+    end_note: str = ""
     retired: bool = False
     forgotten: set[Account] = field(default_factory=set)  # swept, or a rolling one reset: what was charged there is gone
     accounts: dict[Account, None] = field(init=False)
@@ -376,7 +377,9 @@ class Model:
         answer = self.obstacle(decision, how) or self.ladder(decision, 0, how)
         if not isinstance(answer, Hold):
             return answer
-        return self.end(tenant, tail, HoldState.COMMITTED, settlement.cost, settlement.usage, settlement.ending)
+        ended = self.end(tenant, tail, HoldState.COMMITTED, settlement.cost, settlement.usage, settlement.ending)
+        self.calls[tenant, tail].end_note = settlement.note
+        return ended
 
     def ladder(self, decision: Decision, lease_ms: int, how: Debiting) -> Hold | Refusal:
         caller = decision.call.caller
@@ -475,16 +478,22 @@ class Model:
             return Settled(HoldState.RELEASED, False, NOTHING)
         if (tenant, tail) not in self.calls:
             return None
-        return self.end(tenant, tail, HoldState.COMMITTED, settlement.cost, settlement.usage, settlement.ending)
+        ended = self.end(tenant, tail, HoldState.COMMITTED, settlement.cost, settlement.usage, settlement.ending)
+        if ended.changed:
+            self.calls[tenant, tail].end_note = settlement.note
+        return ended
 
-    def release(self, tenant: str, hold_id: str, ending: Ending) -> Settled:
+    def release(self, tenant: str, hold_id: str, ending: Ending, note: str = "") -> Settled:
         tail = hold_id.removeprefix("rsv_")
         if (tenant, tail) in self.tombstones:
             return Settled(HoldState.RELEASED, False, NOTHING)
         if (tenant, tail) not in self.calls:
             self.tombstones[tenant, tail] = self.now_ms
             return Settled(HoldState.RELEASED, True, NOTHING)
-        return self.end(tenant, tail, HoldState.RELEASED, NOTHING, None, ending)
+        ended = self.end(tenant, tail, HoldState.RELEASED, NOTHING, None, ending)
+        if ended.changed:
+            self.calls[tenant, tail].end_note = note
+        return ended
 
     def end(self, tenant: str, tail: str, state: HoldState, charged: Amounts, usage: Usage | None, ending: Ending) -> Settled:
         call = self.calls[tenant, tail]
@@ -790,6 +799,9 @@ class Model:
                 tuple((account.key, call.held_at(account)) for account in call.accounts),
                 lease_until_ms=call.lease_ms if call.state is HoldState.LIVE else 0,
                 lapses=call.decision.lapses,
+                ended_ms=0 if call.state is HoldState.LIVE else call.ended_ms,
+                note=call.decision.note,
+                end_note=call.end_note,
             )
         refused = self.refused(tenant, decision_id)
         if refused is None:
@@ -814,6 +826,7 @@ class Model:
             None,
             asked.caller.dimensions,
             (),
+            note=decision.note,
         )
 
     def refused(self, tenant: str, decision_id: str) -> tuple[Decision, int] | None:

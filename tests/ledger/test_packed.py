@@ -39,9 +39,9 @@ def test_a_usage_of_plain_tokens_takes_no_more_room_than_before() -> None:
 
 
 def test_a_journal_of_an_earlier_version_is_read() -> None:
-    entry = Commit("default", "rsv_1", settlement(tokens=4))
+    entry = Commit("default", "rsv_1", settlement(3, tokens=4))
     assert len(orjson.loads(line_of(3, entry).partition(b" ")[2])[2][2][1]) == 5
-    text = b'[3,"commit",["default","rsv_1",[[4,4,1],["provider",4,0,0,0],"completed"]]]'
+    text = b'[3,"commit",["default","rsv_1",[[3,4,1],["provider",4,0,0,0],"completed"]]]'
     assert read_line(b"%08x %s" % (zlib.crc32(text), text)) == (3, entry)
 
 

@@ -385,7 +385,7 @@ class _Load:
         state = HoldState(row.state)
         closing = unpack_closing(None if row.closing is None else orjson.dumps(row.closing))
         ended_ms = 0 if closing is None else closing.at_ms
-        used = b"" if closing is None else closing_text(closing.usage, closing.ending)
+        used = b"" if closing is None else closing_text(closing.usage, closing.ending, closing.note)
         call = KeptCall(state, 0, NOTHING if closing is None else closing.charged, ended_ms, used)
         if row.record is None:
             commands.append(("SET", keys.call(row.tail), keep_call(call)))

@@ -292,11 +292,11 @@ class RedisLedger:
     def commit(self, tenant: str, hold_id: str, settlement: Settlement) -> Awaitable[Settled | None]:
         cost = settlement.cost
         _check(cost)
-        closing = closing_text(settlement.usage, settlement.ending)
+        closing = closing_text(settlement.usage, settlement.ending, settlement.note)
         return self._end(tenant, hold_id, HoldState.COMMITTED, closing, cost)
 
-    def release(self, tenant: str, hold_id: str, ending: Ending) -> Awaitable[Settled]:
-        answer: Awaitable[Any] = self._end(tenant, hold_id, HoldState.RELEASED, closing_text(None, ending), NOTHING)
+    def release(self, tenant: str, hold_id: str, ending: Ending, note: str = "") -> Awaitable[Settled]:
+        answer: Awaitable[Any] = self._end(tenant, hold_id, HoldState.RELEASED, closing_text(None, ending, note), NOTHING)
         return answer
 
     def _end(self, tenant_name: str, hold_id: str, state: HoldState, closing: bytes, cost: Amounts) -> Awaitable[Settled | None]:
@@ -449,7 +449,7 @@ class RedisLedger:
     ) -> "asyncio.Future[Any]":
         keys, tail, cost = tenant.keys, decision.id.removeprefix("bdg_"), settlement.cost
         day, owner, others = assumed
-        closing = closing_text(settlement.usage, settlement.ending).decode()
+        closing = closing_text(settlement.usage, settlement.ending, settlement.note).decode()
         debit = orjson.dumps((_HOW[how], places(cost, None), closing, day, owner, others))
         named = (
             *(keys.call(tail), keys.leases, keys.runs, keys.owner(owner), keys.active(owner), *shape.after),

@@ -164,15 +164,16 @@ def record_of(tenant: str, call: KeptCall) -> Record:
     )
 
 
-def closing_text(usage: Usage | None, ending: str | None) -> bytes:
-    return orjson.dumps((packable_usage(usage), ending))
+def closing_text(usage: Usage | None, ending: str | None, note: str = "") -> bytes:
+    told = (packable_usage(usage), ending)
+    return orjson.dumps((*told, note) if note else told)
 
 
 def closing_of(call: KeptCall) -> Closing | None:
     if not call.ended_ms:
         return None
-    used, ending = orjson.loads(call.closing)
-    return Closing(call.charged, usage_of(used), ending, call.ended_ms)
+    used, ending, *note = orjson.loads(call.closing)
+    return Closing(call.charged, usage_of(used), ending, call.ended_ms, *note)
 
 
 def refusal_of(text: bytes) -> Record:

@@ -310,7 +310,7 @@ def reserved(shape: Shape, decision: Decision, reply: Sequence[Any]) -> Reserved
         plan = decision.ladder[reply[4] - 1]
         lines = shape.lines[shape.texts[id(plan.charges)] - 1]
         warnings = tuple([_balance(lines, *each) for each in reply[6]]) if reply[6] else ()
-        return Hold(decision, plan, lines.balances(reply[5]), reply[3], warnings)
+        return Hold(decision, plan, lines.balances(reply[5]), reply[3], warnings, len(reply) > 7)
     if code == ENDED:
         return Ended(STATES[reply[2]])
     return refused(shape, decision, reply)

@@ -194,7 +194,7 @@ def settle(books: Books, tenant: str, hold_id: str, cost_usd: int | None, who: s
         return None
     settled: Settled | None
     if cost_usd is None or call.record is None:
-        settled = release(books, tenant, hold_id, Ending.UNKNOWN)
+        settled = release(books, tenant, hold_id, Ending.UNKNOWN, "")
     else:
         cost = replace(call.record.held, usd=cost_usd)
         settled = commit(books, tenant, hold_id, Settlement(cost, Usage(UsageSource.HELD), Ending.UNKNOWN))

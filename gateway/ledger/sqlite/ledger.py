@@ -285,7 +285,7 @@ class SqliteLedger:
 
     def _give_back(self, hold: Hold) -> None:
         tenant = hold.decision.call.caller.tenant
-        future = self._enqueue(_Step(self._loop.create_future(), steps.release, (tenant, hold.id, Ending.NOT_SENT)))
+        future = self._enqueue(_Step(self._loop.create_future(), steps.release, (tenant, hold.id, Ending.NOT_SENT, "")))
         future.add_done_callback(_look_at)
 
     async def _read(self, query: Callable[[apsw.Cursor], T]) -> T:
@@ -317,8 +317,8 @@ class SqliteLedger:
     def commit(self, tenant: str, hold_id: str, settlement: Settlement) -> Awaitable[Settled | None]:
         return self._ask(steps.commit, tenant, hold_id, settlement)
 
-    def release(self, tenant: str, hold_id: str, ending: Ending) -> Awaitable[Settled]:
-        return self._ask(steps.release, tenant, hold_id, ending)
+    def release(self, tenant: str, hold_id: str, ending: Ending, note: str = "") -> Awaitable[Settled]:
+        return self._ask(steps.release, tenant, hold_id, ending, note)
 
     def extend(
         self,

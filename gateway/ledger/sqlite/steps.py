@@ -11,6 +11,7 @@ Always true after every step:
 """
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from operator import sub
 from typing import Final, NamedTuple
 
@@ -405,7 +406,7 @@ def _same_again(books: Books, decision: Decision, call: CallRow) -> Hold | Ended
     assert (record.selected_model, record.provider) == (plan.model, plan.provider), "two ladders use one decision id"
     run = books.run(caller.tenant, caller.run)
     there = _meet(books, layout_of(record.charges), _own_of(record, run))
-    return _as_held(decision, plan, there, places(record.held, record.slices), call.due_ms)
+    return replace(_as_held(decision, plan, there, places(record.held, record.slices), call.due_ms), again=True)
 
 
 def _refuse(books: Books, decision: Decision, judged: _Judged) -> Refusal:
@@ -454,13 +455,13 @@ def commit(books: Books, tenant: str, hold_id: str, settlement: Settlement) -> S
 def _closing(books: Books, settlement: Settlement) -> Closing:
     cost = settlement.cost
     assert cost.usd >= 0 <= cost.tokens and cost.calls >= 0 <= cost.credits and cost.risk_points >= 0, cost  # noqa: PT018
-    return Closing(cost, settlement.usage, settlement.ending, books.now_ms)
+    return Closing(cost, settlement.usage, settlement.ending, books.now_ms, settlement.note)
 
 
-def release(books: Books, tenant: str, hold_id: str, ending: Ending) -> Settled:
+def release(books: Books, tenant: str, hold_id: str, ending: Ending, note: str) -> Settled:
     tail = hold_id.removeprefix("rsv_")
     call = books.call(tenant, tail)
-    closing = Closing(NOTHING, None, ending, books.now_ms)
+    closing = Closing(NOTHING, None, ending, books.now_ms, note)
     if call is None:
         books.new_call(CallRow((tenant, tail), RELEASED, books.now_ms, None, closing, None))
         books.changes += 1

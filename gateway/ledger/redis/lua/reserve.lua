@@ -9,7 +9,8 @@
 --        or ''  13 the plans [[text, usd, tokens, calls, end of the group, usd, tokens, calls of its slice (false: it has none), credits,
 --        risk points] …]: what is left off at its end is none  14 start of the group
 --        15… the texts, two each: lines as lines.lua has them, and [key, end, mode] per line
--- Reply  {HELD, sequence, when, lease, plan, balances, warnings {line, limit, committed, reserved, unconfirmed}}
+-- Reply  {HELD, sequence, when, lease, plan, balances, warnings {line, limit, committed, reserved, unconfirmed}};
+--        behind it 1 where it was held before
 --        {REFUSED, sequence, now, paused, blocking, accounts}, both {text, line, limit, committed, reserved, unconfirmed, aging}
 --        {BARRED, sequence, barrier, what}  {STALE, sequence, now, owner, ancestry}  {ENDED, sequence, state}
 --        a debit: {DONE, sequence, state, changed, usd, tokens, calls, balances, alerts, credits, risk points}
@@ -97,6 +98,6 @@ if known then
   end
   local plan = known.p + 1
   local lines = lines_of(plans[plan][1])
-  return {HELD, sequence, known.t, known.l, plan, balances(lines), warnings(lines, known.h)}
+  return {HELD, sequence, known.t, known.l, plan, balances(lines), warnings(lines, known.h), 1}
 end
 
