@@ -9,9 +9,9 @@ import asyncio
 import hashlib
 import hmac
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from enum import StrEnum
-from typing import Final, Protocol, TypeVar
+from typing import Any, ClassVar, Final, Protocol, TypeVar
 
 import orjson
 
@@ -35,6 +35,7 @@ KEY_MARK: Final = "cyc_live_"  # what a key's secret begins with
 TENANT_CLOSED: Final = "tenant_closed"  # why a key was revoked whose tenant was closed
 
 _LOOK_EVERY_S: Final = 1.0
+_DEEDS: Final = 32  # that a document tells of
 _ATTEMPTS: Final = 50  # to change a document that others change meanwhile
 
 D = TypeVar("D", bound="Document")
@@ -47,21 +48,39 @@ class TenantStatus(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
-class Document:
-    """One text in the ledger. Times in ms; 0: not yet. What a newer gateway adds to it is read over."""
+class Deed:
+    """One change of a document, as it is told to an auditor: who did what by which request, and why. `ids`: of the request and its trace."""
 
-    KIND = ""
+    at_ms: int
+    who: str  # "admin", or a key's id
+    operation: str
+    why: str = ""
+    ids: Sequence[str] = ("", "")
+
+
+@dataclass(frozen=True, slots=True)
+class Document:
+    """One text in the ledger. Times in ms; 0: not yet. What a newer gateway adds to it is read over. `history`: its deeds as lists, the
+    first and the latest of them, so that a change and what is told of it are one."""
+
+    KIND: ClassVar = ""
+
+    history: Sequence[Sequence[Any]] = field(default=(), kw_only=True)
 
     @property
     def name(self) -> str:
         raise NotImplementedError
+
+    @property
+    def deeds(self) -> Sequence[Deed]:
+        return [Deed(*each) for each in self.history]
 
 
 @dataclass(frozen=True, slots=True)
 class TenantDoc(Document):
     """The overage policy and the expiry policy are the wire's words."""
 
-    KIND = "tenant"
+    KIND: ClassVar = "tenant"
 
     id: str
     title: str
@@ -87,7 +106,7 @@ class TenantDoc(Document):
 class KeyDoc(Document):
     """`sha256`: of the secret, which nobody keeps."""
 
-    KIND = "key"
+    KIND: ClassVar = "key"
 
     id: str
     tenant: str
@@ -125,7 +144,7 @@ class KeyDoc(Document):
 class BudgetDoc(Document):
     """A grant, and what the admin plane tells of it. `opening`: the limit that its account is made with, in its unit."""
 
-    KIND = "budget"
+    KIND: ClassVar = "budget"
 
     id: str
     tenant: str
@@ -161,7 +180,7 @@ class PolicyDoc(Document):
     """`caps` as they go over the wire. Of several that match, the one with the highest priority has the say, then the one with the longest
     pattern, then the newest."""
 
-    KIND = "policy"
+    KIND: ClassVar = "policy"
 
     id: str
     tenant: str
@@ -198,6 +217,15 @@ class Governed:
     ttl_ms: int
     max_ttl_ms: int
     max_extensions: int
+
+
+def after(document: D, deed: Deed, **changes: Any) -> D:
+    """The document with these changes, and the deed in its history."""
+    history = [list(each) for each in document.history]
+    if len(history) >= _DEEDS:
+        del history[1]  # how it came about stays known
+    told = [deed.at_ms, deed.who, deed.operation, deed.why, list(deed.ids)]
+    return replace(document, history=[*history, told], **changes)
 
 
 KINDS: Final[tuple[type[Document], ...]] = (TenantDoc, KeyDoc, BudgetDoc, PolicyDoc)

@@ -188,6 +188,10 @@ class Grants:
             shape, values = zip(*grant.scope, strict=True)
             self._shapes.setdefault(grant.tenant, {}).setdefault(shape, {}).setdefault(values, []).append(grant)
 
+    @property
+    def known(self) -> bool:
+        return self.unread is None
+
     def of(self, callers: Collection[Caller]) -> tuple[Grant, ...]:
         """Those that calls count in which are these callers' at once: a run's, and its ancestors'."""
         found: dict[Grant, None] = {}
