@@ -75,11 +75,7 @@ def inputs_of(decision: Decision, plan: Plan | None) -> dict[str, object]:
         "stream": call.stream,
         "choices": call.choices,
         "client_requested_max_output_tokens": call.client_cap,
-        # a rung each, by _RUNG
-        "ladder": [
-            (each.model, each.provider, each.output_cap, each.cost_max.usd, each.cost_max.tokens, *_unusual(each.cost_max))
-            for each in decision.ladder
-        ],
+        "ladder": [_rung(each) for each in decision.ladder],
     }
     if decision.passed_over:
         inputs["passed_over"] = [(each.model, each.reason) for each in decision.passed_over]
@@ -97,6 +93,13 @@ def inputs_of(decision: Decision, plan: Plan | None) -> dict[str, object]:
         inputs["effective_max_output_tokens"] = plan.output_cap
         inputs["input_tokens"] = plan.input_tokens
     return inputs
+
+
+def _rung(plan: Plan) -> tuple[object, ...]:
+    cost = plan.cost_max
+    if cost.credits or cost.risk_points:
+        return plan.model, plan.provider, plan.output_cap, cost.usd, cost.tokens, cost.credits, cost.risk_points
+    return plan.model, plan.provider, plan.output_cap, cost.usd, cost.tokens
 
 
 def ancestry_in(record: "Record") -> tuple[str, ...]:
@@ -126,9 +129,10 @@ _NAMES: Final = {letter: name for name, letter in _LETTERS.items()}
 
 def pack_record(record: Record) -> bytes:
     run, owner, at_ms, outcome, requested, selected, provider, held, charges, dimensions, plan, inputs, slices, lapses = record
-    # Most records end before these: a slice, and whether it lapses.
-    sliced = None if slices is None else (slices.usd, slices.tokens, slices.calls)
-    more = (sliced, True) if lapses else () if sliced is None else (sliced,)
+    more: tuple[object, ...] = ()  # most records end here
+    if slices is not None or lapses:
+        sliced = None if slices is None else (slices.usd, slices.tokens, slices.calls)
+        more = (sliced, True) if lapses else (sliced,)
     return orjson.dumps(
         (
             run,
@@ -148,14 +152,11 @@ def pack_record(record: Record) -> bytes:
     )
 
 
-def _unusual(amounts: Amounts) -> tuple[int, ...]:
-    """What stands behind USD, tokens and calls, where there is any."""
-    return (amounts.credits, amounts.risk_points) if amounts.credits or amounts.risk_points else ()
-
-
 def packable_amounts(amounts: Amounts) -> tuple[int, ...]:
     """As JSON takes them: three numbers, and two more where there are credits or risk points."""
-    return (amounts.usd, amounts.tokens, amounts.calls, *_unusual(amounts))
+    if amounts.credits or amounts.risk_points:
+        return amounts.usd, amounts.tokens, amounts.calls, amounts.credits, amounts.risk_points
+    return amounts.usd, amounts.tokens, amounts.calls
 
 
 def unpack_record(tenant: str, packed: bytes) -> Record:
