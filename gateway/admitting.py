@@ -7,6 +7,7 @@ from typing import Final, TypeVar
 
 from gateway.core.ceilings import fits, wait_ms
 from gateway.core.decide import Unservable
+from gateway.core.scopes import Caller
 from gateway.core.values import Balance, Call, Charge, Decision, Plan
 from gateway.ledger.contract import DEPTH, Barred, Barrier, Refusal, Stale
 from gateway.wire.budget import refusal_headers
@@ -14,7 +15,7 @@ from gateway.wire.problem import Alternative, Problem, Refused, budget_refusal, 
 
 T = TypeVar("T")
 
-_DECISIONS: Final = 3  # the first, and two more on new facts
+_DECISIONS: Final = 4  # the first, and three more on new facts
 # A minute; and a bucket more, because what was spent in a burst leaves a rolling minute only with the last of its buckets.
 _WORTH_WAITING_MS: Final = 61_500
 _LONGEST_WAIT_S: Final = 60  # SDKs do not wait for longer than that; who comes a second too soon is told to wait for that second
@@ -28,17 +29,30 @@ async def admit(
 ) -> T:
     """What the ledger answered. Refused: there is nothing to be decided, or the run is another's."""
     caller = call.caller
+    owners = {caller.owner}  # in whose name was asked
     for _ in range(_DECISIONS):
         decision = decide(call, at_ms)
         if isinstance(decision, Unservable):
             raise Refused(problem(decision.code, decision.message, decision.param))
         answer = await ask(decision)
-        if not isinstance(answer, Stale):
+        if isinstance(answer, Stale):
+            caller = _corrected(caller, answer)
+            at_ms = answer.now_ms
+        elif isinstance(answer, Barred) and caller.shares and answer.owner not in ("", *owners):
+            caller = replace(caller, owned_by=answer.owner)  # it comes to be a child of that key's run
+        else:
             return answer
-        if answer.owner not in ("", caller.key):
-            raise Refused(problem("run_owned_by_another", f"The run {caller.run} belongs to another key: choose another run id."))
-        at_ms, call = answer.now_ms, replace(call, caller=replace(caller, ancestry=answer.ancestry))
-    raise Refused(problem("ledger_unavailable", "The ledger's facts changed during three decisions; try again."))
+        owners.add(caller.owner)
+        call = replace(call, caller=caller)
+    raise Refused(problem("ledger_unavailable", "The ledger's facts changed during four decisions; try again."))
+
+
+def _corrected(caller: Caller, stale: Stale) -> Caller:
+    if stale.owner in ("", caller.owner):
+        return replace(caller, ancestry=stale.ancestry)
+    if stale.owner == caller.key or caller.shares:  # what its owner sees of its ancestry, the next answer tells
+        return replace(caller, owned_by="" if stale.owner == caller.key else stale.owner)
+    raise Refused(problem("run_owned_by_another", f"The run {caller.run} belongs to another key: choose another run id."))
 
 
 def over_budget(refusal: Refusal, alternatives: Sequence[Alternative] = ()) -> Refused:

@@ -22,7 +22,7 @@ from gateway.breaker import Breakers
 from gateway.buffers import Buffers, Queue
 from gateway.config_file import HttpClient
 from gateway.core.decide import Reach, Rulebook, Unservable
-from gateway.core.policy import Policy
+from gateway.core.policy import Policy, RunOwner
 from gateway.core.scopes import Caller
 from gateway.core.tokens import TokenCounter
 from gateway.core.values import Decision
@@ -139,7 +139,9 @@ class Gateway:
     def _routes(self) -> Routes:
         principal_of = self._identity.principal
         archived = None if self.office.archive is None else self.office.archive.find
-        budget_api = BudgetApi(self.ledger, principal_of, self._run_ceiling, self.flow.run_stopped, clock_ms, archived)
+        budget_api = BudgetApi(
+            self.ledger, principal_of, self._shared, self._run_ceiling, self.flow.run_stopped, clock_ms, archived
+        )
         unset_token_env = self.config.admin_token_env if self.config.admin_token is None else None
         admin = Admin(self.ledger, principal_of, unset_token_env, self._dimensions, self.flow.scope_frozen)
         external = External(self.ledger, self._identity, lambda: self.flow.rulebook, self.observer.alert, clock_ms)
@@ -168,6 +170,9 @@ class Gateway:
         rulebook = self.flow.rulebook
         unmetered = tuple(route.name for route in self.config.unmetered_routes)
         return Serving(rulebook.policy, self.office.policy_error, rulebook.catalog.version, __version__, unmetered)
+
+    def _shared(self) -> bool:
+        return self.flow.rulebook.policy.runs.owner is RunOwner.TENANT
 
     def _run_ceiling(self, principal: Principal, run: str) -> int | None:
         return self.flow.rulebook.run_ceiling(Caller(principal.tenant, principal.key, run, run, dimensions=principal.bound))

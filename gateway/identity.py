@@ -11,7 +11,7 @@ from typing import Final, TypeVar
 from multidict import CIMultiDictProxy
 
 from gateway.core.grants import scope_for
-from gateway.core.policy import RUN_HEADER, Policy, RunsPolicy, Source, Untagged
+from gateway.core.policy import RUN_HEADER, Policy, RunOwner, RunsPolicy, Source, Untagged
 from gateway.core.record import record
 from gateway.core.scopes import NO_VALUE, Caller
 from gateway.ledger.contract import LedgerLost, LedgerUnavailable
@@ -225,7 +225,8 @@ class Identity:
             # "/" is in no run id, so no caller can name this account.
             run_scope = f"untagged/{principal.key}/{datetime.fromtimestamp(at_ms / 1000, UTC):%Y-%m-%d}"
         dimensions = self._dimensions(principal, inbound, request, policy)
-        caller = Caller(principal.tenant, principal.key, run, run_scope, issued, dimensions, ignored, parent)
+        shares = policy.runs.owner is RunOwner.TENANT
+        caller = Caller(principal.tenant, principal.key, run, run_scope, issued, dimensions, ignored, parent, shares=shares)
         if principal.registered is not None and self._registry is not None:
             self._registry.require(principal, "reservations:create", scope_for(caller))
         return caller

@@ -29,6 +29,7 @@ from gateway.core.policy import (
     OutputPolicy,
     Override,
     Policy,
+    RunOwner,
     RunsPolicy,
     Share,
     Source,
@@ -446,10 +447,15 @@ class RunsFile(Section):
         description="A call without a run id draws on one account per key and UTC day (`shared`), on one of its own (`per_call`), "
         "or is refused (`refuse`).",
     )
+    owner: Annotated[RunOwner, one_of(RunOwner)] = preset(
+        "key",
+        description="Whose a run is: the key's that opened it, and a call of another key is refused (`key`), or every key's of its tenant "
+        "(`tenant`): several doors and providers, each with a key of its own, then spend from one run's ceiling.",
+    )
     max_active_per_key: Annotated[int, whole(1, 1_000_000)] = preset(
         200,
         description="How many runs a key may have active; a call of one more is refused. Stopped runs do not count, nor do calls without "
-        "a run id.",
+        "a run id. A run counts for the key that opened it, or the run that it comes from.",
     )
     idle_ttl: Annotated[int, duration("1m", "365d")] = preset(
         "24h",
@@ -734,6 +740,7 @@ def _runs_of(runs: RunsFile) -> RunsPolicy:
     return RunsPolicy(
         id_from=tuple(runs.id_from),
         untagged=runs.untagged,
+        owner=runs.owner,
         terms=RunTerms(
             max_active=runs.max_active_per_key,
             idle_ms=runs.idle_ttl,

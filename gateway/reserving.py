@@ -86,24 +86,27 @@ def no_room(rulebook: Rulebook, refusal: Refusal, reach: Reach, counts: Counts) 
 
 
 class Kin:
-    """Whose child a run is, as far as this process knows: a hint, which saves later calls of the run a second question."""
+    """Whose child a run is, and which key's, as far as this process knows: a hint, which saves later calls of the run a second question."""
 
     def __init__(self) -> None:
-        self._ancestries: dict[tuple[str, str], tuple[str, ...]] = {}
+        self._known: dict[tuple[str, str], tuple[str, tuple[str, ...]]] = {}  # owner (its own key's or not: "") and ancestry
 
     def placed(self, caller: Caller) -> Caller:
-        """The caller with its likely ancestry. The ledger says if it is so."""
-        known = self._ancestries.get((caller.tenant, caller.run), ())
+        """The caller with its likely ancestry and owner. The ledger says if it is so."""
+        owner, known = self._known.get((caller.tenant, caller.run), ("", ()))
         parent = caller.parent
         if parent is not None and known[:1] != (parent,):
-            known = (parent, *self._ancestries.get((caller.tenant, parent), ()))
+            owner, above = self._known.get((caller.tenant, parent), ("", ()))
+            known = (parent, *above)
+        if caller.shares and owner not in ("", caller.key):
+            return replace(caller, ancestry=known, owned_by=owner)
         return replace(caller, ancestry=known) if known else caller
 
     def learn(self, caller: Caller) -> None:
-        """From a call that was let in. Roots need no place here."""
-        if caller.ancestry:
+        """From a call that was let in. Roots need no place here, unless several keys share them."""
+        if caller.ancestry or (caller.shares and not caller.run_issued):
             key = (caller.tenant, caller.run)
-            self._ancestries.pop(key, None)  # the latest goes last
-            self._ancestries[key] = caller.ancestry
-            if len(self._ancestries) > _RUNS_AT_MOST:
-                del self._ancestries[next(iter(self._ancestries))]
+            self._known.pop(key, None)  # the latest goes last
+            self._known[key] = (caller.owner if caller.shares else "", caller.ancestry)
+            if len(self._known) > _RUNS_AT_MOST:
+                del self._known[next(iter(self._known))]

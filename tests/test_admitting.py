@@ -25,9 +25,11 @@ class Asked:
     def __init__(self, *answers: object) -> None:
         self.answers = list(answers)
         self.decisions: list[tuple[tuple[str, ...], int]] = []  # (ancestry, instant)
+        self.owners: list[str] = []
 
     def decide(self, asked: Call, at_ms: int) -> Decision:
         self.decisions.append((asked.caller.ancestry, at_ms))
+        self.owners.append(asked.caller.owner)
         return decision(who=asked.caller, at_ms=at_ms)
 
     async def ask(self, decided: Decision) -> object:
@@ -40,12 +42,12 @@ async def test_what_the_ledger_knows_better_is_decided_again() -> None:
     assert ledger.decisions == [((), NOW_MS), (("p",), NOW_MS + 5)]
 
 
-async def test_it_is_decided_three_times_at_most() -> None:
+async def test_it_is_decided_four_times_at_most() -> None:
     ledger = Asked(*[Stale(NOW_MS + each, "key_a") for each in range(5)])
     with pytest.raises(Refused) as refused:
         await admit(CALL, NOW_MS, ledger.decide, ledger.ask)
     assert refused.value.problem.code == "ledger_unavailable"
-    assert len(ledger.decisions) == 3
+    assert len(ledger.decisions) == 4
 
 
 async def test_a_run_that_belongs_to_another_is_not_asked_for_again() -> None:
@@ -53,6 +55,34 @@ async def test_a_run_that_belongs_to_another_is_not_asked_for_again() -> None:
     with pytest.raises(Refused) as refused:
         await admit(CALL, NOW_MS, ledger.decide, ledger.ask)
     assert (refused.value.problem.status, refused.value.problem.code) == (403, "run_owned_by_another")
+
+
+SHARING = replace(CALL, caller=replace(CALL.caller, shares=True))
+
+
+async def test_a_run_that_a_tenants_keys_share_is_asked_for_in_its_owners_name() -> None:
+    ledger = Asked(Stale(NOW_MS, "key_b"), Stale(NOW_MS, "key_b", ("p",)), "held")
+    assert await admit(SHARING, NOW_MS, ledger.decide, ledger.ask) == "held"
+    assert ledger.owners == ["key_a", "key_b", "key_b"]
+    assert [ancestry for ancestry, _ in ledger.decisions] == [(), (), ("p",)]
+
+
+async def test_whoever_came_in_anothers_name_to_its_own_run_comes_in_its_own() -> None:
+    mistaken = replace(CALL, caller=replace(CALL.caller, owned_by="key_b"))
+    ledger = Asked(Stale(NOW_MS, "key_a"), "held")
+    assert await admit(mistaken, NOW_MS, ledger.decide, ledger.ask) == "held"
+    assert ledger.owners == ["key_b", "key_a"]
+
+
+async def test_a_child_is_opened_in_the_name_of_its_parents_owner_once() -> None:
+    foreign = Barred(decision(), Barrier.FOREIGN_PARENT, "p", "key_b")
+    ledger = Asked(foreign, "held")
+    assert await admit(SHARING, NOW_MS, ledger.decide, ledger.ask) == "held"
+    assert ledger.owners == ["key_a", "key_b"]
+    # Somebody limited the run for its own key: it has an owner, who is not its parent's.
+    ledger = Asked(foreign, Stale(NOW_MS, "key_a"), foreign)
+    assert await admit(SHARING, NOW_MS, ledger.decide, ledger.ask) is foreign
+    assert await admit(CALL, NOW_MS, ledger.decide, Asked(foreign).ask) is foreign
 
 
 async def test_what_nothing_can_serve_is_never_asked_for() -> None:

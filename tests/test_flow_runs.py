@@ -10,9 +10,9 @@ from typing import Any
 import orjson
 import pytest
 
-from gateway.core.policy import Policy, RunsPolicy, Source
+from gateway.core.policy import Policy, RunOwner, RunsPolicy, Source
 from gateway.core.scopes import Unit
-from gateway.core.values import RunTerms
+from gateway.core.values import Decision, RunTerms
 from gateway.core.windows import WindowKind
 from gateway.ledger.contract import LedgerUnavailable
 from gateway.ledger.sqlite.ledger import SqliteLedger
@@ -205,7 +205,7 @@ async def test_where_a_runs_place_is_known_here_each_call_asks_the_ledger_once(t
         for _ in range(2):
             await here.ask(chat(), run="grandchild")
         assert len(reserves) == 4
-        here.flow._kin._ancestries.clear()  # another process
+        here.flow._kin._known.clear()  # another process
         for _ in range(2):
             await here.ask(chat(), run="grandchild")
         assert len(reserves) == 7, "one more question, once"
@@ -259,6 +259,34 @@ async def test_a_stop_of_an_ancestor_or_a_freeze_ends_live_calls_that_it_concern
         await other
         if watching is not None:
             watching.cancel()
+
+
+async def test_three_keys_share_a_run_whose_ceiling_fits_ten_calls(tmp_path: Path, provider: FaultProvider) -> None:
+    reserves: list[str] = []
+
+    def wrap(real: SqliteLedger) -> Any:
+        def reserve(decision: Decision, lease_ms: int) -> Any:
+            reserves.append(decision.call.caller.owner)
+            return real.reserve(decision, lease_ms)
+
+        return Broken(real, {"reserve": reserve})
+
+    keys = tuple(StaticKey(name, sha256(name.encode()).hexdigest(), TENANT) for name in ("one", "two", "three"))
+    ten_calls = policy(budget("steps", "run", limit=10, unit=Unit.CALLS), runs=RunsPolicy(owner=RunOwner.TENANT))
+    own_key = {"accepts_caller_keys": False}
+    async with world(tmp_path, provider.base_url, ten_calls, ledger=wrap, provider=own_key, auth="keys", keys=keys) as here:
+        asked = [here.ask(chat(), Authorization=f"Bearer {keys[number % 3].name}") for number in range(30)]
+        statuses = [client.status for client in await asyncio.gather(*asked)]
+        assert (statuses.count(200), statuses.count(402)) == (10, 20)
+        view = await here.run()
+        assert (view.calls, view.reserved) == (10, 0)
+        reserves.clear()
+        # Whose run it is has been learnt: one question each.
+        for key in keys:
+            await here.ask(chat(), Authorization=f"Bearer {key.name}")
+        assert reserves == [view.owner] * 3
+        child = [await here.ask(chat(), "child", Authorization=f"Bearer {key.name}", X_Parent_Run_Id="r1") for key in keys]
+        assert [client.json["code"] for client in child] == ["run_ceiling_reached"] * 3
 
 
 @pytest.mark.parametrize("silent", [False, True], ids=["fails", "never answers"])

@@ -19,6 +19,7 @@ from gateway.core.policy import (
     Missing,
     OutputPolicy,
     Policy,
+    RunOwner,
     RunsPolicy,
     Share,
     Source,
@@ -179,6 +180,7 @@ def test_output_models_identity_and_runs_are_read(load):
         runs:
           id_from: [header:X-Session, path]
           untagged: per_call
+          owner: tenant
           max_active_per_key: 5
           idle_ttl: 1h
           forget_after: 7d
@@ -197,6 +199,7 @@ def test_output_models_identity_and_runs_are_read(load):
     assert policy.runs == RunsPolicy(
         id_from=(Source("header", "x-session"), Source("path")),
         untagged=Untagged.PER_CALL,
+        owner=RunOwner.TENANT,
         terms=RunTerms(max_active=5, idle_ms=3_600_000, same_request=5, within_calls=20),
         forget_after_ms=7 * 86_400_000,
     )
@@ -353,6 +356,7 @@ BESIDE_BUDGETS = [
     ("runs: {id_from: [header:Cookie]}", 'p.yaml:6: runs.id_from[0]: found "header:Cookie", expected a header that holds no secret…'),
     ("runs: {id_from: [header:A, header:a]}", 'p.yaml:6: runs.id_from[1]: found "header:a", expected each source once'),
     ("runs: {id_from: [path, path]}", 'p.yaml:6: runs.id_from[1]: found "path", expected each source once'),
+    ("runs: {owner: tenants}", 'p.yaml:6: runs.owner: found "tenants", expected one of key, tenant (did you mean "tenant"?)'),
     ("runs: {untagged: share}", 'p.yaml:6: runs.untagged: found "share", expected one of shared, per_call, refuse (did you mean "shared"?)'),
     ("runs: {max_active_per_key: 0}", "p.yaml:6: runs.max_active_per_key: found 0, expected a whole number from 1 to 1,000,000"),
     ("runs: {idle_ttl: 60}", "p.yaml:6: runs.idle_ttl: found 60, expected a duration from 1m to 365d…"),

@@ -28,6 +28,13 @@ class Untagged(StrEnum):
     REFUSE = "refuse"
 
 
+class RunOwner(StrEnum):
+    """Whose a run is."""
+
+    KEY = "key"  # the key's that opened it
+    TENANT = "tenant"  # every key's of the tenant
+
+
 @dataclass(frozen=True, slots=True)
 class Limit:
     """An amount in its unit: `"$5.00"` is microcents, `"200k tokens"`, `"60 calls"`."""
@@ -166,6 +173,7 @@ RUN_TERMS: Final = RunTerms(max_active=200)
 class RunsPolicy:
     id_from: tuple[Source, ...] = (Source("path"), Source("header", RUN_HEADER))  # the first that is present counts
     untagged: Untagged = Untagged.SHARED
+    owner: RunOwner = RunOwner.KEY
     terms: RunTerms = RUN_TERMS
     forget_after_ms: int = 30 * 86_400_000
 

@@ -65,6 +65,13 @@ class Caller:
     run_ignored: str | None = None  # a second run id that disagreed: for the log only
     parent: str | None = None  # X-Parent-Run-Id, if this call named one
     ancestry: tuple[str, ...] = ()  # the run's ancestors as far as is known here, its parent first: the ledger says if it is so
+    shares: bool = False  # it may use the runs of its tenant's other keys (`runs.owner: tenant`) …
+    owned_by: str = ""  # … and this is the key whose run it uses, as far as is known here
+
+    @property
+    def owner(self) -> str:
+        """Whose run it is. What a call costs is its own key's all the same."""
+        return self.owned_by or self.key
 
     def value(self, dimension: str) -> str | None:
         """The caller's value in a dimension, or None where the call has none."""

@@ -19,12 +19,12 @@ A ceiling whose `own_run` is the caller's `run_scope` is the caller's run's, als
 Reserve, in this order; whatever it answers before `The ladder` changes nothing but the ring:
 
     the id is known         live: the same Hold again, if its fingerprint is the call's too; else, or ended, or a tombstone: Ended
-    another's run           its owner is neither "" nor the caller's key: Stale
+    another's run           its owner is neither "" nor the caller's (`Caller.owner`): Stale
     the tree                see below: Barred, or Stale where the caller's ancestry is not the ledger's
     windows                 the clock is outside a window of any charge: Stale
     stopped, paused         the run, then its ancestors, the nearest first; each first for a stop, then for a pause: Barred (what: that run)
     frozen                  the first frozen scope (by its text) that the caller matches: Barred (what: its text)
-    too many runs           the run is not issued and not active, and `max_active` others of the key are: Barred (what: max_active).
+    too many runs           the run is not issued and not active, and `max_active` others of its owner are: Barred (what: max_active).
                             Active: placed, not stopped, used less than `idle_ms` ago, and its latest call that got here not issued
     a loop                  `same_request` of its last `within_calls - 1` holds have this fingerprint: Barred (what: how many have).
                             Its holds are those made under such terms, of which each hold keeps the last `within_calls`, itself
@@ -41,9 +41,14 @@ The tree. A run's place is fixed by its first reserve that is not barred (`place
 
     an open place, or a new run     no parent named: a root. A parent that is the run itself or has it as an ancestor: CYCLE. A parent
                                     that is another's: FOREIGN_PARENT. Else its ancestors are the parent and the parent's ancestors (a
-                                    parent that is not known or still open becomes a root, placed, and the caller's unless it has an
-                                    owner); more than DEPTH: TOO_DEEP
+                                    parent that is not known or still open becomes a root, placed, and the caller's owner's unless it
+                                    has an owner); more than DEPTH: TOO_DEEP
     a placed run                    no parent named: as it was. A parent other than its own: PARENT_CHANGED
+
+Whose run. A run has one owner, the key that opened it, and so has its parent. Only who comes in its name (`Caller.owner`) may use it.
+Where the policy shares the runs of a tenant (`runs.owner: tenant`), a caller of another key comes in the owner's name (`Caller.owned_by`),
+which Stale and FOREIGN_PARENT tell: so the run counts among its owner's active runs, whoever uses it. Records and spend name the key that
+called.
 
 A pause that a refusal set ends with the next raise in the tenant (set_limit by the admin, set_account_limit, adjust, reset that
 changed something, fund that gave room): the run is active again, and a call that still does not fit pauses it anew. An operator's pause
@@ -197,18 +202,20 @@ class Refusal:
 
 @record
 class Barred:
-    """Refused before the ladder was looked at. `what`: the run (the caller's, or an ancestor), the scope, the parent, or the number."""
+    """Refused before the ladder was looked at. `what`: the run (the caller's, or an ancestor), the scope, the parent, or the number.
+    `owner`: whose a foreign parent is."""
 
     decision: Decision
     barrier: Barrier
     what: str
+    owner: str = ""
 
 
 @record
 class Stale:
     """What the decision assumed is not what the ledger knows. Nothing changed; decide again with these facts.
 
-    `owner` differs from the caller's key: the run belongs to another. Else `ancestry` differs from the caller's, or `now_ms` lies
+    `owner` differs from the caller's: the run belongs to another. Else `ancestry` differs from the caller's, or `now_ms` lies
     outside a window that was sent.
     """
 
@@ -304,7 +311,7 @@ class CallRecord:
     decision_id: str
     tenant: str
     run: str
-    owner: str
+    owner: str  # the key that made it, whoever owns the run
     at_ms: int
     outcome: str  # core.values.Outcome's word
     state: HoldState | None  # None: a refusal
@@ -471,7 +478,7 @@ class Ledger(Protocol):
     # -- the path of a call ---------------------------------------------------------------------------------------------------
 
     def reserve(self, decision: Decision, lease_ms: int) -> Awaitable[Reserved]:
-        """Holds the first plan of the ladder that fits all its accounts. Creates the run, owned by the caller's key, if it is new;
+        """Holds the first plan of the ladder that fits all its accounts. Creates the run, owned by the caller's owner, if it is new;
         tightens its limit by `directives.run_limit` (also when the call is then refused: it is the owner's word)."""
 
     def commit(self, tenant: str, hold_id: str, settlement: Settlement) -> Awaitable[Settled | None]:

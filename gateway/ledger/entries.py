@@ -159,7 +159,7 @@ def _decision(decision: Decision) -> dict[str, Any]:
         "prices": decision.price_table_version,
         "caller": [
             *(caller.tenant, caller.key, caller.run, caller.run_scope, caller.run_issued),
-            *(caller.dimensions, caller.parent, caller.ancestry),
+            *(caller.dimensions, caller.parent, caller.ancestry, caller.owned_by),
         ],
         "call": [call.dialect, call.model, call.stream, call.choices, call.client_cap, call.service_tier, call.fingerprint],
         "directives": [call.directives.run_limit, call.directives.wrap_up, call.directives.downgrade],
@@ -170,12 +170,13 @@ def _decision(decision: Decision) -> dict[str, Any]:
 
 
 def _read_decision(fields: dict[str, Any]) -> Decision:
-    tenant, key, run, run_scope, issued, dimensions, parent, ancestry = fields["caller"]
+    tenant, key, run, run_scope, issued, dimensions, parent, ancestry, *owned_by = fields["caller"]
     caller = Caller(
         *(tenant, key, run, run_scope, issued),
         dimensions=tuple((name, value) for name, value in dimensions),
         parent=parent,
         ancestry=tuple(ancestry),
+        owned_by=owned_by[0] if owned_by else "",  # entries of older gateways end before
     )
     dialect, asked, stream, choices, client_cap, service_tier, fingerprint = fields["call"]
     run_limit, wrap_up, downgrade = fields["directives"]

@@ -1,7 +1,7 @@
 """`/budget/*`: what a caller may know of its calls, runs and spend; how it tightens a run, and how it stops or pauses one.
 
-A caller sees and changes only its own key's runs: another's are 404, as are those that never were. The admin sees all of the tenant
-that `?tenant=` names, and alone may raise a limit.
+A caller sees and changes only its own key's runs, or, where the policy shares them (`runs.owner: tenant`), all of its tenant's: another's
+are 404, as are those that never were. The admin sees all of the tenant that `?tenant=` names, and alone may raise a limit.
 """
 
 import asyncio
@@ -43,11 +43,13 @@ _COLUMNS: Final = ("usd", "tokens", "calls")  # of a spend row, beside its group
 
 @dataclass(frozen=True, slots=True)
 class BudgetApi:
-    """`run_ceiling`: the policy's own ceiling for a run of this principal, in microcents, or None. `on_stopped`: ends the live calls
-    of (tenant, run) in this process. `archived`: finds, by tenant and decision id, what the ledger has retired."""
+    """`shared`: whether the policy in force shares the runs of a tenant. `run_ceiling`: its own ceiling for a run of this principal, in
+    microcents, or None. `on_stopped`: ends the live calls of (tenant, run) in this process. `archived`: finds, by tenant and decision id,
+    what the ledger has retired."""
 
     ledger: Ledger
     principal_of: PrincipalOf
+    shared: Callable[[], bool]
     run_ceiling: Callable[[Principal, str], int | None]
     on_stopped: Callable[[str, str], None]
     now_ms: Callable[[], int]
@@ -72,7 +74,7 @@ class BudgetApi:
         principal, _ = asked(self.principal_of, inbound)
         match = _DECISION.fullmatch(params["id"])
         record = await self._record(principal.tenant, f"bdg_{match.group(1)}") if match else None
-        if record is None or not _may_see(principal, record.owner):
+        if record is None or not self._may_see(principal, record.owner):
             raise not_found("decision")
         return json_reply(record_json(record))
 
@@ -88,7 +90,7 @@ class BudgetApi:
         principal, query = asked(self.principal_of, inbound, ("limit", "before"))
         limit = count_of(query, "limit", 50, 200)
         before = run_id(query["before"]) if "before" in query else None
-        owner = None if principal.admin else principal.key
+        owner = self._whose(principal)
         listed = await self.ledger.runs(principal.tenant, owner, limit + 1, before)
         # The listing has no accounts, and without them a run's limit is not known: one more read a run, of a page.
         views = await asyncio.gather(*(self.ledger.run(principal.tenant, view.run) for view in listed[:limit]))
@@ -113,7 +115,7 @@ class BudgetApi:
         first = _instant("from", query["from"]).date() if "from" in query else last - timedelta(days=_DEFAULT_DAYS - 1)
         if first > last:
             raise bad_member("from", f"a time before `to` ({last})")
-        owner = None if principal.admin else principal.key
+        owner = self._whose(principal)
         grouping = by if of_run is None else ("run", *by)
         rows = await self.ledger.spend(principal.tenant, grouping, _start_ms(first), _start_ms(last) + _DAY_MS, owner)
         if of_run is not None:
@@ -142,13 +144,23 @@ class BudgetApi:
         limit = usd_of(body_of(inbound, ("limit",)), "limit")
         if limit is None:
             raise bad_member("limit", 'an amount in USD as a text, such as "$2.00"')
-        if not principal.admin:
-            await self._check_tightens(principal, run, limit)
-        # A run that is limited before its first call, by the admin or by somebody on this machine who shows no key, belongs to nobody
-        # until someone uses it: the calls come with a key, and would else find another's run.
-        owner = "" if principal.admin or principal.key == ANONYMOUS else principal.key
         change = SetLimit(limit, principal.admin, principal.key)
-        return json_reply(run_json(found(await self.ledger.set_limit(principal.tenant, run, owner, change), "run")))
+        for _ in range(2):  # somebody may open it between the two questions, and own it then
+            view = None if principal.admin else await self.ledger.run(principal.tenant, run)
+            if not principal.admin:
+                self._check_tightens(principal, run, view, limit)
+            limited = await self.ledger.set_limit(principal.tenant, run, self._limits_as(principal, view), change)
+            if limited is not None:
+                return json_reply(run_json(limited))
+        raise not_found("run")
+
+    def _limits_as(self, principal: Principal, view: RunView | None) -> str:
+        """In whose name. A run that is limited before its first call, by the admin, or by somebody on this machine who shows no key, or
+        where keys share their runs, belongs to nobody until someone uses it: the calls may come with another key, and would else find
+        another's run."""
+        if self.shared() and view is not None:
+            return view.owner
+        return "" if principal.admin or principal.key == ANONYMOUS or self.shared() else principal.key
 
     async def stop(self, inbound: Inbound, params: Mapping[str, str]) -> Reply:
         """Sticky. The body may say why: `{"reason": "…"}`."""
@@ -187,13 +199,19 @@ class BudgetApi:
 
     async def _run(self, principal: Principal, run: str) -> RunView:
         view = await self.ledger.run(principal.tenant, run)
-        if view is None or not _may_see(principal, view.owner):
+        if view is None or not self._may_see(principal, view.owner):
             raise not_found("run")
         return view
 
-    async def _check_tightens(self, principal: Principal, run: str, limit: int) -> None:
-        view = await self.ledger.run(principal.tenant, run)
-        if view is not None and view.owner not in ("", principal.key):
+    def _may_see(self, principal: Principal, owner: str) -> bool:
+        return principal.admin or owner == principal.key or self.shared()
+
+    def _whose(self, principal: Principal) -> str | None:
+        """Whose runs and spend it is shown; None: everybody's."""
+        return None if principal.admin or self.shared() else principal.key
+
+    def _check_tightens(self, principal: Principal, run: str, view: RunView | None, limit: int) -> None:
+        if view is not None and view.owner and not self._may_see(principal, view.owner):
             raise not_found("run")
         set_by_admin = view is not None and view.raised
         ceilings = [] if set_by_admin else [self.run_ceiling(principal, run)]
@@ -209,10 +227,6 @@ class BudgetApi:
                     "limit",
                 )
             )
-
-
-def _may_see(principal: Principal, owner: str) -> bool:
-    return principal.admin or owner == principal.key
 
 
 def _groups(text: str) -> tuple[str, ...]:

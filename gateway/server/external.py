@@ -16,7 +16,7 @@ from multidict import CIMultiDictProxy
 from gateway.admitting import admit, barred, over_budget
 from gateway.core.decide import Rulebook, Unservable
 from gateway.core.money import format_usd
-from gateway.core.policy import RUN_HEADER, Policy
+from gateway.core.policy import RUN_HEADER, Policy, RunOwner
 from gateway.core.record import record
 from gateway.core.scopes import Amounts, Caller
 from gateway.core.values import Call, Decision
@@ -128,6 +128,10 @@ class External:
     def settled(self, settled: Settled) -> None:
         for alert in settled.alerts:
             self.on_alert(alert)
+
+    def may_end(self, principal: Principal, record: CallRecord) -> bool:
+        """Whether it is the caller's own, or one that the policy lets it share."""
+        return record.owner == principal.key or self.rulebook().policy.runs.owner is RunOwner.TENANT
 
     async def left(self, of: CallRecord) -> str | None:
         """What is left now in the tightest USD account of the run."""

@@ -1,7 +1,7 @@
 """`/budget/reservations`: money held for work that does not pass through the proxy (a tool, another SDK), and then charged or given back.
 
 A hold from outside lives as those of calls do: it ends once, and is charged in full if its time runs out before anybody says what it
-cost. Only its own key may end it; the admin settles any hold by `/admin/holds`.
+cost. Only its own key may end it, or one that shares its runs (`runs.owner: tenant`); the admin settles any hold by `/admin/holds`.
 """
 
 import re
@@ -115,10 +115,10 @@ class ReservationsApi:
         raise _no_room(view, now, beyond(wanted, now.held))
 
     async def _own(self, principal: Principal, hold_id: str) -> CallRecord:
-        """The caller's own; whatever else there is, or is not, is not found."""
+        """One that the caller may end; whatever else there is, or is not, is not found."""
         match = _ID.fullmatch(hold_id)
         record = await self.external.ledger.record(principal.tenant, f"bdg_{match[1]}") if match else None
-        if record is None or record.state is None or record.owner != principal.key:
+        if record is None or record.state is None or not self.external.may_end(principal, record):
             raise not_found("reservation")
         return record
 

@@ -285,7 +285,7 @@ class Model:
         ancestry = (caller.parent, *(parent.ancestry if parent else ()))
         if caller.run in ancestry:
             return Barrier.CYCLE
-        if parent and parent.owner not in ("", caller.key):
+        if parent and parent.owner not in ("", caller.owner):
             return Barrier.FOREIGN_PARENT
         return Barrier.TOO_DEEP if len(ancestry) > DEPTH else ancestry
 
@@ -294,14 +294,15 @@ class Model:
             return None
         caller = decision.call.caller
         run = self.runs_by_id.get((caller.tenant, caller.run))
-        if run and run.owner not in ("", caller.key):
+        if run and run.owner not in ("", caller.owner):
             return Stale(self.now_ms, run.owner)
         place = self.place(caller)
         if isinstance(place, Barrier):
-            return Barred(decision, place, str(caller.parent))
+            whose = self.runs_by_id[caller.tenant, str(caller.parent)].owner if place is Barrier.FOREIGN_PARENT else ""
+            return Barred(decision, place, str(caller.parent), whose)
         windows = [charge.ceiling.account.window for plan in decision.ladder for charge in plan.charges]
         if place != caller.ancestry or not all(window.start_ms <= self.now_ms < window.end_ms for window in windows):
-            return Stale(self.now_ms, caller.key, place)
+            return Stale(self.now_ms, caller.owner, place)
         if how is Debiting.ALWAYS:
             return None
         barred = self.barrier(decision, place)
@@ -320,7 +321,7 @@ class Model:
         if frozen:
             return Barred(decision, Barrier.FROZEN, frozen[0].text)
         if terms.max_active is not None and not caller.run_issued:
-            active = self.active(caller.tenant, caller.key, terms.idle_ms)
+            active = self.active(caller.tenant, caller.owner, terms.idle_ms)
             if caller.run not in active and len(active) >= terms.max_active:
                 return Barred(decision, Barrier.TOO_MANY_RUNS, str(terms.max_active))
         run = self.runs_by_id.get((caller.tenant, caller.run))
@@ -385,10 +386,10 @@ class Model:
         caller = decision.call.caller
         where = (caller.tenant, caller.run)
         is_new = where not in self.runs_by_id
-        run = self.runs_by_id.setdefault(where, _Run(caller.key, self.now_ms, self.now_ms))
+        run = self.runs_by_id.setdefault(where, _Run(caller.owner, self.now_ms, self.now_ms))
         before = replace(run)
         asked = decision.call.directives.run_limit
-        if asked is not None and asked != run.asked and run.owner in ("", caller.key):
+        if asked is not None and asked != run.asked and run.owner in ("", caller.owner):
             run.limit = asked if run.limit is None else min(run.limit, asked)
             run.asked = asked
         blocking: list[tuple[Plan, Charge]] = []
@@ -418,15 +419,15 @@ class Model:
 
     def use(self, run: _Run, caller: Caller) -> None:
         """The call was let in: the run has an owner and a place now, and was used, as its ancestors were."""
-        place = self.place(caller) if run.owner in ("", caller.key) else Barrier.FOREIGN_PARENT
-        run.owner = run.owner or caller.key
+        place = self.place(caller) if run.owner in ("", caller.owner) else Barrier.FOREIGN_PARENT
+        run.owner = run.owner or caller.owner
         if not run.placed and not isinstance(place, Barrier):
             run.placed, run.ancestry = True, place
             if place:
-                fresh = _Run(caller.key, self.now_ms, self.now_ms)
+                fresh = _Run(caller.owner, self.now_ms, self.now_ms)
                 parent = self.runs_by_id.setdefault((caller.tenant, place[0]), fresh)
                 parent.placed = True
-                parent.owner = parent.owner or caller.key
+                parent.owner = parent.owner or caller.owner
         run.issued = caller.run_issued
         run.last_ms = self.now_ms
         for name in run.ancestry:

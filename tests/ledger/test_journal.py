@@ -29,7 +29,7 @@ def commit(number: int = 1) -> Commit:
 
 def debit() -> Debit:
     """With everything that a decision can say."""
-    who = replace(caller("child", team="research", agent="wrïter, a=b"), parent="r0", ancestry=("r0", "root"))
+    who = replace(caller("child", team="research", agent="wrïter, a=b"), parent="r0", ancestry=("r0", "root"), owned_by="k2")
     charges = (
         charge(account("run-ceiling", run="child"), None, own=True, alerts=(500_000,), share_ppm=950_000),
         charge(replace(account("burn", window=rolling(60_000), run="child"), shown="burn-rate"), 7, margin=2),

@@ -90,8 +90,9 @@ def callers(draw: st.DrawFn, model: Model) -> Caller:
     run = draw(st.sampled_from(RUNS))
     issued = draw(st.sampled_from((False, False, False, True)))
     known = model.runs_by_id.get((tenant, run))
-    repeated = 3 if known is None or not known.placed else 20  # how seldom a parent is named
-    parent = draw(st.sampled_from(RUNS)) if draw(st.integers(1, repeated)) == repeated else None
+    often = known is None or not known.placed
+    named, another = draw(st.integers(1, 20)), draw(st.sampled_from(RUNS))
+    parent = another if named > (13 if often else 19) else None
     of = Caller(
         tenant,
         key,
@@ -100,6 +101,7 @@ def callers(draw: st.DrawFn, model: Model) -> Caller:
         issued,
         (("agent", agent),) if agent else (),
         parent=parent,
+        owned_by=draw(st.sampled_from(("",) * 6 + ("k1", "k2"))),
     )
     place = model.place(of)
     wrong = draw(st.integers(0, 19)) == 19

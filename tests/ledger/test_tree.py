@@ -1,11 +1,12 @@
 """A run below another: its calls draw on every ancestor, and its place is fixed once."""
 
 import asyncio
+from dataclasses import replace
 
 import pytest
 
 from gateway.core.values import Decision, Hold
-from gateway.ledger.contract import DEPTH, Barrier, Debiting, Ledger, SetLimit, Stale
+from gateway.ledger.contract import DEPTH, Barred, Barrier, Debiting, Ledger, SetLimit, Stale
 from tests.ledger.asking import balance, bar, debit, hold, look, refuse, settle, spend, view
 from tests.ledger.builders import (
     LEASE_MS,
@@ -112,6 +113,24 @@ async def test_nobody_draws_on_a_run_of_another_key(ledger: Ledger) -> None:
     await hold(ledger, of_tree("theirs", key="k2"))
     assert await bar(ledger, of_tree("mine", "theirs")) == (Barrier.FOREIGN_PARENT, "theirs")
     assert await ledger.run(TENANT, "mine") is None
+
+
+async def test_a_caller_in_the_owners_name_uses_its_runs_and_pays_under_its_own(ledger: Ledger) -> None:
+    await hold(ledger, of_tree("theirs", key="k2"))
+    foreign = await ledger.reserve(of_tree("mine", "theirs"), LEASE_MS)
+    assert isinstance(foreign, Barred)
+    assert foreign.owner == "k2"
+    in_its_name = replace(caller("mine", "k1", parent="theirs"), owned_by="k2")
+    decided = of_tree("mine", "theirs", usd=7)
+    held = await hold(ledger, replace(decided, call=replace(decided.call, caller=in_its_name)))
+    await settle(ledger, held, 7)
+    child, record = await view(ledger, "mine"), await ledger.record(TENANT, held.decision.id)
+    assert record is not None
+    assert (child.owner, record.owner) == ("k2", "k1")
+    assert [run.run for run in await ledger.runs(TENANT, "k2", 10)] == ["theirs", "mine"]
+    assert not await ledger.runs(TENANT, "k1", 10)
+    [spent] = await ledger.spend(TENANT, ("key",), 0, 2**50, None)
+    assert (spent.group, spent.usd) == (("k1",), 7)
 
 
 async def test_a_tree_has_a_greatest_depth(ledger: Ledger) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from gateway.core.catalog import Catalog
-from gateway.core.policy import Budget
+from gateway.core.policy import Budget, RunOwner
 from gateway.identity import Identity
 from gateway.ledger.contract import Alert
 from gateway.ledger.sqlite.ledger import SqliteLedger
@@ -47,9 +47,12 @@ class Spending:
         self.rulebook = rulebook(policy(budget("run-ceiling", "run", limit=USD)))
         self.alerts: list[Alert] = []
         external = External(ledger, identity, lambda: self.rulebook, self.alerts.append, clock)
-        budget_api = BudgetApi(ledger, identity.principal, lambda *_: None, lambda *_: None, clock)
+        budget_api = BudgetApi(ledger, identity.principal, self.shared, lambda *_: None, lambda *_: None, clock)
         pages = (EventsApi(external), ReservationsApi(external, 600_000), budget_api)
         self.ask = Asking([route for page in pages for route in page.routes()])
+
+    def shared(self) -> bool:
+        return self.rulebook.policy.runs.owner is RunOwner.TENANT
 
     def under(self, *budgets: Budget, **sections: Any) -> None:
         self.rulebook = rulebook(policy(*budgets, **sections))

@@ -42,7 +42,7 @@ def ask(ledger: SqliteLedger, clock: Clock, stopped: Stopped) -> Asking:
     def run_ceiling(principal: Principal, run: str) -> int | None:
         return CEILING
 
-    return Asking(BudgetApi(ledger, principal_of, run_ceiling, stopped, clock).routes())
+    return Asking(BudgetApi(ledger, principal_of, lambda: False, run_ceiling, stopped, clock).routes())
 
 
 async def call(ledger: SqliteLedger, clock: Clock, number: int, key: str = "a", run: str = "r1", **more: Any) -> Hold:
@@ -131,7 +131,7 @@ async def test_a_decision_that_the_ledger_has_retired_is_found_in_the_archive(
     ledger: SqliteLedger, clock: Clock, tmp_path: Path
 ) -> None:
     archive = Archive(tmp_path / "records.db")
-    api = BudgetApi(ledger, principal_of, lambda *_: None, lambda *_: None, clock, archive.find)
+    api = BudgetApi(ledger, principal_of, lambda: False, lambda *_: None, lambda *_: None, clock, archive.find)
     ask = Asking(api.routes())
     await settle(ledger, await call(ledger, clock, 1), 3_141_592)
     before = await ask("GET", "/budget/decisions/bdg_1")

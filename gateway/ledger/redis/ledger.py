@@ -261,7 +261,7 @@ class RedisLedger:
             return reserved(shape, decision, reply)
 
         def in_full() -> tuple[Argument, ...]:
-            owner = decision.call.caller.key
+            owner = decision.call.caller.owner
             named = [keys.call(tail), keys.leases, keys.runs, keys.owner(owner), keys.active(owner)]
             named += shape.after
             named.append(keys.days)  # a debit's spend
@@ -432,7 +432,7 @@ class RedisLedger:
         tenant = await self._get(caller.tenant)
         shape = tenant.shapes.of(decision)
         # As far as is known; the script says if it is not so.
-        assumed = _Assumed(decision.at_ms // DAY_MS, caller.key, ())
+        assumed = _Assumed(decision.at_ms // DAY_MS, caller.owner, ())
         for _ in range(_TRIES):
             sent = self._send_debit(tenant, shape, decision, settlement, how, assumed)
             reply = self._slots.checked(tenant, await sent)
@@ -441,7 +441,7 @@ class RedisLedger:
             if reply[0] != AGAIN:
                 return refused(shape, decision, reply)
             others = [each for each in read_ancestry(reply[4].decode()) if each not in (*caller.ancestry, caller.parent)]
-            assumed = _Assumed(reply[2] // DAY_MS, reply[3].decode() or caller.key, tuple(others))
+            assumed = _Assumed(reply[2] // DAY_MS, reply[3].decode() or caller.owner, tuple(others))
         raise LedgerUnavailable(f"{decision.id} can't be debited: its run changes hands all the time")
 
     def _send_debit(

@@ -137,8 +137,8 @@ class Plain:
         texts = (*shape.runs, *shape.accounts[0])
         self._texts = 2 + len(texts)  # among KEYS
         recent = [keys.recent(caller.run)] if rules.same_request else []
-        after = (*texts, keys.leases, keys.active(caller.key), keys.runs, keys.owner(caller.key), *recent)
-        begins = [keep_run_texts(caller.key, "", caller.ancestry[place:]) for place in range(len(names))]
+        after = (*texts, keys.leases, keys.active(caller.owner), keys.runs, keys.owner(caller.owner), *recent)
+        begins = [keep_run_texts(caller.owner, "", caller.ancestry[place:]) for place in range(len(names))]
         terms = packed_numbers(
             *(*windows_of(lines.charges), -1 if run_limit is None else run_limit, caller.run_issued),
             *(
@@ -224,7 +224,8 @@ class Shapes:
         call = decision.call
         caller = call.caller
         known_by = (
-            *(caller.key, caller.run, caller.run_scope, caller.run_issued, caller.dimensions, caller.parent, caller.ancestry),
+            *(caller.key, caller.owned_by, caller.run, caller.run_scope, caller.run_issued, caller.dimensions),
+            *(caller.parent, caller.ancestry),
             *(call.directives.run_limit, decision.terms, decision.lapses),
             *[id(plan.charges) for plan in decision.ladder],
         )
@@ -280,7 +281,7 @@ def arguments(shape: Shape, decision: Decision, tail: str, lease_ms: int, debit:
     """ARGV of reserve.lua, from the third on."""
     call = decision.call
     args: list[str | bytes | int] = [
-        *(tail, lease_ms, call.fingerprint, call.caller.key, call.caller.run, shape.ancestry, shape.caller, shape.rare),
+        *(tail, lease_ms, call.fingerprint, call.caller.owner, call.caller.run, shape.ancestry, shape.caller, shape.rare),
         *(rest_of(decision), debit, plans_of(shape, decision), shape.group),
     ]
     for each in shape.lines:
@@ -328,7 +329,8 @@ def refused(shape: Shape, decision: Decision, reply: Sequence[Any]) -> Refusal |
             bool(paused),
         )
     if code == BARRED:
-        return Barred(decision, Barrier(reply[2].decode()), reply[3].decode("utf-8", "surrogatepass"))
+        what, owner = [each.decode("utf-8", "surrogatepass") for each in reply[3:5]]
+        return Barred(decision, Barrier(reply[2].decode()), what, owner)
     assert code == STALE, reply
     place = reply[4].decode()
     return Stale(reply[2], reply[3].decode("utf-8", "surrogatepass"), tuple(place.split("/")) if place else ())

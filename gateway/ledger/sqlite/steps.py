@@ -15,7 +15,7 @@ from dataclasses import replace
 from operator import sub
 from typing import Final, NamedTuple
 
-from gateway.core.scopes import Amounts
+from gateway.core.scopes import Amounts, Caller
 from gateway.core.values import Balance, Basis, Ceiling, Charge, Decision, Ending, Hold, Plan, Usage, UsageSource
 from gateway.ledger.contract import (
     Alert,
@@ -110,7 +110,7 @@ def _judge(books: Books, decision: Decision, how: Debiting) -> _Judged | Barred 
     caller = decision.call.caller
     run = books.run(caller.tenant, caller.run)
     asked = decision.call.directives.run_limit
-    mine = run is None or run.owner == caller.key or not run.owner
+    mine = run is None or run.owner == caller.owner or not run.owner
     asks = how is Debiting.ASK
     place: tuple[str, ...] | None
     layouts = [layout_of(plan.charges) for plan in decision.ladder]
@@ -125,12 +125,12 @@ def _judge(books: Books, decision: Decision, how: Debiting) -> _Judged | Barred 
             return Stale(books.now_ms, run.owner)
         found = place_of(books, caller, run)
         if isinstance(found, Barrier):
-            return Barred(decision, found, caller.parent or "")
+            return Barred(decision, found, caller.parent or "", _owner_of_foreign(books, caller, found))
         if found != caller.ancestry:
-            return Stale(books.now_ms, caller.key, found)
+            return Stale(books.now_ms, caller.owner, found)
         for layout in layouts:
             if not layout.from_ms <= books.now_ms < layout.until_ms:
-                return Stale(books.now_ms, caller.key, found)
+                return Stale(books.now_ms, caller.owner, found)
         if asks:
             barred = _barrier(books, decision, run, found)
             if barred is not None:
@@ -158,7 +158,7 @@ def _barrier(books: Books, decision: Decision, run: RunRow | None, ancestry: tup
             return Barred(decision, Barrier.FROZEN, frozen.text)
     terms = decision.terms
     most = None if caller.run_issued or _is_active(run, books.now_ms - terms.idle_ms) else terms.max_active
-    if most is not None and books.has_active_runs(caller.tenant, caller.key, terms.idle_ms, most):
+    if most is not None and books.has_active_runs(caller.tenant, caller.owner, terms.idle_ms, most):
         return Barred(decision, Barrier.TOO_MANY_RUNS, str(most))
     fingerprint = decision.call.fingerprint
     if terms.same_request and fingerprint and run is not None and run.recent and terms.within_calls > 1:
@@ -166,6 +166,11 @@ def _barrier(books: Books, decision: Decision, run: RunRow | None, ancestry: tup
         if same >= terms.same_request:
             return Barred(decision, Barrier.LOOP, str(same))
     return None
+
+
+def _owner_of_foreign(books: Books, caller: Caller, barrier: Barrier) -> str:
+    parent = books.run(caller.tenant, caller.parent) if barrier is Barrier.FOREIGN_PARENT and caller.parent else None
+    return "" if parent is None else parent.owner
 
 
 def _is_active(run: RunRow | None, since_ms: int) -> bool:
@@ -313,14 +318,14 @@ def _claim(books: Books, decision: Decision, judged: _Judged) -> RunRow:
     caller = decision.call.caller
     row = judged.run
     if row is None:
-        row = books.new_run(caller.tenant, caller.run, caller.key)
-    if row.owner != caller.key and not row.owner:
-        row.owner = caller.key
+        row = books.new_run(caller.tenant, caller.run, caller.owner)
+    if row.owner != caller.owner and not row.owner:
+        row.owner = caller.owner
         row.change()
     if judged.ancestry is not None and not row.placed:
         take_place(books, caller, row, judged.ancestry)
     asked = decision.call.directives.run_limit
-    if asked is not None and row.owner == caller.key and asked != row.asked:
+    if asked is not None and row.owner == caller.owner and asked != row.asked:
         row.limit, row.asked = judged.own[0], asked
         row.change()
     if row.issued != caller.run_issued:

@@ -21,7 +21,7 @@ def place_of(books: Books, caller: Caller, run: RunRow | None) -> tuple[str, ...
         return (parent,)
     if caller.run in above.ancestry:
         return Barrier.CYCLE
-    if above.owner not in ("", caller.key):
+    if above.owner not in ("", caller.owner):
         return Barrier.FOREIGN_PARENT
     return (parent, *above.ancestry) if len(above.ancestry) < DEPTH else Barrier.TOO_DEEP
 
@@ -32,10 +32,10 @@ def take_place(books: Books, caller: Caller, run: RunRow, ancestry: tuple[str, .
     run.ancestry = ancestry
     run.change()
     if ancestry:
-        parent = books.run(caller.tenant, ancestry[0]) or books.new_run(caller.tenant, ancestry[0], caller.key)
+        parent = books.run(caller.tenant, ancestry[0]) or books.new_run(caller.tenant, ancestry[0], caller.owner)
         if not parent.placed:
             parent.placed = 1
-            parent.owner = parent.owner or caller.key
+            parent.owner = parent.owner or caller.owner
             parent.change()
 
 

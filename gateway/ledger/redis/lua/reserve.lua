@@ -4,7 +4,7 @@
 --        9 refused  10 refused by time  11 the ring  12 accounts by end  13 accounts by run  14 shared accounts' scopes by end  15 ended
 --        16 days  17 the day's spend; then a run each: the caller's, its ancestors, the parent named if it is none of them, others that
 --        a debit names; then the accounts of each text of lines
--- ARGV   1 epoch  2 sequence  3 tail  4 lease_ms  5 fingerprint  6 the owner  7 the run  8 its ancestry "parent/its parent"
+-- ARGV   1 epoch  2 sequence  3 tail  4 lease_ms  5 fingerprint  6 whose run it is  7 the run  8 its ancestry "parent/its parent"
 --        9 the caller (see CALLER)  10 what is rarely looked at (see RARE)  11 the record's rest, kept as it is  12 the debit (see DEBIT)
 --        or ''  13 the plans [[text, usd, tokens, calls, end of the group, usd, tokens, calls of its slice (false: it has none), credits,
 --        risk points] …]: what is left off at its end is none  14 start of the group
@@ -12,7 +12,7 @@
 -- Reply  {HELD, sequence, when, lease, plan, balances, warnings {line, limit, committed, reserved, unconfirmed}};
 --        behind it 1 where it was held before
 --        {REFUSED, sequence, now, paused, blocking, accounts}, both {text, line, limit, committed, reserved, unconfirmed, aging}
---        {BARRED, sequence, barrier, what}  {STALE, sequence, now, owner, ancestry}  {ENDED, sequence, state}
+--        {BARRED, sequence, barrier, what, whose a foreign parent is}  {STALE, sequence, now, owner, ancestry}  {ENDED, sequence, state}
 --        a debit: {DONE, sequence, state, changed, usd, tokens, calls, balances, alerts, credits, risk points}
 --        {AGAIN, sequence, now, owner, ancestry}: its day is another, or the run's owner, or its ancestors, who did not all come in KEYS
 local BEFORE_RUNS, BEFORE_TEXTS = 17, 14

@@ -27,12 +27,12 @@ local function remember(why, told, blocking)
   end
 end
 
-local function bar(barrier, what, why)
+local function bar(barrier, what, why, whose)
   if why and run.o then
     advance()
     remember(why, {}, {})
   end
-  return {BARRED, sequence, barrier, what}
+  return {BARRED, sequence, barrier, what, whose or ''}
 end
 
 -- The run's place in the tree, or nil and the barrier that stands in the way.
@@ -92,7 +92,7 @@ elseif how ~= REPLAY then
 end
 if how ~= REPLAY then
   if barred then
-    return bar(barred, caller[PARENT])
+    return bar(barred, caller[PARENT], nil, barred == 'foreign_parent' and parent.o)
   end
   if place ~= ancestry or now < caller[FROM] or now >= caller[UNTIL] then
     return {STALE, sequence, now, owner, place}
