@@ -35,12 +35,15 @@ from gateway.ledger import opening
 from gateway.ledger.contract import Ledger, LedgerUnavailable
 from gateway.office import Ids, Office, clock_ms, install_secret
 from gateway.origins import Origins
+from gateway.outlook import Known, known, placed
 from gateway.registry import Registry
 from gateway.relay import Places, Shared
 from gateway.server.accepting import allow_files
 from gateway.server.admin import Admin
+from gateway.server.asks import Ask, Asks
 from gateway.server.budget_api import BudgetApi
 from gateway.server.edge import Edge, Limits
+from gateway.server.estimate_api import EstimateApi
 from gateway.server.events_api import EventsApi
 from gateway.server.external import External
 from gateway.server.guards import LOOPBACK_HOSTS, Guards
@@ -56,7 +59,7 @@ from gateway.wire.dialect import Dialect
 from gateway.wire.dialects import DIALECTS
 from gateway.wire.exchange import Inbound
 from gateway.wire.headers import directives
-from gateway.wire.problem import Refused, problem
+from gateway.wire.problem import Refused, amount_text, problem
 from gateway.yaml_source import Mistakes
 
 T = TypeVar("T")
@@ -139,13 +142,15 @@ class Gateway:
     def _routes(self) -> Routes:
         principal_of = self._identity.principal
         archived = None if self.office.archive is None else self.office.archive.find
+        asks = Asks(self.ledger, self._raise_asked)
         budget_api = BudgetApi(
-            self.ledger, principal_of, self._shared, self._run_ceiling, self.flow.run_stopped, clock_ms, archived
+            self.ledger, principal_of, self._shared, self._run_ceiling, self.flow.run_stopped, clock_ms, asks, archived
         )
         unset_token_env = self.config.admin_token_env if self.config.admin_token is None else None
-        admin = Admin(self.ledger, principal_of, unset_token_env, self._dimensions, self.flow.scope_frozen)
+        admin = Admin(self.ledger, principal_of, unset_token_env, self._dimensions, self.flow.scope_frozen, asks, clock_ms)
         external = External(self.ledger, self._identity, lambda: self.flow.rulebook, self.observer.alert, clock_ms)
         events_api, reservations_api = EventsApi(external), ReservationsApi(external, self.config.lease_ms)
+        estimate_api = EstimateApi(self.flow, external, self._large)
         asked = principal_of if self.config.auth == "keys" else None
         ops = Ops(self.ledger, self.metrics, self._serving, asked, lambda: self._edge.shedding)
         models = ModelList(self._identity, lambda: self.flow.rulebook)
@@ -159,7 +164,10 @@ class Gateway:
                 **dict.fromkeys(responses.STORED, self._stored.serve),
                 **{(route.method, route.path): partial(self.flow.pass_on, route) for route in self.config.unmetered_routes},
             },
-            [*budget_api.routes(), *events_api.routes(), *reservations_api.routes(), *admin.routes(), *ops.routes()],
+            [
+                *(*budget_api.routes(), *events_api.routes(), *reservations_api.routes(), *estimate_api.routes()),
+                *(*admin.routes(), *ops.routes()),
+            ],
         )
 
     def _guards(self) -> Guards:
@@ -181,6 +189,11 @@ class Gateway:
         """Those that a caller can have here."""
         bound = {name for key in self.config.keys for name, _ in key.dimensions}
         return bound | {name for name, _ in self.flow.rulebook.policy.identity}
+
+    def _raise_asked(self, tenant: str, ask: Ask) -> None:
+        # Not why: that is the caller's text.
+        wanted = amount_text(ask.amount, ask.unit)
+        self.events.log.warning("raise_asked", tenant=tenant, run=ask.run, key=ask.owner, wanted=wanted, account=ask.account)
 
     def _provider_rests(self, provider: str, seconds: float) -> None:
         self.metrics.provider_rests(provider)
@@ -298,15 +311,15 @@ async def _explain(
         return decision
 
     if opening.never_used(config.ledger):
-        return explaining.Explanation(decided(caller), rulebook, explaining.Known())
+        return explaining.Explanation(decided(caller), rulebook, Known())
     ledger = opening.ledger_of(config.ledger, config.state_dir, clock_ms)
     await ledger.start()
     try:
         registry = Registry(ledger, clock_ms, lambda _: None, lambda _: None)
         await registry.look()
         rulebook = rulebook.beside(registry.grants)
-        decision = decided(await explaining.placed(ledger, caller))
-        return explaining.Explanation(decision, rulebook, await explaining.known(ledger, decision))
+        decision = decided(await placed(ledger, caller))
+        return explaining.Explanation(decision, rulebook, await known(ledger, decision))
     finally:
         await ledger.close()
 

@@ -143,9 +143,7 @@ def explain(
     if dialect is None:
         _fail(f"--route: found {route!r}, expected one of {', '.join(each.path for each in DIALECTS)}")
     lines = [*(header or ()), *([] if run is None else [f"X-Run-Id: {run}"])]
-    for line in lines:
-        if ":" not in line:
-            _fail(f"--header: found {line!r}, expected a name, a colon and a value")
+    _headers(header)
     loaded, policy = _load(_config_path(config))
     try:
         body = sys.stdin.buffer.read() if request == "-" else Path(request).read_bytes()
@@ -251,6 +249,51 @@ def runs_limit(
 ) -> None:
     """Sets a run's own ceiling. Raising it needs the admin token."""
     _print_run(_remote(gateway, tenant).put(f"/budget/runs/{quoted(run)}", "run_id", {"limit": limit}), as_json)
+
+
+@runs_app.command("asks")
+def runs_asks(gateway: GatewayOption = HERE, tenant: TenantOption = None, as_json: JsonOption = False) -> None:
+    """The raises that runs ask for, the oldest first. Needs the admin token."""
+    told = _remote(gateway, tenant).get("/admin/asks", "asks")
+    if as_json:
+        _print_json(told)
+        return
+    rows = [
+        {**ask, "amount": _amount(ask["amount"], ask["unit"]), "limit": _amount(ask["limit"], ask["unit"])}
+        for ask in told["asks"]
+    ]
+    _print_table(("run_id", "amount", "limit", "account", "key", "at", "reason"), rows)
+
+
+@runs_app.command("raise")
+def runs_raise(
+    run: str,
+    amount: Annotated[str | None, typer.Argument(help='So much more, such as "$2.00"; left out: what the run asked for.')] = None,
+    gateway: GatewayOption = HERE,
+    tenant: TenantOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Raises a run's own ceiling by an amount, and so answers its ask. Needs the admin token."""
+    from gateway.core.money import format_usd, parse_usd
+
+    remote, path = _remote(gateway, tenant), f"/budget/runs/{quoted(run)}"
+    told = remote.get(path, "run_id")
+    ask = told["ask"]
+    if amount is None:
+        if ask is None:
+            _fail(f"run {run} asks for nothing: name an amount")
+        if ask["unit"] != "usd" or (ask["account"] is not None and told["limit_usd"] != ask["limit"]):
+            _fail(f"run {run} asks for room in {ask['account']}: `penstock runs account limit` gives it")
+        amount = ask["amount"]
+    if told["limit_usd"] is None:
+        _fail(
+            f"run {run} has no ceiling of its own: `penstock runs limit` sets one, `penstock runs account limit` another budget's"
+        )
+    try:
+        limit = parse_usd(told["limit_usd"]) + parse_usd(amount)
+    except ValueError as error:
+        _fail(f"{amount}: {error}")
+    _print_run(remote.put(path, "run_id", {"limit": format_usd(limit)}), as_json)
 
 
 @runs_app.command("settle")
@@ -520,6 +563,16 @@ def _print_verdict(verdict: Any, done: str, out: TextIO | None = None) -> None:
     print(f"{done}: {verdict.counts}; every balance is what its records say", file=out)
 
 
+def _headers(lines: list[str] | None) -> dict[str, str]:
+    found: dict[str, str] = {}
+    for line in lines or ():
+        name, colon, value = line.partition(":")
+        if not colon:
+            _fail(f"--header: found {line!r}, expected a name, a colon and a value")
+        found[name.strip()] = value.strip()
+    return found
+
+
 def _why(reason: str) -> dict[str, Any]:
     return {"reason": reason} if reason else {}
 
@@ -534,6 +587,12 @@ def _scope(words: list[str]) -> dict[str, str]:
             _fail(f"found {word!r}, expected a dimension and its value such as team=research, or the word tenant alone")
         scope[name] = value
     return scope
+
+
+def _amount(amount: str | int | None, unit: str) -> str | None:
+    if amount is None:
+        return None
+    return f"${amount}" if unit == "usd" else f"{amount:,} {unit.replace('_', ' ')}"
 
 
 def _whole(amount: str) -> int:
@@ -553,7 +612,11 @@ def _print_run(told: dict[str, Any], as_json: bool) -> None:
         return
     for name in ("run_id", "state", "limit_usd", "committed_usd", "reserved_usd", "remaining_usd", "unconfirmed_usd", "calls"):
         print(f"{name:<16} {told.get(name)}")
-    for name, value in (("paused_by", told.get("paused_by")), ("ancestry", ", ".join(told.get("ancestry", ())))):
+    ask = told.get("ask")
+    asks = None if ask is None else f"{_amount(ask['amount'], ask['unit'])} more, at {ask['at']}: {ask['reason']}"
+    for name, value in (
+        *(("paused_by", told.get("paused_by")), ("ancestry", ", ".join(told.get("ancestry", ()))), ("asks for", asks)),
+    ):
         if value:
             print(f"{name:<16} {value}")
     _print_table(("account", "limit", "committed", "reserved", "remaining", "mode"), told.get("accounts", []))

@@ -6,6 +6,7 @@ Nothing is forwarded before its worst case is held. From the moment there is a h
 import asyncio
 import contextlib
 from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
 from functools import partial
 from typing import Final, TypeAlias
 
@@ -109,29 +110,43 @@ class Flow:
 
     async def _admit(self, dialect: Dialect, inbound: Inbound, outlet: Outlet, story: Story) -> Relay:
         """Everything before the provider: the relay it returns has a hold."""
+        posed = await self._posed(dialect, None, inbound, story)
+        rulebook, counts, reach = posed.rulebook, posed.counts, posed.reach
+        journey = Journey(self._ways, rulebook, Asked(dialect, posed.request, inbound, posed.principal), counts)
+        decide = partial(self._by_the_book, rulebook, reach, counts)
+        settling = await self._reserve(rulebook, posed.call, counts, reach, decide, posed.at_ms, outlet, story)
+        return self._answering(settling, journey, story)
+
+    async def pose(self, dialect: Dialect, inbound: Inbound, request: Request | None = None, run: str | None = None) -> "Posed":
+        """A call that is not made: for whoever asks what would be done with it. `request`: where its body is none of the dialect's; `run`:
+        where it is named otherwise than the policy tells."""
+        return await self._posed(dialect, request, inbound, self._observer.story(inbound.request_id), run)  # which nobody is told
+
+    async def _posed(
+        self, dialect: Dialect, request: Request | None, inbound: Inbound, story: Story, run: str | None = None
+    ) -> "Posed":
+        """Everything before the decision. Refused."""
         rulebook = self.rulebook
         principal = await self._identity.admitted(inbound.headers)
-        fingerprinted = rulebook.policy.runs.terms.same_request > 0
-        if len(inbound.body) <= SMALL_BYTES:
-            request, fingerprint = _read(dialect, inbound, fingerprinted)
-        else:
-            request, fingerprint = await self._read_beside(dialect, inbound, fingerprinted)
+        fingerprinted, fingerprint = rulebook.policy.runs.terms.same_request > 0, ""
+        if request is None:
+            if len(inbound.body) <= SMALL_BYTES:
+                request, fingerprint = _read(dialect, inbound, fingerprinted)
+            else:
+                request, fingerprint = await self._read_beside(dialect, inbound, fingerprinted)
         story.asked(request.model, request.stream)
         if request.background and not self._shared.settings.background:
             raise bad_request("not_estimable", _NO_BACKGROUND, "background")
         at_ms = self._shared.clock_ms()
-        caller = self._kin.placed(self._identity.caller(principal, inbound, request, rulebook.policy, at_ms))
+        caller = self._kin.placed(self._identity.caller(principal, inbound, request, rulebook.policy, at_ms, run))
         story.called_by(caller)
         call = request.call(caller, directives(inbound.headers), fingerprint)
         counts = rulebook.counts(call, len(inbound.body))
         inbound.body = b""
         if counts.size > _COUNT_INLINE_CHARS:
             await self._count_beforehand(rulebook, call, counts)
-        journey = Journey(self._ways, rulebook, Asked(dialect, request, inbound, principal), counts)
         reach = self._reach(principal, self._shared.origins.find(call.continues))
-        decide = partial(self._by_the_book, rulebook, reach, counts)
-        settling = await self._reserve(rulebook, call, counts, reach, decide, at_ms, outlet, story)
-        return self._answering(settling, journey, story)
+        return Posed(rulebook, principal, request, call, counts, reach, at_ms)
 
     async def _admit_unmetered(
         self, route: UnmeteredRoute, dialect: Dialect, inbound: Inbound, outlet: Outlet, story: Story
@@ -289,6 +304,19 @@ class Flow:
     async def watch(self) -> None:
         """Runs as long as the gateway: keeps the leases of calls that last, and notices what was stopped or frozen elsewhere."""
         await self._watch.run()
+
+
+@dataclass(slots=True, eq=False)
+class Posed:
+    """A call, read and ready to be decided."""
+
+    rulebook: Rulebook
+    principal: Principal
+    request: Request
+    call: Call
+    counts: Counts
+    reach: Reach
+    at_ms: int
 
 
 @record

@@ -13,33 +13,36 @@ _TIMEOUT_S = 10
 
 
 class RemoteError(Exception):
-    """The gateway refused, or is not there: the message is for the user. `status`: None where there was no answer of a gateway."""
+    """The gateway refused, or is not there: the message is for the user. `status`: None where there was no answer of a gateway; `code`:
+    the gateway's word for why it refused."""
 
-    def __init__(self, message: str, status: int | None = None) -> None:
+    def __init__(self, message: str, status: int | None = None, code: str | None = None) -> None:
         super().__init__(message)
         self.status = status
+        self.code = code
 
 
 @dataclass(frozen=True, slots=True)
 class Remote:
     """`url` without a path: `http://127.0.0.1:8080`. `token`: the admin token, or a caller's own key. `tenant`: the one that the admin
-    acts on."""
+    acts on. `headers`: what a caller says of itself with each request."""
 
     url: str
     token: str | None = field(default=None, repr=False)
     tenant: str | None = None
+    headers: Mapping[str, str] = field(default_factory=dict)
 
     def get(self, path: str, member: str, **query: str | None) -> dict[str, Any]:
         """`member`: what a gateway's answer has, and another server's has not."""
-        return self._ask("GET", path, member, None, query)
+        return self.ask("GET", path, member, None, query)
 
     def put(self, path: str, member: str, body: Mapping[str, Any]) -> dict[str, Any]:
-        return self._ask("PUT", path, member, body)
+        return self.ask("PUT", path, member, body)
 
     def post(self, path: str, member: str, body: Mapping[str, Any]) -> dict[str, Any]:
-        return self._ask("POST", path, member, body)
+        return self.ask("POST", path, member, body)
 
-    def _ask(
+    def ask(
         self, method: str, path: str, member: str, body: Mapping[str, Any] | None, query: Mapping[str, str | None] | None = None
     ) -> dict[str, Any]:
         if not self.url.startswith(("http://", "https://")):
@@ -49,6 +52,8 @@ class Remote:
         request = urllib.request.Request(  # noqa: S310 - the scheme was checked above
             self.url.rstrip("/") + target, method=method, data=None if body is None else json.dumps(body).encode()
         )
+        for name, value in self.headers.items():
+            request.add_header(name, value)
         request.add_header("Content-Type", "application/json")
         if self.token:
             request.add_header("Authorization", f"Bearer {self.token}")
@@ -58,7 +63,7 @@ class Remote:
             with opener.open(request, timeout=_TIMEOUT_S) as answer:
                 told = _json(answer.read())
         except urllib.error.HTTPError as refusal:
-            raise RemoteError(_reason(refusal), refusal.code) from None
+            raise _refused(refusal) from None
         except (OSError, ValueError, http.client.HTTPException) as failure:
             why = getattr(failure, "reason", failure)
             raise RemoteError(
@@ -81,14 +86,15 @@ def _json(data: bytes) -> object:
         return None
 
 
-def _reason(refusal: urllib.error.HTTPError) -> str:
+def _refused(refusal: urllib.error.HTTPError) -> RemoteError:
     try:
         told = _json(refusal.read())
     except (OSError, http.client.HTTPException):
         told = None
-    detail = told.get("detail") if isinstance(told, dict) else None
+    said = told if isinstance(told, dict) else {}
+    detail, code = said.get("detail"), said.get("code")
     if not isinstance(detail, str):
         detail = f"{refusal.url} answered HTTP {refusal.code}"
     if refusal.code in (401, 403):
         detail += " (the admin token is read from PENSTOCK_ADMIN_TOKEN, a caller's key from PENSTOCK_KEY)"
-    return detail
+    return RemoteError(detail, refusal.code, code if isinstance(code, str) else None)

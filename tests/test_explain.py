@@ -11,8 +11,9 @@ from gateway.core.policy import Limit, ModelPolicy, Share, Terms
 from gateway.core.scopes import Unit
 from gateway.core.values import Balance, Directives, Ending, Hold, Mode, Usage, UsageSource
 from gateway.core.windows import WindowKind
-from gateway.explain import Explanation, Known, known, placed
+from gateway.explain import Explanation
 from gateway.ledger.contract import Barred, Frozen, Ledger, Refusal, RunState, RunView, Settlement
+from gateway.outlook import Known, known, placed
 from tests.support.clock import NOW_MS, Clock
 from tests.support.records import USD, caller
 from tests.support.rulebooks import BIG, SMALL, budget, call, decide, model, policy, rulebook

@@ -51,7 +51,6 @@ class Offer:
     model: Model  # as its first route has it
     routes: tuple[Route, ...]  # in the order in which they are tried; all priced
     instead: tuple[str, ...]  # the models of its ladder, in the order in which they are tried
-    beside: tuple[str, ...]  # the provider's cheaper models, dearest first by list price
     models: tuple[Model, ...]  # of its ladder, as all their routes have them
 
 
@@ -92,11 +91,14 @@ class Rulebook:
         self._ceilings = Ceilings(policy, grants)
         self._terms = policy.runs.terms
         self._offers: dict[str, Offer | Unservable] = {}
+        self._routes: dict[str, tuple[Route, ...] | Unservable] = {}
+        self._beside: dict[str, tuple[str, ...]] = {}
 
     def beside(self, grants: Grants) -> "Rulebook":
         """The same policy beside other grants."""
         rulebook = Rulebook(self.policy, self.catalog, self.counter, self.learned, grants)
-        rulebook._offers = self._offers  # what a model costs does not hang on grants
+        # What a model costs does not hang on grants.
+        rulebook._offers, rulebook._routes, rulebook._beside = self._offers, self._routes, self._beside
         return rulebook
 
     # -- the decision ---------------------------------------------------------------------------------------------------------
@@ -171,13 +173,33 @@ class Rulebook:
         if isinstance(first, Unservable):
             return ()
         found: list[tuple[Model, Plan]] = []
-        for name in dict.fromkeys((*offer.instead, *offer.beside)):
+        for name in dict.fromkeys((*offer.instead, *self._beside_of(call.model, offer))):
             rung = self._rung(asking, name)
             if not isinstance(rung, Unservable) and _unfit(call, rung, first, first) is None:
                 found.append((rung.model, _plan(call, rung, standing, has_cheaper=False)))
         if fits is not None:
             found.sort(key=lambda pair: not fits(pair[1]))
         return found[:at_most]
+
+    def choices(self, call: Call, reach: Reach, at_ms: int, counts: "Counts | None" = None) -> Iterator[Plan | None]:
+        """What each model of the catalog would hold for the call, if the call named that one and took no other; None where it can't serve
+        it, so that whoever asks may pause after any. None of those that are retired."""
+        standing = self._standing(call, at_ms)
+        if isinstance(standing, Unservable):
+            return
+        hard = _is_hard(standing, call)
+        call = _with_flat(call, self.catalog.flat)
+        if hard and call.unpriced and _without_reserve(call) is not None:
+            return
+        asking = _Asking(call, reach, counts or self.counts(call), hard)
+        for name, model in self.catalog.models.items():
+            # Its output cap may be one that the policy sets by name.
+            named = replace(asking, call=replace(call, model=name))
+            rung = None if model.retired or model.base_only else self._rung(named, name)
+            if rung is None or isinstance(rung, Unservable) or _unable(named.call, rung.model) is not None:
+                yield None
+            else:
+                yield _plan(named.call, rung, standing, has_cheaper=False)
 
     def onward(
         self, decision: Decision, plan: Plan, tried: Collection[Route], reach: Reach, counts: "Counts | None" = None
@@ -215,9 +237,9 @@ class Rulebook:
         offer = self._offer(call.model)
         if isinstance(offer, Offer):
             yield from offer.models
-            for other in map(self._offer, offer.beside if beside else ()):
-                if isinstance(other, Offer):
-                    yield from other.models[:1]
+            for other in map(self._routes_of, self._beside_of(call.model, offer) if beside else ()):
+                if not isinstance(other, Unservable):
+                    yield other[0].model
 
     def run_ceiling(self, caller: Caller) -> int | None:
         """The policy's own limit for the caller's run, in microcents; None where it sets none."""
@@ -245,10 +267,10 @@ class Rulebook:
     def _rung(self, asking: "_Asking", name: str, tried: Collection[Route] = ()) -> Rung | Unservable:
         """What the model would cost for this call by the first route that it can take, or why it can't serve it."""
         call, counts, hard = asking.call, asking.counts, asking.hard
-        offer = self._offer(name)
-        if isinstance(offer, Unservable):
-            return offer
-        route = self._open_route(offer, name, asking, tried)
+        routes = self._routes_of(name)
+        if isinstance(routes, Unservable):
+            return routes
+        route = self._open_route(routes, name, asking, tried)
         if isinstance(route, Unservable):
             return route
         model, provider = route.model, route.provider
@@ -292,9 +314,11 @@ class Rulebook:
             )
         return Rung(name, model, provider, cap, input_tokens, estimate.worst_case(call, model, input_tokens, cap), read.basis)
 
-    def _open_route(self, offer: Offer, name: str, asking: "_Asking", tried: Collection[Route]) -> Route | Unservable:
+    def _open_route(
+        self, routes: tuple[Route, ...], name: str, asking: "_Asking", tried: Collection[Route]
+    ) -> Route | Unservable:
         """The first whose provider can be reached, and does not rest; else the first that can be reached."""
-        routes, reach = offer.routes, asking.reach
+        reach = asking.reach
         only = routes[0] if len(routes) == 1 and not tried else None  # of nearly every model
         if only is not None and only.provider in reach.served and self.catalog.speaks(only.provider, asking.call.dialect):
             return only
@@ -351,6 +375,25 @@ class Rulebook:
         return known
 
     def _make_offer(self, name: str) -> Offer | Unservable:
+        routes = self._routes_of(name)
+        if isinstance(routes, Unservable):
+            return routes
+        auto = self.policy.models.auto
+        instead = self._cheaper_beside(routes[0].model, routes[0].provider) if auto else self.policy.models.ladder_for(name)
+        instead = tuple(other for other in dict.fromkeys(instead) if other != name)
+        models = tuple(route.model for each in (name, *instead) for route in self.catalog.routes_of(each))
+        return Offer(routes[0].model, routes, instead, models)
+
+    def _routes_of(self, name: str) -> tuple[Route, ...] | Unservable:
+        """Those of a model that the policy allows, where its price is known, in the order in which they are tried."""
+        known = self._routes.get(name)
+        if known is None:
+            known = self._priced_routes(name)
+            if name in self.catalog.models:
+                self._routes[name] = known
+        return known
+
+    def _priced_routes(self, name: str) -> tuple[Route, ...] | Unservable:
         if not self.policy.models.allows(name):
             return Unservable("model_not_served", f"the policy does not allow the model {name!r} (models.allow)", "model")
         routes = tuple(route for route in self.catalog.routes_of(name) if route.model.priced)
@@ -361,12 +404,16 @@ class Rulebook:
                 "config, with its price or with `free: true`",
                 "model",
             )
-        model = routes[0].model
-        beside = self._cheaper_beside(model, routes[0].provider)
-        instead = beside if self.policy.models.auto else self.policy.models.ladder_for(name)
-        instead = tuple(other for other in dict.fromkeys(instead) if other != name)
-        models = tuple(route.model for each in (name, *instead) for route in self.catalog.routes_of(each))
-        return Offer(model, routes, instead, beside, models)
+        return routes
+
+    def _beside_of(self, name: str, offer: Offer) -> tuple[str, ...]:
+        """The provider's cheaper models, dearest first by list price."""
+        known = self._beside.get(name)
+        if known is None:
+            known = self._cheaper_beside(offer.model, offer.routes[0].provider)
+            if name in self.catalog.models:
+                self._beside[name] = known
+        return known
 
     def _cheaper_beside(self, model: Model, provider: str) -> tuple[str, ...]:
         """The provider's cheaper models, dearest first, by the list price of output. None that it has retired, and none that only has a price."""
@@ -490,7 +537,20 @@ def _list_price(model: Model) -> int:
 
 def _unfit(call: Call, rung: Rung, first: Rung, before: Rung) -> str | None:
     """Why a model cannot stand in for the requested one after the rung before it, or None."""
-    model = rung.model
+    unable = _unable(call, rung.model)
+    if unable is not None:
+        return unable
+    # A client that named a cap gets it; one that named none gets each model's default, as long as it is worth having.
+    enough = first.cap if call.client_cap is not None else min(first.cap, SMALLEST_CLAMP)
+    if rung.cap < enough:
+        return f"can write only {rung.cap} tokens here"
+    if rung.cost_max.usd >= before.cost_max.usd:
+        return "is not cheaper for this call" if before is first else f"is not cheaper for this call than {before.name}"
+    return None
+
+
+def _unable(call: Call, model: Model) -> str | None:
+    """Why another model than the requested one could not serve the call, whatever it costs, or None."""
     if SAME_MODEL in call.needs:
         return "cannot go on with what another model began"
     lacking = call.needs - model.capabilities
@@ -500,12 +560,6 @@ def _unfit(call: Call, rung: Rung, first: Rung, before: Rung) -> str | None:
         return "cannot be asked on this route"
     if model.parameters is not None and (unknown := call.parameters - model.parameters):
         return f"does not take {', '.join(sorted(unknown))}"
-    # A client that named a cap gets it; one that named none gets each model's default, as long as it is worth having.
-    enough = first.cap if call.client_cap is not None else min(first.cap, SMALLEST_CLAMP)
-    if rung.cap < enough:
-        return f"can write only {rung.cap} tokens here"
-    if rung.cost_max.usd >= before.cost_max.usd:
-        return "is not cheaper for this call" if before is first else f"is not cheaper for this call than {before.name}"
     return None
 
 

@@ -87,6 +87,8 @@ def input_of(call: Call, model: Model, counter: PartsCounter, known: Known | Non
     is more: then `output_cap` finds no room."""
     if known is None:
         known = Known(call.parts)
+    if call.counted is not None:
+        return Input(call.counted, call.counted, InputBasis.COUNTED)
     limit = _input_limit(model) * call.inputs
     new = known.new
     text = counter.count_parts(new, model.encoding or REFERENCE)

@@ -119,6 +119,7 @@ class Call:
     background: bool = False  # the answer comes later, to whoever asks for it: its hold lives on when this call is over
     least_cap: int = 0  # with a lower output cap, per choice, the provider refuses the request
     inputs: int = 1  # that the request brings together, each with the model's context to itself
+    counted: int | None = None  # of a call that is only estimated: its input, where the caller says no more of it than its tokens
 
 
 class Basis(StrEnum):

@@ -14,6 +14,7 @@ from gateway.core.scopes import Unit
 from gateway.identity import Principal
 from gateway.ledger.contract import AccountView, Adjusting, Ledger
 from gateway.policy_file import MAX_COUNT, parse_amount
+from gateway.server.asks import Asks, ask_json
 from gateway.server.pages import (
     PrincipalOf,
     asked,
@@ -54,6 +55,8 @@ class Admin:
     unset_token_env: str | None
     dimensions: Callable[[], Collection[str]]
     on_frozen: Callable[[str, Scope], None]
+    asks: Asks
+    now_ms: Callable[[], int]
 
     def routes(self) -> Sequence[Route]:
         return (
@@ -67,6 +70,7 @@ class Admin:
             ledger_page("POST", "/admin/accounts/{key}/adjust", self.adjust),
             ledger_page("POST", "/admin/accounts/{key}/reset", self.reset),
             ledger_page("GET", "/admin/acts", self.acts),
+            ledger_page("GET", "/admin/asks", self.wanted),
         )
 
     # -- holds ----------------------------------------------------------------------------------------------------------------
@@ -141,7 +145,9 @@ class Admin:
         reason = reason_of(body)
         account = found(await self.ledger.account(principal.tenant, key), "account")
         limit = _limit_in(body, account.balance.account.unit)
-        return _account_reply(await self.ledger.set_account_limit(principal.tenant, key, limit, principal.key, reason))
+        view = await self.ledger.set_account_limit(principal.tenant, key, limit, principal.key, reason)
+        await self.asks.given_room(principal.tenant, key, limit)
+        return _account_reply(view)
 
     async def adjust(self, inbound: Inbound, params: Mapping[str, str]) -> Reply:
         """`{"amount": "-1.50", "reason": "…"}` adds to what was committed, or takes away; once for each `id`."""
@@ -159,13 +165,17 @@ class Admin:
             raise bad_member("amount", "no more taken away than is committed and confirmed there")
         if done is Adjusting.ROLLING:
             raise bad_member("amount", "an account that adds up: a rolling window forgets by itself, and can be reset")
+        if amount < 0:
+            await self.asks.given_room(principal.tenant, key)
         return json_reply({**account_view_json(view), "id": act_id, "replayed": done is Adjusting.REPLAYED})
 
     async def reset(self, inbound: Inbound, params: Mapping[str, str]) -> Reply:
         """Forgets what was committed there, but for what is unconfirmed. What is held stays held."""
         principal, _ = self._admin(inbound)
         reason = reason_of(body_of(inbound, ("reason",)))
-        return _account_reply(await self.ledger.reset(principal.tenant, params["key"], principal.key, reason))
+        view = await self.ledger.reset(principal.tenant, params["key"], principal.key, reason)
+        await self.asks.given_room(principal.tenant, params["key"])
+        return _account_reply(view)
 
     # -- acts -----------------------------------------------------------------------------------------------------------------
 
@@ -177,6 +187,13 @@ class Admin:
         acts = await self.ledger.acts(principal.tenant, limit + 1, query.get("before"))
         following = acts[limit - 1].id if len(acts) > limit else None
         return json_reply({"acts": [act_json(act) for act in acts[:limit]], "next": following})
+
+    async def wanted(self, inbound: Inbound, params: Mapping[str, str]) -> Reply:
+        """The raises that runs ask for, and that no operator has answered, the oldest first."""
+        del params
+        principal, _ = self._admin(inbound)
+        asks = await self.asks.open(principal.tenant, self.now_ms())
+        return json_reply({"asks": [ask_json(ask) for ask in asks.values()]})
 
     def _admin(self, inbound: Inbound, known: Collection[str] = ()) -> tuple[Principal, dict[str, str]]:
         """The admin in the tenant acted on, and the query."""

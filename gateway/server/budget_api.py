@@ -1,4 +1,4 @@
-"""`/budget/*`: what a caller may know of its calls, runs and spend; how it tightens a run, and how it stops or pauses one.
+"""`/budget/*`: what a caller may know of its calls, runs and spend; how it tightens a run, stops or pauses one, or asks for more.
 
 A caller sees and changes only its own key's runs, or, where the policy shares them (`runs.owner: tenant`), all of its tenant's: another's
 are 404, as are those that never were. The admin sees all of the tenant that `?tenant=` names, and alone may raise a limit.
@@ -12,8 +12,11 @@ from datetime import UTC, date, datetime, timedelta
 from typing import Final
 
 from gateway.core.money import format_usd
+from gateway.core.policy import Limit
 from gateway.identity import ANONYMOUS, Principal
 from gateway.ledger.contract import CallRecord, Ledger, RunState, RunView, SetLimit, SpendRow
+from gateway.policy_file import parse_amount
+from gateway.server.asks import Ask, Asks, ask_json
 from gateway.server.pages import (
     PrincipalOf,
     asked,
@@ -28,10 +31,11 @@ from gateway.server.pages import (
     usd_of,
 )
 from gateway.server.routes import Route
-from gateway.server.views import record_json, run_json
+from gateway.server.views import Json, record_json, run_json
 from gateway.wire.exchange import Inbound, Reply
 from gateway.wire.headers import run_id
 from gateway.wire.problem import Refused, problem
+from gateway.yaml_source import Unexpected
 
 _DAY_MS: Final = 86_400_000
 _DEFAULT_DAYS: Final = 30
@@ -53,6 +57,7 @@ class BudgetApi:
     run_ceiling: Callable[[Principal, str], int | None]
     on_stopped: Callable[[str, str], None]
     now_ms: Callable[[], int]
+    asks: Asks
     archived: Callable[[str, str], Awaitable[CallRecord | None]] | None = None
 
     def routes(self) -> Sequence[Route]:
@@ -64,6 +69,7 @@ class BudgetApi:
             ledger_page("POST", "/budget/runs/{id}/stop", self.stop),
             ledger_page("POST", "/budget/runs/{id}/pause", self.pause),
             ledger_page("POST", "/budget/runs/{id}/resume", self.resume),
+            ledger_page("POST", "/budget/runs/{id}/ask", self.ask),
             ledger_page("GET", "/budget/spend", self.spend),
         )
 
@@ -94,13 +100,14 @@ class BudgetApi:
         listed = await self.ledger.runs(principal.tenant, owner, limit + 1, before)
         # The listing has no accounts, and without them a run's limit is not known: one more read a run, of a page.
         views = await asyncio.gather(*(self.ledger.run(principal.tenant, view.run) for view in listed[:limit]))
-        page = [run_json(view) for view in views if view is not None]
+        asks = await self.asks.open(principal.tenant, self.now_ms())
+        page = [_told(view, asks.get(view.run)) for view in views if view is not None]
         following = listed[limit - 1].run if len(listed) > limit else None
         return json_reply({"runs": page, "next": following})
 
     async def run(self, inbound: Inbound, params: Mapping[str, str]) -> Reply:
         principal, _ = asked(self.principal_of, inbound)
-        return json_reply(run_json(await self._run(principal, run_id(params["id"]))))
+        return await self._reply(await self._run(principal, run_id(params["id"])))
 
     async def spend(self, inbound: Inbound, params: Mapping[str, str]) -> Reply:
         """`by`: dimensions, run, key, model, provider, day, in this order in each row. The ledger adds up whole UTC days: `from` and
@@ -151,7 +158,9 @@ class BudgetApi:
                 self._check_tightens(principal, run, view, limit)
             limited = await self.ledger.set_limit(principal.tenant, run, self._limits_as(principal, view), change)
             if limited is not None:
-                return json_reply(run_json(limited))
+                if principal.admin:
+                    await self.asks.raised(principal.tenant, run, limit)
+                return await self._reply(limited)
         raise not_found("run")
 
     def _limits_as(self, principal: Principal, view: RunView | None) -> str:
@@ -162,13 +171,29 @@ class BudgetApi:
             return view.owner
         return "" if principal.admin or principal.key == ANONYMOUS or self.shared() else principal.key
 
+    async def ask(self, inbound: Inbound, params: Mapping[str, str]) -> Reply:
+        """`{"amount": "$2.00", "reason": "two chapters are left"}`: so much more than it has. Kept for operators to see, in the place of what
+        the run asked before; it grants nothing, and ends with a raise."""
+        principal, _ = asked(self.principal_of, inbound)
+        view = await self._run(principal, run_id(params["id"]))
+        body = body_of(inbound, ("amount", "reason"))
+        wanted, reason = _more_in(body), reason_of(body)
+        if not reason:
+            raise bad_member("reason", "why, as a text: it is what an operator decides by")
+        limited = [each for each in view.accounts if each.account.unit is wanted.unit and each.remaining is not None]
+        tightest = min(limited, key=lambda balance: balance.remaining or 0, default=None)
+        account, ceiling = ("", None) if tightest is None else (tightest.account.key, tightest.limit)
+        ask = Ask(view.run, principal.key, wanted.unit, wanted.amount, reason, self.now_ms(), account, ceiling)
+        await self.asks.put(principal.tenant, ask)
+        return await self._reply(view)
+
     async def stop(self, inbound: Inbound, params: Mapping[str, str]) -> Reply:
         """Sticky. The body may say why: `{"reason": "…"}`."""
         principal, run, reason = self._act_on(inbound, params)
         await self._run(principal, run)
         view = found(await self.ledger.stop(principal.tenant, run, principal.key, reason), "run")
         self.on_stopped(principal.tenant, run)
-        return json_reply(run_json(view))
+        return await self._reply(view)
 
     async def pause(self, inbound: Inbound, params: Mapping[str, str]) -> Reply:
         """Until it is resumed; live calls finish. The body may say why."""
@@ -177,7 +202,7 @@ class BudgetApi:
         # Where it is paused already, a caller's pause would take the place of the admin's, and could then be resumed by the caller.
         if principal.admin or view.state is not RunState.PAUSED:
             view = found(await self.ledger.pause(principal.tenant, run, principal.key, reason), "run")
-        return json_reply(run_json(view))
+        return await self._reply(view)
 
     async def resume(self, inbound: Inbound, params: Mapping[str, str]) -> Reply:
         """A caller ends the pauses that it set itself; the admin ends any. A stopped run stays stopped."""
@@ -185,12 +210,15 @@ class BudgetApi:
         view = await self._run(principal, run)
         if not principal.admin and view.state is not RunState.PAUSED:
             # There is nothing to resume. The ledger is not asked, for it would also end a pause that the admin sets meanwhile.
-            return json_reply(run_json(view))
+            return await self._reply(view)
         if not principal.admin and view.paused_by != principal.key:
             by = f"by {view.paused_by}" if view.paused_by else "because a budget has no room"
             way = "resume it" if view.paused_by else "raise that budget for it, or resume it"
             raise Refused(problem("admin_required", f"Run {run} was paused {by}: only the admin token can {way}."))
-        return json_reply(run_json(found(await self.ledger.resume(principal.tenant, run, principal.key, reason), "run")))
+        return await self._reply(found(await self.ledger.resume(principal.tenant, run, principal.key, reason), "run"))
+
+    async def _reply(self, view: RunView) -> Reply:
+        return json_reply(_told(view, (await self.asks.open(view.tenant, self.now_ms())).get(view.run)))
 
     def _act_on(self, inbound: Inbound, params: Mapping[str, str]) -> tuple[Principal, str, str]:
         """Who acts, on which run, and why."""
@@ -227,6 +255,21 @@ class BudgetApi:
                     "limit",
                 )
             )
+
+
+def _told(view: RunView, ask: Ask | None) -> Json:
+    return {**run_json(view), "ask": ask_json(ask)}
+
+
+def _more_in(body: Mapping[str, object]) -> Limit:
+    given = body.get("amount")
+    try:
+        wanted = parse_amount(given) if isinstance(given, str) else None
+    except Unexpected:
+        wanted = None
+    if wanted is None or wanted.amount == 0:
+        raise bad_member("amount", 'how much more, such as "$2.00", "200k tokens" or "60 calls"')
+    return wanted
 
 
 def _groups(text: str) -> tuple[str, ...]:

@@ -72,7 +72,7 @@ class External:
         principal = self.principal(inbound.headers)
         key = _idempotency_key(inbound.headers, body)
         policy, at_ms = self.rulebook().policy, self.now_ms()
-        named = _named_run(inbound, body, policy)
+        named = named_run(inbound, body, policy)
         # Dimensions come from headers and keys here: the body is the gateway's own.
         caller = self.identity.caller(principal, inbound, None, policy, at_ms, named)
         tail = f"{kind}_{_digest([principal.tenant, principal.key, key])}"
@@ -194,11 +194,11 @@ def _idempotency_key(headers: CIMultiDictProxy[str], body: Mapping[str, object])
     return key
 
 
-def _named_run(inbound: Inbound, body: Mapping[str, object], policy: Policy) -> str | None:
-    """The run that the body names: no other source is looked at then, but X-Run-Id must not name another."""
-    if "run_id" not in body:
+def named_run(inbound: Inbound, told: Mapping[str, object], policy: Policy) -> str | None:
+    """The run that the body or the query names: no other source is looked at then, but X-Run-Id must not name another."""
+    if "run_id" not in told:
         return None
-    given = body["run_id"]
+    given = told["run_id"]
     if not isinstance(given, str):
         raise bad_member("run_id", "a run id, as a text")
     run = run_id(given)

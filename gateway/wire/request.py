@@ -44,6 +44,7 @@ class Request:
     mark: str | None = None  # of the hold, in a background request: what the provider keeps with the answer
     least_cap: int = 0
     inputs: int = 1
+    counted: int | None = None  # its input is not here, only how many tokens it has
     replaceable: bool = True  # another model's answer may be of use too
     body: Mapping[str, Any] = field(repr=False)
     fragments: Mapping[str, orjson.Fragment] = field(repr=False, default_factory=dict)  # its lists and objects, encoded already
@@ -98,6 +99,7 @@ class Request:
             cap_field=self.cap_field or "max_tokens",
             least_cap=self.least_cap,
             inputs=self.inputs,
+            counted=self.counted,
         )
 
     def encode(self, plan: Plan, profile: Profile, takes: frozenset[str] | None = None) -> bytes:

@@ -12,6 +12,7 @@ from gateway.identity import Identity
 from gateway.ledger.contract import Alert
 from gateway.ledger.sqlite.ledger import SqliteLedger
 from gateway.ledger.witness import Witness
+from gateway.server.asks import Asks
 from gateway.server.budget_api import BudgetApi
 from gateway.server.events_api import EventsApi
 from gateway.server.external import External
@@ -47,7 +48,8 @@ class Spending:
         self.rulebook = rulebook(policy(budget("run-ceiling", "run", limit=USD)))
         self.alerts: list[Alert] = []
         external = External(ledger, identity, lambda: self.rulebook, self.alerts.append, clock)
-        budget_api = BudgetApi(ledger, identity.principal, self.shared, lambda *_: None, lambda *_: None, clock)
+        asks = Asks(ledger, lambda *_: None)
+        budget_api = BudgetApi(ledger, identity.principal, self.shared, lambda *_: None, lambda *_: None, clock, asks)
         pages = (EventsApi(external), ReservationsApi(external, 600_000), budget_api)
         self.ask = Asking([route for page in pages for route in page.routes()])
 

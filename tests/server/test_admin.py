@@ -10,6 +10,7 @@ from gateway.core.values import Hold
 from gateway.ledger.contract import Barred, Barrier, Refusal
 from gateway.ledger.sqlite.ledger import SqliteLedger
 from gateway.server.admin import Admin
+from gateway.server.asks import Asks
 from tests.support.clock import Clock
 from tests.support.pages import Asking, principal_of
 from tests.support.records import USD, caller, decision
@@ -27,11 +28,13 @@ def ended() -> list[tuple[str, Any]]:
 
 
 @pytest.fixture
-def ask(ledger: SqliteLedger, ended: list[tuple[str, Any]]) -> Asking:
+def ask(ledger: SqliteLedger, clock: Clock, ended: list[tuple[str, Any]]) -> Asking:
     def on_frozen(tenant: str, scope: Any) -> None:
         ended.append((tenant, scope))
 
-    return Asking(Admin(ledger, principal_of, None, lambda: {"team", "agent"}, on_frozen).routes())
+    return Asking(
+        Admin(ledger, principal_of, None, lambda: {"team", "agent"}, on_frozen, Asks(ledger, lambda *_: None), clock).routes()
+    )
 
 
 def nothing(tenant: str, scope: object) -> None:
@@ -137,8 +140,8 @@ async def test_nobody_but_the_admin_gets_in(ask: Asking, ledger: SqliteLedger, c
     assert await committed(ledger) == (USD // 10, USD // 10)
 
 
-async def test_without_an_admin_token_the_refusal_says_how_to_set_one(ledger: SqliteLedger) -> None:
-    ask = Asking(Admin(ledger, principal_of, "HOUSE_TOKEN", frozenset, nothing).routes())
+async def test_without_an_admin_token_the_refusal_says_how_to_set_one(ledger: SqliteLedger, clock: Clock) -> None:
+    ask = Asking(Admin(ledger, principal_of, "HOUSE_TOKEN", frozenset, nothing, Asks(ledger, lambda *_: None), clock).routes())
     status, shown = await ask("GET", "/admin/holds")
     assert (status, shown["code"]) == (403, "admin_required")
     assert "set HOUSE_TOKEN" in shown["error"]["message"]

@@ -12,6 +12,7 @@ from gateway.identity import Principal
 from gateway.ledger.archive import Archive
 from gateway.ledger.contract import Barred, Barrier, Keep, LedgerLost, Refusal, RunView, Settlement
 from gateway.ledger.sqlite.ledger import SqliteLedger
+from gateway.server.asks import Asks
 from gateway.server.budget_api import BudgetApi
 from tests.support.clock import Clock
 from tests.support.pages import Asking, principal_of
@@ -42,7 +43,9 @@ def ask(ledger: SqliteLedger, clock: Clock, stopped: Stopped) -> Asking:
     def run_ceiling(principal: Principal, run: str) -> int | None:
         return CEILING
 
-    return Asking(BudgetApi(ledger, principal_of, lambda: False, run_ceiling, stopped, clock).routes())
+    return Asking(
+        BudgetApi(ledger, principal_of, lambda: False, run_ceiling, stopped, clock, Asks(ledger, lambda *_: None)).routes()
+    )
 
 
 async def call(ledger: SqliteLedger, clock: Clock, number: int, key: str = "a", run: str = "r1", **more: Any) -> Hold:
@@ -131,7 +134,9 @@ async def test_a_decision_that_the_ledger_has_retired_is_found_in_the_archive(
     ledger: SqliteLedger, clock: Clock, tmp_path: Path
 ) -> None:
     archive = Archive(tmp_path / "records.db")
-    api = BudgetApi(ledger, principal_of, lambda: False, lambda *_: None, lambda *_: None, clock, archive.find)
+    api = BudgetApi(
+        ledger, principal_of, lambda: False, lambda *_: None, lambda *_: None, clock, Asks(ledger, lambda *_: None), archive.find
+    )
     ask = Asking(api.routes())
     await settle(ledger, await call(ledger, clock, 1), 3_141_592)
     before = await ask("GET", "/budget/decisions/bdg_1")
@@ -202,6 +207,7 @@ async def test_a_run_shows_its_balance_in_decimal_strings_and_every_account(
                 "mode": "hard_gate",
             }
         ],
+        "ask": None,
     }
 
 

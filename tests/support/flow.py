@@ -230,6 +230,7 @@ class World:
     settings: Settings
     shared: Shared
     stored: StoredAnswers
+    identity: Identity
     asked: int = -1  # the number of the latest request
     unheard: list[Mapping[str, Any]] = field(
         default_factory=list
@@ -350,7 +351,7 @@ async def world(
     flow = Flow(shared, identity, rulebook, observer, lambda: f"bdg_{next(_numbers):08d}")
     forwarding = Forwarding(shared, identity, lambda: rulebook)
     stored = StoredAnswers(shared, identity, lambda: rulebook, forwarding, observer)
-    here = World(flow, shared.ledger, clock, told, metrics, config, shared, stored, unheard=unheard)
+    here = World(flow, shared.ledger, clock, told, metrics, config, shared, stored, identity, unheard=unheard)
     try:
         yield here
         await here.quiet() if not isinstance(shared.ledger, Broken) else None

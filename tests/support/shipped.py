@@ -26,6 +26,7 @@ ROOT = Path(__file__).parents[2]
 HERE = "http://127.0.0.1:8080"  # where the pages' gateway listens
 LOCAL = "http://127.0.0.1:9801"  # and the provider `local`
 DOWNGRADE = {"models": {"downgrade": {"gemma-3-270m": ["gemma-3-270m-small"]}}}  # the line that the pages add to the policy
+HELLO: dict[str, Any] = {"model": "gemma-3-270m", "max_tokens": 500, "messages": [{"role": "user", "content": "Hello."}]}
 KEY = "none"  # the pages' API key: a local model wants none
 
 
@@ -85,7 +86,7 @@ class Stage:
         return text.replace(HERE, self.gateway.url).replace(LOCAL, f"http://127.0.0.1:{self.provider.port}")
 
     def ask(self, run: str, *, key: str = KEY, headers: Mapping[str, str] | None = None, **body: Any) -> httpx.Response:
-        request = {"model": "gemma-3-270m", "max_tokens": 500, "messages": [{"role": "user", "content": "Hello."}], **body}
+        request = {**HELLO, **body}
         given = {"X-Run-Id": run, "Authorization": f"Bearer {key}", **(headers or {})}
         return httpx.post(f"{self.gateway.url}/v1/chat/completions", json=request, headers=given, trust_env=False, timeout=30)
 
@@ -142,6 +143,9 @@ def play(on: Stage) -> Answers:
     said["reservation"] = on.page("/budget/reservations", method="POST", body=wanted, idempotency_key="render-3")
     reservation = f"/budget/reservations/{said['reservation'].json()['reservation_id']}"
     said["committed"] = on.page(f"{reservation}/commit", method="POST", body={"cost_usd": "0.31"})
+    said["estimate"] = on.page("/budget/estimate?run_id=r5", method="POST", body=HELLO)
+    on.page("/budget/runs/r5/ask", method="POST", body={"amount": "$2.00", "reason": "two chapters are left"})
+    said["asks"] = on.page("/admin/asks", key=ADMIN_TOKEN)
     said["paused"] = on.page("/budget/runs/r5/pause", method="POST", body={"reason": "a look first"})
     on.page("/budget/runs/r5/resume", method="POST")
     team = {"scope": {"team": "research"}, "reason": "a leaked key"}
@@ -154,6 +158,7 @@ def play(on: Stage) -> Answers:
     said["account"] = on.page(account, key=ADMIN_TOKEN)
     said["acts"] = on.page("/admin/acts?limit=1", key=ADMIN_TOKEN)
     bodies = {name: answer.json() for name, answer in said.items()}
+    bodies["ask"] = bodies["asks"]["asks"][0]
     heads: dict[str, Mapping[str, str]] = {name: dict(answer.headers) for name, answer in said.items()}
     return Answers(bodies | logged(on), heads)
 
