@@ -503,7 +503,7 @@ class Ledger(Protocol):
 
     def debit(self, decision: Decision, settlement: Settlement, how: Debiting) -> Awaitable["Settled | Refusal | Barred | Stale"]:
         """Charges a known cost: the amounts of the decision's only plan are what must fit, the settlement's what is charged. The
-        same id again: as it stands, `changed` False."""
+        same id again: as it stands, `changed` False. No debit lapses."""
 
     # -- beside the path ------------------------------------------------------------------------------------------------------
 
@@ -584,6 +584,10 @@ class Ledger(Protocol):
 
     async def acts(self, tenant: str, limit: int, before: str | None = None) -> Sequence[Act]:
         """Newest first; `before` is the act id that ended the page before."""
+
+    async def leases(self, tenant: str, limit: int, before: str | None = None) -> Sequence[CallRecord]:
+        """Holds that lapse, in every state, for as long as their records are kept: the latest reserved first, then by decision id, the
+        greatest first. `before`: the decision id that ended the page before."""
 
     async def holds(self, tenant: str, run: str | None, limit: int) -> Sequence[CallRecord]:
         """Live and expired (unconfirmed) holds, oldest first."""

@@ -181,6 +181,14 @@ def unpack_record(tenant: str, packed: bytes) -> Record:
     )
 
 
+_LAPSES: Final = 13  # the place of what only a record of a hold that lapses has
+
+
+def lapses_in(packed: Sequence[Any]) -> bool:
+    """Of a packed record, as an array."""
+    return len(packed) > _LAPSES
+
+
 _FIELDS: Final = 2 + len(DEFAULTS)  # of a charge
 
 

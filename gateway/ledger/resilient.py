@@ -524,6 +524,9 @@ class ResilientLedger:
     async def acts(self, tenant: str, limit: int, before: str | None = None) -> Sequence[Act]:
         return await self._there().acts(tenant, limit, before)
 
+    async def leases(self, tenant: str, limit: int, before: str | None = None) -> Sequence[CallRecord]:
+        return await self._there().leases(tenant, limit, before)
+
     async def holds(self, tenant: str, run: str | None, limit: int) -> Sequence[CallRecord]:
         return await self._there().holds(tenant, run, limit)
 

@@ -850,6 +850,12 @@ class Model:
         ]
         return [decision_id for _, decision_id in sorted(found)]
 
+    def leases(self, tenant: str) -> list[str]:
+        found = [
+            (call.at_ms, call.decision.id) for (where, _), call in self.calls.items() if where == tenant and call.decision.lapses
+        ]
+        return [decision_id for _, decision_id in sorted(found, reverse=True)]
+
     def plain_balance(self, account: Account) -> Balance:
         return Balance(account, None, *self.sums(account), mode=Mode.HARD_GATE)
 

@@ -5,7 +5,7 @@ import pytest
 from gateway.core.scopes import Amounts, Unit
 from gateway.core.values import Ending
 from gateway.core.windows import rolling
-from gateway.ledger.contract import HoldState, Keep, Ledger
+from gateway.ledger.contract import Debiting, HoldState, Keep, Ledger
 from gateway.ledger.verify import verify_ledger
 from tests.ledger.asking import balance, hold, look, view
 from tests.ledger.builders import ADVISORY, LEASE_MS, TENANT, account, charge, decision, own_run_charge, plan, settlement
@@ -135,3 +135,59 @@ async def test_one_that_has_lapsed_leaves_nothing_when_it_is_retired(ledger: Led
     assert await figures(ledger) == [(0, 0, 0)] * 4
     assert (await look(ledger, TOKENS)).carried == 0
     assert (await verify_ledger(ledger.dump())).differences == ()
+
+
+# -- listing ------------------------------------------------------------------------------------------------------------------
+
+
+async def listed(ledger: Ledger, limit: int = 100, before: str | None = None) -> list[str]:
+    return [record.decision_id for record in await ledger.leases(TENANT, limit, before)]
+
+
+async def test_what_lapses_is_listed_in_every_state_the_latest_first(ledger: Ledger, clock: Clock) -> None:
+    ids = [(await lapsing(ledger, decision_id=f"bdg_{name}")).replace("rsv_", "bdg_") for name in ("c", "a", "b")]
+    await hold(ledger, decision(plan(charge())))  # a call's own is no lease
+    await ledger.commit(TENANT, "rsv_a", settlement())
+    await ledger.release(TENANT, "rsv_b", Ending.COMPLETED)
+    clock.now_ms += LEASE_MS
+    await ledger.expire()
+    late = await lapsing(ledger, decision_id="bdg_0")
+    assert await listed(ledger) == [late.replace("rsv_", "bdg_"), *sorted(ids, reverse=True)]
+    states = [record.state for record in await ledger.leases(TENANT, 100)]
+    assert states == [HoldState.LIVE, HoldState.EXPIRED, HoldState.RELEASED, HoldState.COMMITTED]
+    assert not await ledger.leases("other", 100)
+
+
+async def test_the_list_goes_on_where_a_page_ended(ledger: Ledger, clock: Clock) -> None:
+    for number in range(5):
+        await lapsing(ledger, decision_id=f"bdg_{number % 3}{number}")
+        clock.now_ms += number % 2
+    everything = await listed(ledger)
+    assert len(everything) == 5
+    pages: list[str] = []
+    while page := await listed(ledger, 2, pages[-1] if pages else None):
+        pages += page
+        clock.now_ms += 1
+        await lapsing(ledger)  # one that comes meanwhile stands before it
+    assert pages == everything
+    other = await hold(ledger, decision(plan(charge())))
+    assert await listed(ledger, 2, other.decision.id) == []
+    assert await listed(ledger, 2, "bdg_never") == []
+
+
+async def test_it_leaves_the_list_with_its_record(ledger: Ledger, clock: Clock) -> None:
+    ended, live = await lapsing(ledger), await lapsing(ledger)
+    await ledger.commit(TENANT, ended, settlement())
+    clock.now_ms += LEASE_MS
+    keep = Keep(LEASE_MS, LEASE_MS)
+    assert await ledger.retire(TENANT, [ended.replace("rsv_", "bdg_")], keep) == 1
+    assert await listed(ledger) == [live.replace("rsv_", "bdg_")]
+
+
+async def test_one_whose_first_plan_does_not_fit_is_listed_too(ledger: Ledger) -> None:
+    cheaper = plan(charge(limit=20), usd=5, model="small")
+    held = await hold(ledger, decision(plan(charge(limit=20), usd=30), cheaper, lapses=True))
+    assert held.plan == cheaper
+    assert await listed(ledger) == [held.decision.id]
+    with pytest.raises(AssertionError):
+        await ledger.debit(decision(cheaper, lapses=True), settlement(), Debiting.ASK)

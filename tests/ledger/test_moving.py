@@ -68,6 +68,11 @@ async def lived(ledger: Ledger, clock: Clock) -> Hold:
     await ledger.put_document("zoo", "one", "of another tenant", None)
     await ledger.remember(TENANT, "told", "ü", LEASE_MS)
     clock.now_ms += 1_000
+    for each in ("one", "two"):
+        await ledger.reserve(
+            decision(plan(*charges), of=caller("child", parent="root"), lapses=True, decision_id=f"bdg_{each}"), LEASE_MS
+        )
+    await ledger.release(TENANT, "rsv_one", Ending.NOT_SENT)
     return await hold("child", parent="root")
 
 
@@ -89,7 +94,7 @@ async def exported(ledger: Ledger) -> io.BytesIO:
 async def test_everything_arrives_and_goes_on(ledger: Ledger, target: Ledger, clock: Clock) -> None:
     live = await lived(ledger, clock)
     verdict = await import_from(target, await exported(ledger))
-    assert (verdict.different, verdict.live, verdict.runs) == (0, 1, 4)
+    assert (verdict.different, verdict.live, verdict.runs) == (0, 2, 4)
     assert await rows_of(target) == await rows_of(ledger)
     stopped = await target.run(TENANT, "r1")
     assert stopped is not None
@@ -98,6 +103,7 @@ async def test_everything_arrives_and_goes_on(ledger: Ledger, target: Ledger, cl
     assert child is not None
     assert child.ancestry == ("root",)
     assert [each.text for each in await target.frozen(TENANT)] == ["team=x"]
+    assert [each.decision_id for each in await target.leases(TENANT, 10)] == ["bdg_two", "bdg_one"]
     for each in (ledger, target):
         answer = await each.commit(TENANT, live.id, settlement(3))
         assert answer is not None

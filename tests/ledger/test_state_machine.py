@@ -361,6 +361,7 @@ class Machine(RuleBasedStateMachine):
     def debit_one(self, decided: Decision, usd: int, tokens: int, how: Debiting, alone: bool) -> None:
         credits_, risk_points = more_of(usd, tokens)
         what = settlement(usd, tokens, ending=Ending.DEBITED, credits=credits_, risk_points=risk_points)
+        decided = replace(decided, lapses=False)
         self.step(lambda ledger: ledger.debit(decided, what, how), lambda model: model.debit(decided, what, how), alone)
 
     @rule(decided=holds, alone=st.booleans(), usd=amounts, tokens=amounts)
@@ -623,6 +624,13 @@ class Machine(RuleBasedStateMachine):
         assert self.in_pages(tenant, owner) == [view.run for view in views]
         found = self.read(lambda ledger: ledger.holds(tenant, run, 100))
         assert [record.decision_id for record in found] == self.model.holds(tenant, run)
+        expected = self.model.leases(tenant)
+        leases = self.read(lambda ledger: ledger.leases(tenant, 100))
+        assert [record.decision_id for record in leases] == expected
+        agree([replace(record, inputs={}) for record in leases], [self.model.record(tenant, each) for each in expected])
+        for at, each in enumerate(expected[:2]):
+            page = self.read(lambda ledger, each=each: ledger.leases(tenant, 2, each))
+            assert [record.decision_id for record in page] == expected[at + 1 : at + 3]
         callers = [decided.call.caller for decided in (call.decision for call in self.model.calls.values())]
         mine = [caller for caller in callers if caller.tenant == tenant]
         assert list(self.read(lambda ledger: ledger.halted(tenant, mine))) == self.model.halted(tenant, mine)

@@ -416,6 +416,8 @@ class _Load:
         commands.append(("SET", keys.call(row.tail), keep_call(call)))
         if state is HoldState.LIVE:
             commands.append(("ZADD", keys.leases, row.lease_ms, row.tail))
+        if record.lapses:
+            commands.append(("ZADD", keys.lapsing, record.at_ms, row.tail))
         if state is HoldState.EXPIRED:
             commands.append(("ZADD", keys.expired, record.at_ms, row.tail))
         if state in (HoldState.LIVE, HoldState.EXPIRED):

@@ -62,7 +62,7 @@ async def _retire(slots: Slots, tenant: Tenant, tail: str, keep: Keep) -> int:
     if call is None or not call.lines:
         return 0
     accounts = [keys.account(key) for key in read_lines(tenant.name, call.lines, call.names).keys]
-    named = (keys.call(tail), keys.ended, keys.expired, keys.run(run_of(call.group)), *accounts)
+    named = (keys.call(tail), keys.ended, keys.expired, keys.lapsing, keys.run(run_of(call.group)), *accounts)
     reply = await slots.run(tenant, slots.scripts.retire, named, tail, keep.records_ms)
     if reply[0] == AGAIN:
         raise LedgerUnavailable(f"rsv_{tail} is another call than it was a moment ago")

@@ -31,7 +31,20 @@ class TenantKeys:
             "expired",
             "freezes",
         ),
-        *("frozen", "leases", "meta", "named", "notes", "prefix", "refused", "refused_at", "runs", "shared", "tombstones"),
+        *(
+            "frozen",
+            "lapsing",
+            "leases",
+            "meta",
+            "named",
+            "notes",
+            "prefix",
+            "refused",
+            "refused_at",
+            "runs",
+            "shared",
+            "tombstones",
+        ),
     )
 
     def __init__(self, tenant: str) -> None:
@@ -42,6 +55,7 @@ class TenantKeys:
             prefix + "meta"
         )  # packed: epoch, sequence, how many raises there were, scopes frozen, acts, the format's version
         self.leases = prefix + "leases"  # sorted set: tail → when the lease of a live hold ends
+        self.lapsing = prefix + "lapsing"  # … → when it was reserved, of every call that lapses
         self.expired = prefix + "expired"  # … → when a hold was reserved that expired and was never confirmed
         self.ended = prefix + "ended"  # … → when an ended call (tombstones left out) ended
         self.tombstones = prefix + "tombstones"  # … → since when

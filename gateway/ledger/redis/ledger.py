@@ -264,7 +264,7 @@ class RedisLedger:
             owner = decision.call.caller.owner
             named = [keys.call(tail), keys.leases, keys.runs, keys.owner(owner), keys.active(owner)]
             named += shape.after
-            named.append(keys.days)  # a debit's spend
+            named.append(keys.lapsing)
             named += shape.runs
             for each in shape.accounts:
                 named += each
@@ -423,6 +423,7 @@ class RedisLedger:
 
     def debit(self, decision: Decision, settlement: Settlement, how: Debiting) -> Awaitable[Settled | Refusal | Barred | Stale]:
         assert len(decision.ladder) == 1, decision
+        assert not decision.lapses, decision
         cost = settlement.cost
         _check(cost)
         return self._under_way(self._debit(decision, settlement, how))
@@ -660,6 +661,10 @@ class RedisLedger:
     async def acts(self, tenant: str, limit: int, before: str | None = None) -> Sequence[Act]:
         found = await self._find(tenant)
         return [] if found is None else await reading.acts(self._slots, found, limit, before)
+
+    async def leases(self, tenant: str, limit: int, before: str | None = None) -> Sequence[CallRecord]:
+        found = await self._find(tenant)
+        return [] if found is None else await reading.leases(self._slots, found, limit, before)
 
     async def holds(self, tenant: str, run: str | None, limit: int) -> Sequence[CallRecord]:
         found = await self._find(tenant)

@@ -183,6 +183,18 @@ async def holds(slots: Slots, tenant: Tenant, run: str | None, limit: int) -> li
     return [told(tenant.name, tail, call) for _, tail, call in sorted(found)[:limit]]
 
 
+async def leases(slots: Slots, tenant: Tenant, limit: int, before: str | None) -> list[CallRecord]:
+    listing, start = tenant.keys.lapsing, 0
+    if before is not None:
+        rank = await slots.command(tenant, "ZREVRANK", listing, before.removeprefix("bdg_"))
+        if rank is None:
+            return []
+        start = rank + 1
+    tails = [tail.decode() for tail in await slots.command(tenant, "ZREVRANGE", listing, start, start + limit - 1)]
+    calls = await asyncio.gather(*[call_of(slots, tenant, tail) for tail in tails])
+    return [told(tenant.name, tail, call) for tail, call in zip(tails, calls, strict=True) if call and call.lines]
+
+
 async def spend(slots: Slots, tenant: Tenant, by: Sequence[str], from_ms: int, to_ms: int, owner: str | None) -> list[SpendRow]:
     first, last = from_ms // _DAY_MS, (to_ms - 1) // _DAY_MS
     sums: dict[tuple[str, ...], list[int]] = {}

@@ -138,6 +138,7 @@ class Plain:
         self._texts = 2 + len(texts)  # among KEYS
         recent = [keys.recent(caller.run)] if rules.same_request else []
         after = (*texts, keys.leases, keys.active(caller.owner), keys.runs, keys.owner(caller.owner), *recent)
+        after += (keys.lapsing,) if decision.lapses else ()
         begins = [keep_run_texts(caller.owner, "", caller.ancestry[place:]) for place in range(len(names))]
         terms = packed_numbers(
             *(*windows_of(lines.charges), -1 if run_limit is None else run_limit, caller.run_issued),

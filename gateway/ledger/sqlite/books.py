@@ -49,6 +49,7 @@ _NEW_RUNS: Final = Many("INSERT", "runs", f"tenant, run, first_ms, {WIDE_RUN_COL
 _WIDE_RUN: Final = f"UPDATE runs SET {WIDE_RUN_COLUMNS.replace(',', ' = ?,')} = ? WHERE id = ?"  # noqa: S608 - names of columns
 _RUN_SUMS: Final = Many("REPLACE", "run_sums", "id, committed, reserved, unconfirmed, calls, last_ms, latest")
 _NEW_CALLS: Final = Many("INSERT", "calls", "tenant, tail, state, due_ms, record, closing")
+_LAPSING: Final = Many("REPLACE", "lapsing", "tenant, at_ms, tail")
 _GROWN_CALL: Final = "UPDATE calls SET state = ?, due_ms = ?, closing = ?, record = ? WHERE id = ?"
 
 # The limits of runs themselves, as a step sees them: the call's run's, whether the admin set it, and the ancestors, whose own are in
@@ -387,6 +388,9 @@ class Books:
         self._many("DELETE FROM run_sums WHERE id = (SELECT id FROM runs WHERE tenant = ? AND run = ?)", runs)
         self._many("DELETE FROM runs WHERE tenant = ? AND run = ?", runs)
 
+    def remove_lapsing(self, leases: Sequence[tuple[str, int, str]]) -> None:
+        self._many("DELETE FROM lapsing WHERE tenant = ? AND at_ms = ? AND tail = ?", leases)
+
     def remove_refusals(self, refusals: Sequence[tuple[str, str, int]]) -> None:
         self._many("DELETE FROM refusals WHERE tenant = ? AND ring = ? AND number = ?", refusals)
 
@@ -484,6 +488,7 @@ class Books:
     def _write_calls(self) -> None:
         new: list[CallRow] = []
         inserted: list[int | str | bytes | None] = []
+        lapsing: list[int | str] = []
         ended: list[tuple[Any, ...]] = []
         for call in self._changed_calls:
             if not call.changed:
@@ -501,10 +506,14 @@ class Books:
             else:
                 new.append(call)
                 inserted += (*call.where, call.state, call.due_ms, call.packed, closing)
+                if call.record is not None and call.record.lapses:
+                    tenant, tail = call.where
+                    lapsing += (tenant, call.record.at_ms, tail)
         self._changed_calls.clear()
         for call, call_id in zip(new, _NEW_CALLS.insert(self._cursor, inserted), strict=True):
             call.id = call_id
         self._many("UPDATE calls SET state = ?, due_ms = ?, closing = ? WHERE id = ?", ended)
+        _LAPSING.write(self._cursor, lapsing)
 
     def _many(self, statement: str, rows: Sequence[tuple[Any, ...]]) -> None:
         if rows:

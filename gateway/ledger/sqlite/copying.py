@@ -14,7 +14,7 @@ import orjson
 
 from gateway.ledger import rows
 from gateway.ledger.contract import Frozen, LedgerUnavailable
-from gateway.ledger.packed import account_of, run_in, unpack_closing, unpack_record
+from gateway.ledger.packed import account_of, lapses_in, run_in, unpack_closing, unpack_record
 from gateway.ledger.sqlite.schema import connect, mapped_errors, read_meta
 from gateway.ledger.states import LIVE, RUN_STATES, STATES, STOPPED
 
@@ -200,6 +200,8 @@ def _load_rows(cursor: apsw.Cursor, batch: Sequence[rows.Row]) -> None:
             elif isinstance(row, rows.Run):
                 run_sums = (row.committed, row.reserved, row.unconfirmed, row.calls, row.last_ms, row.latest)
                 cursor.execute("INSERT INTO run_sums VALUES (last_insert_rowid(), ?, ?, ?, ?, ?, ?)", run_sums)
+            elif isinstance(row, rows.CallRow) and row.record is not None and lapses_in(row.record):
+                cursor.execute("INSERT INTO lapsing VALUES (?, ?, ?)", (row.tenant, row.record[2], row.tail))
             elif isinstance(row, rows.DocumentRow):
                 number = "INSERT INTO document_numbers VALUES (?, 1) ON CONFLICT DO UPDATE SET number = number + 1"
                 cursor.execute(number, (row.tenant,))

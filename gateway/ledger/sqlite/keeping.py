@@ -51,6 +51,7 @@ def aged(cursor: apsw.Cursor, keep: Keep, now_ms: int, at_most: int) -> list[Cal
 
 def retire(books: Books, tenant: str, decision_ids: Sequence[str], keep: Keep) -> int:
     gone: list[Where] = []
+    lapsing: list[tuple[str, int, str]] = []
     for decision_id in dict.fromkeys(decision_ids):
         tail = decision_id.removeprefix("bdg_")
         call = books.call(tenant, tail)
@@ -58,7 +59,10 @@ def retire(books: Books, tenant: str, decision_ids: Sequence[str], keep: Keep) -
             continue
         _carry_forward(books, tenant, call)
         gone.append((tenant, tail))
+        if call.record.lapses:
+            lapsing.append((tenant, call.record.at_ms, tail))
     books.remove(calls=gone)
+    books.remove_lapsing(lapsing)
     books.changes += len(gone)
     return len(gone)
 

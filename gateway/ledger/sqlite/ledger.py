@@ -416,6 +416,9 @@ class SqliteLedger:
     async def acts(self, tenant: str, limit: int, before: str | None = None) -> Sequence[Act]:
         return await self._read(partial(reading.acts, tenant=tenant, limit=limit, before=before))
 
+    async def leases(self, tenant: str, limit: int, before: str | None = None) -> Sequence[CallRecord]:
+        return await self._read(partial(reading.leases, tenant=tenant, limit=limit, before=before))
+
     async def holds(self, tenant: str, run: str | None, limit: int) -> Sequence[CallRecord]:
         return await self._read(partial(reading.open_holds, tenant=tenant, run=run, limit=limit))
 

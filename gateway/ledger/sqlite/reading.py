@@ -143,6 +143,29 @@ def open_holds(cursor: apsw.Cursor, tenant: str, run: str | None, limit: int) ->
     return sorted(wanted, key=lambda each: (each.at_ms, each.decision_id))[:limit]
 
 
+def leases(cursor: apsw.Cursor, tenant: str, limit: int, before: str | None) -> list[CallRecord]:
+    tail, at_ms = "", 1 << 62
+    if before is not None:
+        tail = before.removeprefix("bdg_")
+        statement = (
+            "SELECT at_ms FROM calls CROSS JOIN lapsing USING (tenant, tail)"
+            " WHERE tenant = ? AND tail = ? AND at_ms = json_extract(CAST(record AS TEXT), '$[2]')"
+        )
+        found = cursor.execute(statement, (tenant, tail)).fetchone()
+        if found is None:
+            return []
+        at_ms = found[0]
+    rows: list[Any] = cursor.execute(
+        "SELECT tail, state, due_ms, record, closing FROM lapsing CROSS JOIN calls USING (tenant, tail)"
+        " WHERE tenant = ? AND (at_ms, tail) < (?, ?) ORDER BY at_ms DESC, tail DESC LIMIT ?",
+        (tenant, at_ms, tail, limit),
+    ).fetchall()
+    return [
+        call_record(tenant, tail, STATES[state], unpack_record(tenant, packed), unpack_closing(closing), due_ms)
+        for tail, state, due_ms, packed, closing in rows
+    ]
+
+
 def halted(cursor: apsw.Cursor, tenant: str, callers: Sequence[Caller]) -> list[Barrier | None]:
     runs = {run for caller in callers for run in (caller.run, *caller.ancestry)}
     rows: list[Any] = cursor.execute(

@@ -162,6 +162,14 @@ CREATE INDEX acts_of_tenant ON acts (tenant);
 
 # What has come to version 3 since: an older gateway leaves it alone. A tenant without a number has never had a document.
 _ADDED: Final = """
+-- Of `calls`, those that lapse.
+CREATE TABLE IF NOT EXISTS lapsing (
+    tenant TEXT NOT NULL,
+    at_ms INTEGER NOT NULL,  -- of its reserve
+    tail TEXT NOT NULL,
+    PRIMARY KEY (tenant, at_ms, tail)
+) STRICT, WITHOUT ROWID;
+
 CREATE TABLE IF NOT EXISTS documents (
     tenant TEXT NOT NULL,
     name TEXT NOT NULL,

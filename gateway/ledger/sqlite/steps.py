@@ -88,6 +88,7 @@ def reserve(books: Books, decision: Decision, lease_ms: int) -> Reserved:
 
 def debit(books: Books, decision: Decision, settlement: Settlement, how: Debiting) -> Settled | Refusal | Barred | Stale:
     assert len(decision.ladder) == 1, decision
+    assert not decision.lapses, decision
     tenant, tail = decision.call.caller.tenant, tail_of(decision.id)
     call = books.call_unless_new(tenant, tail)
     if call is not None:

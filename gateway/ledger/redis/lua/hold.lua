@@ -1,6 +1,7 @@
 -- Reserve, where the first plan fits and its run and its accounts are known.
 --
--- KEYS   see short.lua; the last: leases, the owner's active runs, runs, the owner's runs, and the run's recent holds if some may be the same
+-- KEYS   see short.lua; the last: leases, the owner's active runs, runs, the owner's runs, the run's recent holds if some may be the
+--        same, and those that lapse if this one does
 -- ARGV   see short.lua; 2 … lease_ms, what is held (usd, tokens, calls, and again of its slice, if it has one)  3 tail  4 terms (see FROM
 --        and UNIT), as doubles  5 per run how its texts begin, and its name, packed  6 lines, names, ancestry and group of the record, packed
 --        7 fingerprint and rest, packed
@@ -117,5 +118,8 @@ end
 if same > 0 then
   call('LPUSH', KEYS[count + 5], tail .. ' ' .. fingerprint)
   call('LTRIM', KEYS[count + 5], 0, terms[WITHIN] - 1)
+end
+if terms[LAPSING] ~= 0 then
+  call('ZADD', KEYS[#KEYS], now, tail)
 end
 return numbers('<' .. string.rep('i8', size), unpack(told))

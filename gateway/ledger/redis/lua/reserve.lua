@@ -2,7 +2,7 @@
 --
 -- KEYS   1 meta  2 the call  3 leases  4 runs  5 the owner's runs  6 the owner's active runs  7 the run's recent holds  8 frozen
 --        9 refused  10 refused by time  11 the ring  12 accounts by end  13 accounts by run  14 shared accounts' scopes by end  15 ended
---        16 days  17 the day's spend; then a run each: the caller's, its ancestors, the parent named if it is none of them, others that
+--        16 days  17 of a debit the day's spend, of a hold those that lapse; then a run each: the caller's, its ancestors, the parent named if it is none of them, others that
 --        a debit names; then the accounts of each text of lines
 -- ARGV   1 epoch  2 sequence  3 tail  4 lease_ms  5 fingerprint  6 whose run it is  7 the run  8 its ancestry "parent/its parent"
 --        9 the caller (see CALLER)  10 what is rarely looked at (see RARE)  11 the record's rest, kept as it is  12 the debit (see DEBIT)

@@ -1,6 +1,6 @@
 -- Removes an ended call and carries what it charged forward in its accounts.
 --
--- KEYS   1 meta  2 the call  3 ended  4 expired; then its run; then its accounts
+-- KEYS   1 meta  2 the call  3 ended  4 expired  5 those that lapse; then its run; then its accounts
 -- ARGV   1 epoch  2 sequence  3 tail  4 how long ended calls are kept, in ms
 -- Reply  {DONE, sequence, removed}  {AGAIN, sequence}: it has accounts that did not come in KEYS
 local tail = ARGV[3]
@@ -14,11 +14,11 @@ local charged = {x[1], x[2], x[3], x[1], x[2], x[3], x[4], x[5]}
 if expired and not kept.lapses then
   charged = kept.h
 end
-if #KEYS < 5 + accounts_of(lines) then
+if #KEYS < 6 + accounts_of(lines) then
   return {AGAIN, sequence}
 end
 for _, line in ipairs(lines) do
-  local account = account_at(KEYS[5 + line[ORDINAL]], line[BUCKET])
+  local account = account_at(KEYS[6 + line[ORDINAL]], line[BUCKET])
   if account.e and not line[TWIN] then -- else it went with its window or its run
     local amount = charged[line[UNIT]]
     local index = line[BUCKET] and math.floor(kept.z / line[BUCKET])
@@ -39,7 +39,7 @@ for _, account in pairs(accounts) do
   end
 end
 if expired then
-  local run = run_at(KEYS[5])
+  local run = run_at(KEYS[6])
   if run.o then
     run.u, run.h = run.u - charged[1], run.h - 1
     store_run(run)
@@ -48,4 +48,7 @@ if expired then
 end
 call('DEL', KEYS[2])
 call('ZREM', KEYS[3], tail)
+if kept.lapses then
+  call('ZREM', KEYS[5], tail)
+end
 return {DONE, sequence, 1}

@@ -81,4 +81,7 @@ if debit then
 end
 store_call(kept)
 call('ZADD', KEYS[3], lease, tail)
+if kept.lapses then
+  call('ZADD', KEYS[17], now, tail)
+end
 return {HELD, sequence, now, lease, held, balances(lines), over}
