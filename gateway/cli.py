@@ -358,7 +358,7 @@ def account_show(
 @account_app.command("limit")
 def account_limit(
     key: KeyArgument,
-    limit: Annotated[str, typer.Argument(help='Such as "$10.00", "200k tokens", "60 calls"; none: as the policy says.')],
+    limit: Annotated[str, typer.Argument(help='Such as "$10.00", "200k tokens", "500 credits"; none: as the policy says.')],
     gateway: GatewayOption = HERE,
     tenant: TenantOption = None,
     reason: str = "",
@@ -372,7 +372,7 @@ def account_limit(
 @account_app.command("adjust", context_settings={"ignore_unknown_options": True})  # or -1.50 would be an option
 def account_adjust(
     key: KeyArgument,
-    amount: Annotated[str, typer.Argument(help="What is added: 1.50 in USD, or 500 tokens or calls; -1.50 takes away.")],
+    amount: Annotated[str, typer.Argument(help="What is added: 1.50 in USD, or 500 of what else it counts; -1.50 takes away.")],
     reason: Annotated[str, typer.Option(help="Why; kept with it.")],
     gateway: GatewayOption = HERE,
     tenant: TenantOption = None,
@@ -408,7 +408,9 @@ def spend(
         _print_json(told)
         return
     total = {**dict.fromkeys(told["by"], ""), told["by"][0]: "total", **told["total"]}
-    _print_table((*told["by"], "usd", "tokens", "calls"), [*told["rows"], total])
+    more = [name for name in ("credits", "risk_points") if name in total]
+    rows = [{**dict.fromkeys(more, 0), **row} for row in (*told["rows"], total)]
+    _print_table((*told["by"], "usd", "tokens", "calls", *more), rows)
 
 
 # -- keys and the ledger --------------------------------------------------------------------------------------------------------

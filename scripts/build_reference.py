@@ -90,7 +90,7 @@ of it. An override does not change it.
 
 For editors that know JSON Schema (`penstock check --schema` prints it), put this on the file's first line:
 `# yaml-language-server: $schema=../docs/schema/policy.json`""",
-    example="""policies/default.yaml:7: budgets[0].limit: found "five", expected an amount such as "$5.00", "200k tokens" or "60 calls\"""",
+    example="""policies/default.yaml:7: budgets[0].limit: found "five", expected an amount such as "$5.00", "200k tokens", "60 calls", "500 credits" or "100 risk points\"""",
     reload=" A running gateway keeps the policy it has and says so in its log and in `/readyz`.",
     rules=(
         "two budgets with one name",
@@ -99,7 +99,7 @@ For editors that know JSON Schema (`penstock check --schema` prints it), put thi
         "a time to wait for a raise where nothing pauses",
         "a rolling window shorter than a second or longer than 31 days",
         "an override that changes nothing or matches on nothing, model or provider; whose limit is a share or in another unit than the budget's",
-        "a limit above $50,000,000 (or 10¹⁵ tokens or calls)",
+        "a limit above $50,000,000 (or 10¹⁵ of anything else)",
         "a dimension, an alert or a run id source that is listed twice",
         "a downgrade to a model that neither the bundled catalog nor the config knows",
         "a share of a budget that is not in the file, is itself a share, has `missing: skip`, or has model or provider in its scope",

@@ -7,12 +7,13 @@ from typing import Any
 
 import pytest
 
+from gateway.admitting import over_budget
 from gateway.core.policy import Limit, ModelPolicy, Share, Terms
-from gateway.core.scopes import Unit
-from gateway.core.values import Balance, Directives, Ending, Hold, Mode, Usage, UsageSource
+from gateway.core.scopes import Amounts, Unit
+from gateway.core.values import Balance, Decision, Directives, Ending, Hold, Mode, Usage, UsageSource
 from gateway.core.windows import WindowKind
 from gateway.explain import Explanation
-from gateway.ledger.contract import Barred, Frozen, Ledger, Refusal, RunState, RunView, Settlement
+from gateway.ledger.contract import Barred, Debiting, Frozen, Ledger, Refusal, RunState, RunView, Settled, Settlement
 from gateway.outlook import Known, known, placed
 from tests.support.clock import NOW_MS, Clock
 from tests.support.records import USD, caller
@@ -207,6 +208,17 @@ def test_a_budget_for_everyone_and_one_in_calls_read_as_such() -> None:
     assert "run-limit          run r1 · lifetime · no limit" in text
 
 
+def test_a_budget_in_credits_reads_as_such_and_is_in_no_models_way() -> None:
+    ceilings = (
+        budget("credits", "run", unit=Unit.CREDITS, limit=0),
+        budget("risk", unit=Unit.RISK_POINTS, limit=1_200, downgrade_below_ppm=500_000),
+    )
+    text = explained(rules=rulebook(policy(*ceilings)))
+    assert "credits            run r1 · lifetime · 0 credits · hard_gate · committed 0 credits, reserved 0 credits" in text
+    assert "risk               tenant · lifetime · 1,200 risk points" in text
+    assert text.endswith("allow: big would be called")
+
+
 # -- what is said is what the ledger then does ------------------------------------------------------------------------------------
 
 
@@ -256,6 +268,22 @@ async def test_what_explain_says_is_what_the_ledger_then_does(ledger: Ledger, ca
                 assert isinstance(answer, Refusal | Barred), answer
                 assert told.startswith("block"), told
         assert passed == expected
+
+
+async def test_a_call_of_a_model_passes_a_ceiling_in_credits_that_is_used_up(ledger: Ledger) -> None:
+    rules = rulebook(policy(budget("credits", limit=3, unit=Unit.CREDITS), budget("b", "run", limit=10 * CENT)))
+    spent = rules.for_cost(call(), Amounts(0, 0, 1, 3), NOW_MS, "bdg_spent")
+    assert isinstance(spent, Decision)
+    answer = await ledger.debit(spent, Settlement(Amounts(0, 0, 1, 3), Usage(UsageSource.COUNTED), Ending.DEBITED), Debiting.ASK)
+    assert isinstance(answer, Settled)
+    more = rules.for_cost(call(), Amounts(0, 0, 1, 1), NOW_MS, "bdg_more")
+    assert isinstance(more, Decision)
+    refusal = await ledger.reserve(more, 60_000)
+    assert isinstance(refusal, Refusal)
+    assert "limit 3 credits" in over_budget(refusal).problem.detail
+    held = await ledger.reserve(decide(rules, call(client_cap=1000)), 60_000)
+    assert isinstance(held, Hold)
+    assert {each.account.budget: each.reserved for each in held.balances}["credits"] == 0
 
 
 async def test_a_run_that_waits_for_a_raise_is_said_to_be_paused(ledger: Ledger) -> None:

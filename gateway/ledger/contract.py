@@ -340,6 +340,8 @@ class SpendRow:
     usd: int
     tokens: int
     calls: int
+    credits: int = 0
+    risk_points: int = 0
 
 
 @record

@@ -17,6 +17,7 @@ Amounts are integers in the account's unit (runs: microcents), times ms since th
              oldest first
     call     `record` and `closing`: the arrays of `ledger.packed`. A tombstone has no record. `lease_ms`: of a live hold; else 0
     refusal  `number`: its place in the ring, growing
+    spend    `credits` and `risk_points` are left out where they are 0
     act      in the order they were done
 """
 
@@ -118,6 +119,8 @@ class Spend:
     usd: int
     tokens: int
     calls: int
+    credits: int = 0
+    risk_points: int = 0
 
 
 @record
@@ -326,6 +329,8 @@ _KINDS: Final[Mapping[str, tuple[Callable[..., Row], Mapping[str, _Field]]]] = {
             "usd": _amount,
             "tokens": _amount,
             "calls": _amount,
+            "credits": _amount,
+            "risk_points": _amount,
         },
     ),
     "act": (
@@ -337,6 +342,7 @@ _KINDS: Final[Mapping[str, tuple[Callable[..., Row], Mapping[str, _Field]]]] = {
     "note": (NoteRow, {"tenant": _text, "name": _text, "text": _text, "until_ms": _amount}),
     "end": (End, {"rows": _amount}),
 }
+_OFTEN_ZERO: Final = frozenset({"credits", "risk_points"})  # left out then
 _PLACE: Final = {kind: place for place, kind in enumerate(_KINDS)}
 _KIND_OF: Final[Mapping[Callable[..., Row], str]] = {made: kind for kind, (made, _) in _KINDS.items()}
 
@@ -346,7 +352,9 @@ def to_mapping(row: Row) -> dict[str, object]:
     kind = _KIND_OF[type(row)]
     told: dict[str, object] = {"kind": kind}
     for name in _KINDS[kind][1]:
-        told[name] = getattr(row, name)
+        value = getattr(row, name)
+        if value or name not in _OFTEN_ZERO:
+            told[name] = value
     return told
 
 
@@ -367,16 +375,16 @@ class Reader:
         made, fields = _KINDS[kind]
         values = []
         for name, field in fields.items():
-            if name not in given:
+            if name not in given and name not in _OFTEN_ZERO:
                 raise Damaged(f"line {self.line}: a row of kind {kind} without {name!r}")
-            value = given[name]
+            value = given.get(name, 0)
             try:
                 # A mapping that never was JSON has tuples where JSON has arrays.
                 values.append(field(_listed(value) if type(value) is tuple else value))
             except ValueError as error:
                 raise self.damaged(f"{kind}.{name}", value, str(error)) from None
-        if len(given) != len(fields) + 1:
-            unknown = next(name for name in given if name != "kind" and name not in fields)
+        unknown = next((name for name in given if name != "kind" and name not in fields), None)
+        if unknown is not None:
             raise Damaged(f"line {self.line}: found {unknown!r}, which a row of kind {kind} does not have")
         row = made(*values)
         self._check_place(kind, row)

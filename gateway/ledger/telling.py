@@ -13,7 +13,7 @@ def day_name(day: int) -> str:
 
 
 def dearest_first(sums: Mapping[tuple[str, ...], Sequence[int]]) -> list[SpendRow]:
-    """`sums`: usd, tokens and calls by group. Groups that came to nothing are left out."""
+    """`sums`: usd, tokens, calls, credits and risk points by group. Groups that came to nothing are left out."""
     rows = [SpendRow(group, *total) for group, total in sums.items() if any(total)]
     return sorted(rows, key=lambda each: (-each.usd, -each.tokens, each.group))
 

@@ -17,7 +17,7 @@ from typing import Final
 import orjson
 
 from gateway.core.record import record
-from gateway.core.scopes import Account
+from gateway.core.scopes import Account, Unit
 from gateway.ledger.contract import HoldState
 from gateway.ledger.packed import Closing, Record, unpack_closing, unpack_record
 from gateway.ledger.rows import AccountRow, CallRow, Damaged, Reader, Row, Run, Spend, Tenant, read_all
@@ -108,7 +108,7 @@ class Audit:
         elif isinstance(row, Spend):
             sums = self._spend.get((row.day, row.owner, row.model, row.provider))
             if sums is not None:
-                for place, amount in enumerate((row.usd, row.tokens, row.calls)):
+                for place, amount in enumerate((row.usd, row.tokens, row.calls, row.credits, row.risk_points)):
                     sums[place] -= amount
         elif isinstance(row, Tenant):
             self._close_tenant()
@@ -156,9 +156,9 @@ class Audit:
         if closing is not None:
             charged = closing.charged
             group = (kept.at_ms // _DAY_MS, kept.owner, kept.selected_model, kept.provider)
-            sums = self._spend.setdefault(group, [0, 0, 0])
-            for place, amount in enumerate((charged.usd, charged.tokens, charged.calls)):
-                sums[place] += amount
+            sums = self._spend.setdefault(group, [0] * len(Unit))
+            for place, unit in enumerate(Unit):
+                sums[place] += charged.of(unit)
 
     def _add_to_run(self, row: CallRow, kept: Record, closing: Closing | None, hold: str) -> None:
         run = self._runs.get(kept.run)
@@ -206,7 +206,7 @@ class Audit:
         for name, run in self._runs.items():
             self._compare_run(f"run {name}", run)
         for (day, owner, model, provider), sums in self._spend.items():
-            for name, above in zip(("usd", "tokens", "calls"), sums, strict=True):
+            for name, above in zip(Unit, sums, strict=True):
                 if above > 0:
                     what = f"spend of {model} at {provider} by {owner}, day {day}"
                     self._differ(what, name, "what its receipts say, at least", f"{above} less")

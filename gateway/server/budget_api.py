@@ -134,11 +134,7 @@ class BudgetApi:
                 "to": last.isoformat(),
                 "rows": [_row(by, row) for row in rows[:most]],
                 "rows_left_out": max(0, len(rows) - most),
-                "total": {
-                    "usd": format_usd(sum(row.usd for row in rows)),
-                    "tokens": sum(row.tokens for row in rows),
-                    "calls": sum(row.calls for row in rows),
-                },
+                "total": _sums(rows),
             }
         )
 
@@ -284,7 +280,14 @@ def _groups(text: str) -> tuple[str, ...]:
 
 def _row(by: Sequence[str], row: SpendRow) -> dict[str, object]:
     group: dict[str, object] = dict(zip(by, row.group, strict=True))
-    return group | {"usd": format_usd(row.usd), "tokens": row.tokens, "calls": row.calls}
+    return group | _sums([row])
+
+
+def _sums(rows: Sequence[SpendRow]) -> dict[str, object]:
+    """Credits and risk points only where there are any."""
+    sums: dict[str, object] = {name: sum(getattr(row, name) for row in rows) for name in ("tokens", "calls")}
+    more = {name: sum(getattr(row, name) for row in rows) for name in ("credits", "risk_points")}
+    return {"usd": format_usd(sum(row.usd for row in rows))} | sums | {name: each for name, each in more.items() if each}
 
 
 def _instant(name: str, text: str) -> datetime:

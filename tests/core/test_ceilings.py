@@ -8,7 +8,7 @@ import pytest
 
 from gateway.core.ceilings import RUN_LIMIT, Ceilings, exceeds, fits, strictest, wait_ms
 from gateway.core.policy import Limit, Margin, Missing, ModelPolicy, Override, RunsPolicy, Share, Terms
-from gateway.core.scopes import Account, Caller, Unit
+from gateway.core.scopes import OF_CALLS, Account, Caller, Unit
 from gateway.core.values import Balance, Basis, Ceiling, Charge, Directives, Mode, RunTerms
 from gateway.core.windows import LIFETIME, WindowKind, rolling, window_at
 from tests.support.clock import NOW_MS
@@ -376,6 +376,17 @@ def test_an_ancestors_hard_gate_is_one_for_the_child():
     ceilings = Ceilings(policy(budget("run-ceiling", "run", overrides=(soft,))))
     assert not ceilings.standing(call(who=replace(CHILD, ancestry=())), NOW_MS).hard
     assert ceilings.standing(call(who=CHILD), NOW_MS).hard
+
+
+@pytest.mark.parametrize("unit", list(Unit))
+def test_a_hard_gate_on_what_no_call_takes_is_none_for_calls(unit):
+    asked = call(unpriced=("prediction",))
+    rules = rulebook(policy(budget("b", limit=0, unit=unit)))
+    assert Ceilings(rules.policy).standing(asked, NOW_MS).hard is (unit in OF_CALLS)
+    if unit in OF_CALLS:
+        assert refuse(rules, asked).code == "not_estimable"
+    else:
+        assert decide(rules, asked).ladder[0].cost_max.of(unit) == 0
 
 
 # -- names and rules for runs -----------------------------------------------------------------------------------------------------

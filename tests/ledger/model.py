@@ -885,7 +885,7 @@ class Model:
                 values = dict(caller.dimensions) | own
                 group = tuple(values.get(word, NO_VALUE) for word in by)
                 groups[group] = plus(groups.get(group, NOTHING), call.charged)
-        rows = [SpendRow(group, total.usd, total.tokens, total.calls) for group, total in groups.items()]
+        rows = [SpendRow(group, *[total.of(unit) for unit in Unit]) for group, total in groups.items()]
         return sorted(rows, key=lambda row: (-row.usd, -row.tokens, row.group))
 
     # -- keeping --------------------------------------------------------------------------------------------------------------

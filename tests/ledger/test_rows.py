@@ -1,6 +1,7 @@
 """Rows are checked one by one and in their places; a line that is damaged is named."""
 
 from collections.abc import AsyncIterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import orjson
@@ -79,6 +80,18 @@ def test_every_kind_of_row_comes_back_from_a_file_as_it_was() -> None:
     lines = [to_line(row) for row in mappings()]
     assert all(line.endswith(b"}\n") and line.count(b"\n") == 1 for line in lines)
     assert read(list(from_lines(iter(lines)))) == list(ROWS)
+
+
+def test_spend_without_credits_is_written_as_it_always_was() -> None:
+    spent = next(row for row in ROWS if isinstance(row, Spend))
+    assert list(to_mapping(spent))[-3:] == ["usd", "tokens", "calls"]
+    more = replace(spent, credits=3)
+    assert to_mapping(more) == {**to_mapping(spent), "credits": 3}
+    rows = [to_mapping(more if row is spent else row) for row in ROWS]
+    assert more in read(rows)
+    rows[ROWS.index(spent)]["risk_points"] = -1
+    with pytest.raises(Damaged, match=r"spend\.risk_points: found -1, expected an integer, not below 0"):
+        read(rows)
 
 
 def test_rows_that_never_were_json_are_read_too() -> None:

@@ -182,6 +182,25 @@ async def test_a_file_of_version_2_ends_with_the_tables_of_a_new_one_and_all_its
     await again.close()
 
 
+async def test_a_file_of_version_3_gets_what_has_come_to_it_since_and_keeps_its_rows(tmp_path: Path, clock: Clock) -> None:
+    path = tmp_path / "ledger.db"
+    ledger = await opened(path, clock)
+    held = await hold(ledger, decision())
+    await ledger.commit(TENANT, held.id, settlement())
+    before = [row async for row in ledger.dump()]
+    await ledger.close()
+    new_tables = tables_of(path)
+    connection = apsw.Connection(str(path))
+    connection.execute(
+        "ALTER TABLE spend DROP COLUMN risk_points; ALTER TABLE spend DROP COLUMN credits;"
+        " DROP TABLE documents; DROP TABLE document_numbers; DROP TABLE notes"
+    )
+    connection.close()
+    again = await opened(path, clock)
+    assert (tables_of(path), [row async for row in again.dump()]) == (new_tables, before)
+    await again.close()
+
+
 async def test_the_holds_of_an_old_file_settle_as_any_other(old_file: Path, clock: Clock) -> None:
     ledger = await opened(old_file, clock)
     settled = [await ledger.commit(TENANT, hold_id, settlement(6)) for hold_id in ("rsv_live", "rsv_gone", "rsv_done")]

@@ -283,7 +283,7 @@ def test_settle_charges_once_and_tells_the_same_again(server: Server, run: Run, 
     assert commit(9) == [DONE, 8, 3, 0, 4, 3, 1, [100, 4, 0, 0], [], 0, 0]
     found = run_of(server, "r1")
     assert (found.committed, found.reserved, found.calls, found.open) == (4, 0, 1, 0)
-    assert read_amounts(server.command("HGETALL", KEYS.spend(START_MS // 86_400_000))[1]) == (4, 3, 1)
+    assert read_amounts(server.command("HGETALL", KEYS.spend(START_MS // 86_400_000))[1]) == Amounts(4, 3, 1)
     assert [server.command("ZCARD", key) for key in (KEYS.leases, KEYS.expired, KEYS.ended)] == [0, 0, 1]
 
 

@@ -8,7 +8,7 @@ import pytest
 from gateway.core.scopes import Amounts, Unit
 from gateway.core.values import Basis, Ending, Mode
 from gateway.core.windows import rolling
-from gateway.ledger.contract import Alert, Debiting, HoldState, Keep, Ledger, Refusal
+from gateway.ledger.contract import Alert, Debiting, HoldState, Keep, Ledger, Refusal, SpendRow
 from gateway.ledger.verify import verify_ledger
 from tests.ledger.asking import balance, debit, hold, look, refuse, view
 from tests.ledger.builders import ACTUALS, LEASE_MS, TENANT, account, charge, decision, plan, settlement
@@ -210,3 +210,15 @@ async def test_all_of_it_moves_to_any_store(ledger: Ledger, store: Store, clock:
     found = records[0]
     assert found is not None
     assert (found.state, found.held, found.charged) == (HoldState.COMMITTED, Amounts(1, 0, 1, 5, 7), Amounts(1, 0, 1, 2, 3))
+
+
+async def test_reports_tell_who_spent_credits(ledger: Ledger, clock: Clock) -> None:
+    held = await hold(ledger, of_both())
+    await ledger.commit(TENANT, held.id, settlement(0, 0, 0, credits=5, risk_points=2))
+    plain = await hold(ledger, of_both(0, 0, usd=3))
+    await ledger.commit(TENANT, plain.id, settlement(3, 4))
+    expiring = await hold(ledger, of_both())
+    clock.now_ms += LEASE_MS
+    await ledger.expire()
+    await ledger.release(TENANT, expiring.id, Ending.NOT_SENT)
+    assert await ledger.spend(TENANT, ("run",), 0, clock.now_ms, None) == [SpendRow(("r1",), 3, 4, 1, 5, 2)]

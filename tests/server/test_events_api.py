@@ -72,6 +72,36 @@ async def test_tokens_and_calls_count_in_the_budgets_that_count_them(spending: S
     assert {each["name"]: each["committed"] for each in run["accounts"]} == {"tokens": 400, "steps": 2, "run-limit": "0.00"}
 
 
+async def test_credits_and_risk_points_count_in_the_budgets_that_count_them(spending: Spending) -> None:
+    spending.under(
+        budget("credits", "run", limit=5, unit=Unit.CREDITS),
+        budget("risk", "run", limit=100, unit=Unit.RISK_POINTS),
+    )
+    body = {"run_id": "r1", "name": "send_mail", "credits": 3, "risk_points": 40, "idempotency_key": "k1"}
+    status, shown = await post(spending, body)
+    assert (status, shown["charged_usd"], shown["charged_credits"], shown["charged_risk_points"]) == (200, "0.00", 3, 40)
+    assert await post(spending, body) == (200, {**shown, "replayed": True})
+    status, refused = await post(spending, {**body, "idempotency_key": "k2"})
+    assert (status, refused["code"], refused["budget"]["name"]) == (402, "run_ceiling_reached", "credits")
+    assert (refused["budget"]["unit"], refused["budget"]["remaining"], refused["budget"]["estimate"]) == ("credits", 2, 3)
+    assert "limit 5 credits" in refused["detail"]
+    status, shown = await post(spending, {**body, "idempotency_key": "k3", "record_always": True})
+    assert (status, shown["charged_credits"]) == (200, 3)
+    _, run = await spending.ask("GET", "/budget/runs/r1")
+    told = {each["name"]: (each["unit"], each["limit"], each["committed"], each["remaining"]) for each in run["accounts"]}
+    assert (told["credits"], told["risk"]) == (("credits", 5, 6, 0), ("risk_points", 100, 80, 20))
+    _, spent = await spending.ask("GET", "/budget/spend?by=model")
+    row = {"usd": "0.00", "tokens": 0, "calls": 0, "credits": 6, "risk_points": 80}
+    assert (spent["rows"], spent["total"]) == ([{"model": "send_mail", **row}], row)
+
+
+@pytest.mark.parametrize("member", ["credits", "risk_points"])
+@pytest.mark.parametrize("value", [-1, 1.5, "3", True, None, 10**15 + 1])
+async def test_an_amount_that_is_no_count_is_refused(spending: Spending, member: str, value: object) -> None:
+    status, shown = await post(spending, {"run_id": "r1", member: value, "idempotency_key": "k1"})
+    assert (status, shown["error"]["param"]) == (400, member)
+
+
 async def test_dimensions_come_from_headers_as_they_do_for_calls(spending: Spending) -> None:
     spending.under(budget("team-month", "team", limit=USD))
     assert (await post(spending, X_Team_Id="research"))[0] == 200

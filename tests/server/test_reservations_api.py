@@ -191,6 +191,22 @@ async def test_a_hold_is_extended_in_time_and_in_amount_once(spending: Spending,
     assert await spending.balance() == (0, 80 * USD // 100)
 
 
+async def test_credits_are_held_extended_and_charged(spending: Spending) -> None:
+    spending.under(budget("credits", "run", limit=10, unit=Unit.CREDITS))
+    path = await held(spending, credits=4, risk_points=7)
+    _, shown = await spending.ask("POST", f"{path}/extend", {"credits": 9})
+    assert (shown["held_credits"], shown["held_risk_points"], shown["charged_usd"]) == (9, 7, None)
+    status, refused = await spending.ask("POST", f"{path}/extend", {"credits": 11})
+    assert (status, refused["code"], refused["budget"]["estimate"]) == (402, "run_ceiling_reached", 2)
+    assert "has no room to hold 2 credits more: 1 credit of 10 credits are left" in refused["detail"]
+    _, record = await spending.ask("GET", path.replace("reservations/rsv_", "decisions/bdg_"))
+    assert (record["held_credits"], record["held_risk_points"]) == (9, 7)
+    status, shown = await spending.ask("POST", f"{path}/commit", {"credits": 12})
+    assert (status, shown["charged_usd"], shown["charged_credits"], shown["charged_risk_points"]) == (200, "0.50", 12, 7)
+    _, again = await spending.ask("POST", f"{path}/commit", {"credits": 1})
+    assert "at $0.50, 0 tokens, 1 call, 12 credits and 7 risk points" in again["detail"]
+
+
 async def test_an_extension_without_room_is_refused_and_leaves_the_hold(spending: Spending) -> None:
     path = await held(spending)
     status, shown = await spending.ask("POST", f"{path}/extend", {"estimate_usd": "1.20", "ttl": "20m"})

@@ -13,6 +13,7 @@ from typing import IO, Any, Final
 
 import orjson
 
+from gateway.core.scopes import Amounts, Unit
 from gateway.core.values import Outcome
 from gateway.core.windows import END_OF_TIME_MS
 from gateway.ledger import rows
@@ -204,8 +205,9 @@ class _Dump:
 
     async def _spend(self) -> AsyncIterator[rows.Row]:
         for day in await days(self._slots, self._tenant):
-            for group, amounts in (await day_spend(self._slots, self._tenant, day)).items():
+            for group, spent in (await day_spend(self._slots, self._tenant, day)).items():
                 owner, run, dimensions, model, provider = orjson.loads(group)
+                amounts = [spent.of(unit) for unit in Unit]
                 yield rows.Spend(self._name, day, owner, run, model, provider, dimensions, *amounts)
 
     async def _acts(self) -> AsyncIterator[rows.Row]:
@@ -308,8 +310,9 @@ class _Load:
         elif isinstance(row, rows.Refused):
             self._add_refusal(row)
         elif isinstance(row, rows.Spend):
+            spent = Amounts(row.usd, row.tokens, row.calls, row.credits, row.risk_points)
             group = group_start(row.owner, row.run, tuple(row.dimensions.items())) + group_end(row.model, row.provider)
-            commands.append(("HSET", keys.spend(row.day), group, keep_amounts(row.usd, row.tokens, row.calls)))
+            commands.append(("HSET", keys.spend(row.day), group, keep_amounts(spent)))
             commands.append(("SADD", keys.days, row.day))
         elif isinstance(row, rows.ActRow):
             self._acts += 1

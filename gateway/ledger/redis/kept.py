@@ -7,7 +7,7 @@ from typing import Final, NamedTuple
 from gateway.core.scopes import Amounts
 from gateway.ledger.contract import HoldState, RunState
 from gateway.ledger.layout import places
-from gateway.ledger.packed import NOTHING
+from gateway.ledger.packed import NOTHING, packable_amounts
 from gateway.ledger.redis.packing import NUMBER_SIZE, packed_numbers, packed_texts, unpacked_numbers, unpacked_texts
 from gateway.ledger.states import STATES
 
@@ -37,14 +37,13 @@ def keep_meta(meta: KeptMeta) -> bytes:
     return packed_numbers(*numbers) + epoch.encode()
 
 
-def keep_amounts(usd: int, tokens: int, calls: int) -> bytes:
-    """A sum of spend."""
-    return packed_numbers(usd, tokens, calls)
+def keep_amounts(spent: Amounts) -> bytes:
+    """A sum of spend: three numbers, and two more where there are credits or risk points."""
+    return packed_numbers(*packable_amounts(spent))
 
 
-def read_amounts(text: bytes) -> tuple[int, int, int]:
-    usd, tokens, calls = unpacked_numbers(text)
-    return usd, tokens, calls
+def read_amounts(text: bytes) -> Amounts:
+    return Amounts(*unpacked_numbers(text))
 
 
 def _some(number: int | None) -> int:

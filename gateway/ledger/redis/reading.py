@@ -9,7 +9,7 @@ from typing import Any, Final, TypeAlias
 
 import orjson
 
-from gateway.core.scopes import NO_VALUE, Account, Caller
+from gateway.core.scopes import NO_VALUE, Account, Amounts, Caller, Unit
 from gateway.core.values import Balance
 from gateway.ledger.contract import AccountView, Act, Barrier, CallRecord, Documents, Frozen, RunState, RunView, SpendRow
 from gateway.ledger.packed import account_of, call_record
@@ -205,9 +205,9 @@ async def spend(slots: Slots, tenant: Tenant, by: Sequence[str], from_ms: int, t
             key, run_, dimensions, model, provider = orjson.loads(text)
             if owner in (None, key):
                 values = dimensions | {"key": key, "run": run_, "model": model, "provider": provider, "day": day_name(day)}
-                total = sums.setdefault(tuple([values.get(word, NO_VALUE) for word in by]), [0, 0, 0])
-                for place, amount in enumerate(amounts):
-                    total[place] += amount
+                total = sums.setdefault(tuple([values.get(word, NO_VALUE) for word in by]), [0] * len(Unit))
+                for place, unit in enumerate(Unit):
+                    total[place] += amounts.of(unit)
     return dearest_first(sums)
 
 
@@ -215,9 +215,9 @@ async def days(slots: Slots, tenant: Tenant) -> list[int]:
     return sorted(map(int, await slots.command(tenant, "SMEMBERS", tenant.keys.days)))
 
 
-async def day_spend(slots: Slots, tenant: Tenant, day: int) -> dict[bytes, tuple[int, int, int]]:
-    """Group → usd, tokens, calls. In pages: a busy day has many."""
-    found: dict[bytes, tuple[int, int, int]] = {}
+async def day_spend(slots: Slots, tenant: Tenant, day: int) -> dict[bytes, Amounts]:
+    """By group. In pages: a busy day has many."""
+    found: dict[bytes, Amounts] = {}
     cursor: Any = 0
     while True:
         cursor, page = await slots.command(tenant, "HSCAN", tenant.keys.spend(day), cursor, "COUNT", 1_000)

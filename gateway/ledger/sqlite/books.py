@@ -114,6 +114,7 @@ class Books:
         self._changed_runs: list[RunRow] = []
         self._changed_calls: list[CallRow] = []
         self._spend: dict[_Group, list[int]] = {}
+        self._more_spend: dict[_Group, list[int]] = {}  # credits and risk points of some of these groups
         self._ended: list[Where] = []  # calls of this batch that are open no more
 
     # -- batches --------------------------------------------------------------------------------------------------------------
@@ -139,7 +140,16 @@ class Books:
 
     def forget(self) -> None:
         """Somebody else has written, or the batch was rolled back."""
-        for known in (self._accounts, self._runs, self._calls, self._spend_ids, self._active, self.standings, self._spend):
+        for known in (
+            self._accounts,
+            self._runs,
+            self._calls,
+            self._spend_ids,
+            self._active,
+            self.standings,
+            self._spend,
+            self._more_spend,
+        ):
             known.clear()
         for changed in (self._changed_accounts, self._changed_runs, self._changed_calls, self._ended):
             changed.clear()
@@ -275,9 +285,10 @@ class Books:
 
     # -- entries --------------------------------------------------------------------------------------------------------------
 
-    def add_spend(self, tenant: str, record: Record, usd: int, tokens: int, calls: int) -> None:
+    def add_spend(self, tenant: str, record: Record, spent: Amounts) -> None:
         """Differences: a correction may be negative. The day is the reserve's, as the accounts' windows are."""
-        if not (usd or tokens or calls):
+        usd, tokens, calls, unusual = spent.usd, spent.tokens, spent.calls, spent.credits or spent.risk_points
+        if not (usd or tokens or calls or unusual):
             return
         run, owner, at_ms, _, _, model, provider, _, _, dimensions, *_ = record
         group = (tenant, at_ms // _DAY_MS, owner, run, model, provider, dimensions)
@@ -288,6 +299,10 @@ class Books:
             sums[0] += usd
             sums[1] += tokens
             sums[2] += calls
+        if unusual:
+            more = self._more_spend.setdefault(group, [0, 0])
+            more[0] += spent.credits
+            more[1] += spent.risk_points
 
     def add_refusal(self, tenant: str, ring: str, tail: str, record: Record) -> None:
         self._cursor.execute(
@@ -484,6 +499,9 @@ class Books:
                 added.append((*sums, row_id))
         self._many("UPDATE spend SET usd = usd + ?, tokens = tokens + ?, calls = calls + ? WHERE id = ?", added)
         self._spend.clear()
+        more = [(*sums, self._spend_ids[group]) for group, sums in self._more_spend.items()]
+        self._many("UPDATE spend SET credits = credits + ?, risk_points = risk_points + ? WHERE id = ?", more)
+        self._more_spend.clear()
 
     def _write_calls(self) -> None:
         new: list[CallRow] = []

@@ -88,7 +88,7 @@ def _rows(cursor: apsw.Cursor, at_ms: int) -> Iterator[rows.Row]:
         ):
             ring, number, tail, packed = each
             yield rows.Refused(tenant, ring, number, tail, orjson.loads(packed))
-        spend = "SELECT day, owner, run, model, provider, dimensions, usd, tokens, calls FROM spend WHERE tenant = ?"
+        spend = "SELECT day, owner, run, model, provider, dimensions, usd, tokens, calls, credits, risk_points FROM spend WHERE tenant = ?"
         for day, owner, run, model, provider, dimensions, *sums in _all(cursor, spend, tenant):
             yield rows.Spend(tenant, day, owner, run, model, provider, orjson.loads(dimensions), *sums)
         for each in _all(cursor, "SELECT id, at_ms, who, act, what, why FROM acts WHERE tenant = ? ORDER BY number", tenant):
@@ -220,7 +220,7 @@ _COLUMNS: Final[Mapping[type, tuple[str, str]]] = {
     ),
     rows.CallRow: ("calls", "tenant, tail, state, due_ms, record, closing"),
     rows.Refused: ("refusals", "tenant, ring, number, tail, at_ms, record"),
-    rows.Spend: ("spend", "tenant, day, owner, run, model, provider, dimensions, usd, tokens, calls"),
+    rows.Spend: ("spend", "tenant, day, owner, run, model, provider, dimensions, usd, tokens, calls, credits, risk_points"),
     rows.ActRow: ("acts", "tenant, id, at_ms, who, act, what, why"),
     rows.FrozenRow: ("frozen", "tenant, scope, at_ms, who, why, text"),
     rows.DocumentRow: ("documents", "tenant, name, text"),
@@ -247,7 +247,7 @@ def _values(row: rows.Row) -> tuple[Any, ...]:
     if isinstance(row, rows.Spend):
         dimensions = orjson.dumps(row.dimensions).decode()
         group = (row.tenant, row.day, row.owner, row.run, row.model, row.provider, dimensions)
-        return (*group, row.usd, row.tokens, row.calls)
+        return (*group, row.usd, row.tokens, row.calls, row.credits, row.risk_points)
     if isinstance(row, rows.ActRow):
         return row.tenant, row.id, row.at_ms, row.who, row.act, row.what, row.why
     if isinstance(row, rows.FrozenRow):

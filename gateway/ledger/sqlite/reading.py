@@ -185,15 +185,15 @@ def spend(cursor: apsw.Cursor, tenant: str, by: Sequence[str], from_ms: int, to_
     grouping = ", ".join(dict.fromkeys(columns)) or "NULL"
     # Only names from _COLUMNS get into the statement.
     statement = (
-        f"SELECT {', '.join(columns) or 'NULL'}, sum(usd), sum(tokens), sum(calls) FROM spend WHERE tenant = :tenant"  # noqa: S608
+        f"SELECT {', '.join(columns) or 'NULL'}, sum(usd), sum(tokens), sum(calls), sum(credits), sum(risk_points) FROM spend WHERE tenant = :tenant"  # noqa: S608
         f" AND day BETWEEN :first AND :last AND (:owner IS NULL OR owner = :owner) GROUP BY {grouping}"
     )
     rows: list[Any] = cursor.execute(statement, {"tenant": tenant, "first": first, "last": last, "owner": owner}).fetchall()
     sums: dict[tuple[str, ...], list[int]] = {}
     for row in rows:
         group = tuple(_group_value(word, value) for word, value in zip(by, row, strict=False))
-        total = sums.setdefault(group, [0, 0, 0])
-        for place, amount in enumerate(row[-3:]):
+        total = sums.setdefault(group, [0] * 5)
+        for place, amount in enumerate(row[-5:]):
             total[place] += amount
     return dearest_first(sums)
 

@@ -287,7 +287,7 @@ def create_tables(connection: apsw.Connection) -> bool:
         empty = bool(connection.execute("SELECT count(*) = 0 FROM sqlite_schema").get)
         if empty:
             connection.execute(_TABLES)
-            connection.execute(_ADDED)
+            _add(connection)
             connection.execute("INSERT INTO meta VALUES (1, ?, ?, 0, 0)", (VERSION, new_epoch()))
     except BaseException:
         connection.execute("ROLLBACK")
@@ -312,11 +312,19 @@ def carry_over(connection: apsw.Connection) -> None:
             for table in _TABLES_OF[version]:
                 connection.execute(f"DROP TABLE old_{table}")
         if version == VERSION or version in _FROM:
-            connection.execute(_ADDED)
+            _add(connection)
     except BaseException:
         connection.execute("ROLLBACK")
         raise
     connection.execute("COMMIT")
+
+
+def _add(connection: apsw.Connection) -> None:
+    """Whatever of `_ADDED` is not there yet; and two columns of spend, which few calls move."""
+    connection.execute(_ADDED)
+    if "credits" not in {column[1] for column in connection.execute("PRAGMA table_info(spend)")}:
+        for column in ("credits", "risk_points"):
+            connection.execute(f"ALTER TABLE spend ADD COLUMN {column} INTEGER NOT NULL DEFAULT 0 CHECK ({column} >= 0)")
 
 
 def _version(connection: apsw.Connection) -> int:

@@ -531,7 +531,7 @@ def _end(books: Books, call: CallRow, state: int, closing: Closing) -> Settled:
         if run.recent:
             run.recent = [each for each in run.recent if each[0] != call.tail]
             run.change()
-    books.add_spend(tenant, record, charged_anew.usd, charged_anew.tokens, charged_anew.calls)
+    books.add_spend(tenant, record, charged_anew)
     call.state = state
     call.due_ms = closing.at_ms
     call.closing = closing

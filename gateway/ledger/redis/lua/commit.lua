@@ -73,13 +73,13 @@ call('MSET', unpack(changes))
 call('ZREM', KEYS[count + 1], tail)
 call('ZADD', KEYS[count + 2], now, tail)
 if usd ~= 0 or tokens ~= 0 or calls ~= 0 then
-  local spent = call('HGET', KEYS[count + 4], ARGV[5])
+  local spent, more = call('HGET', KEYS[count + 4], ARGV[5]), ''
   if spent then
     local before_usd, before_tokens, before_calls = read('<ddd', spent)
-    usd, tokens, calls = usd + before_usd, tokens + before_tokens, calls + before_calls
+    usd, tokens, calls, more = usd + before_usd, tokens + before_tokens, calls + before_calls, string.sub(spent, 25)
   else
     call('SADD', KEYS[count + 3], terms[DAY])
   end
-  call('HSET', KEYS[count + 4], ARGV[5], numbers('<ddd', usd, tokens, calls))
+  call('HSET', KEYS[count + 4], ARGV[5], numbers('<ddd', usd, tokens, calls) .. more)
 end
 return numbers('<' .. string.rep('i8', size), unpack(told))

@@ -185,17 +185,26 @@ local function fire(alerts, place, line)
   end
 end
 
--- Adds to the spend of a day. `group`: the field that the sums stand in.
-local function add_spend(key, days, day, group, usd, tokens, calls)
-  if usd == 0 and tokens == 0 and calls == 0 then
+-- Adds to the spend of a day. `group`: the field that the sums stand in: usd, tokens, calls, and behind those credits and risk points where
+-- there were any.
+local function add_spend(key, days, day, group, usd, tokens, calls, credits, risk)
+  local unusual = credits ~= 0 or risk ~= 0
+  if usd == 0 and tokens == 0 and calls == 0 and not unusual then
     return
   end
-  local text = call('HGET', key, group)
+  local text, more = call('HGET', key, group), ''
   if text then
     local before_usd, before_tokens, before_calls = read('<ddd', text)
-    usd, tokens, calls = before_usd + usd, before_tokens + tokens, before_calls + calls
+    usd, tokens, calls, more = before_usd + usd, before_tokens + tokens, before_calls + calls, string.sub(text, 25)
   else
     call('SADD', days, day)
   end
-  call('HSET', key, group, numbers('<ddd', usd, tokens, calls))
+  if unusual then
+    local before_credits, before_risk = 0, 0
+    if more ~= '' then
+      before_credits, before_risk = read('<dd', more)
+    end
+    more = numbers('<dd', before_credits + credits, before_risk + risk)
+  end
+  call('HSET', key, group, numbers('<ddd', usd, tokens, calls) .. more)
 end

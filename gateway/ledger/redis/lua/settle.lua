@@ -99,7 +99,7 @@ store_call(kept)
 call('ZADD', KEYS[5], now, tail)
 add_spend(
   KEYS[8], KEYS[7], math.floor(kept.t / 86400000), kept.g,
-  charged[1] - before[1], charged[2] - before[2], charged[3] - before[3]
+  charged[1] - before[1], charged[2] - before[2], charged[3] - before[3], charged[7] - before[4], charged[8] - before[5]
 )
 if ARGV[12] ~= '' then
   act(KEYS[10], KEYS[11], ARGV[12], ARGV[13])

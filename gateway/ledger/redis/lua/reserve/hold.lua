@@ -76,7 +76,7 @@ if debit then
   kept.x = {charged[1], charged[2], charged[3], credits, risk}
   store_call(kept)
   call('ZADD', KEYS[15], now, tail)
-  add_spend(KEYS[17], KEYS[16], debit[DAY], group, charged[1], charged[2], charged[3])
+  add_spend(KEYS[17], KEYS[16], debit[DAY], group, charged[1], charged[2], charged[3], credits, risk)
   return {DONE, sequence, COMMITTED, 1, charged[1], charged[2], charged[3], balances(lines), alerts, credits, risk}
 end
 store_call(kept)
