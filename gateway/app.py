@@ -26,6 +26,9 @@ from gateway.core.policy import Policy, RunOwner
 from gateway.core.scopes import Caller
 from gateway.core.tokens import TokenCounter
 from gateway.core.values import Decision
+from gateway.cycles.answering import Answering
+from gateway.cycles.ground import Ground
+from gateway.cycles.plane import Plane
 from gateway.events import Events, open_sink
 from gateway.flow import Flow
 from gateway.forwarding import Forwarding
@@ -50,7 +53,7 @@ from gateway.server.guards import LOOPBACK_HOSTS, Guards
 from gateway.server.models import ModelList
 from gateway.server.ops import Ops, Serving
 from gateway.server.reservations_api import ReservationsApi
-from gateway.server.routes import Routes
+from gateway.server.routes import Route, Routes
 from gateway.settings import Settings
 from gateway.stored import StoredAnswers
 from gateway.upstream import AiohttpUpstream, Endpoint, LeanUpstream, Upstream
@@ -111,7 +114,8 @@ class Gateway:
             max_calls=config.max_calls,
             max_bodies=config.max_bodies,
         )
-        self._edge = Edge(self._routes(), limits, self._guards(), events.problem, self.metrics.shed)
+        self._cycles = Answering(config.cycles.trace_id_in_errors)
+        self._edge = Edge(self._routes(), limits, self._guards(), events.problem, self.metrics.shed, self._cycles.refusal)
 
     # -- life -----------------------------------------------------------------------------------------------------------------
 
@@ -148,9 +152,14 @@ class Gateway:
         )
         unset_token_env = self.config.admin_token_env if self.config.admin_token is None else None
         admin = Admin(self.ledger, principal_of, unset_token_env, self._dimensions, self.flow.scope_frozen, asks, clock_ms)
-        external = External(self.ledger, self._identity, lambda: self.flow.rulebook, self.observer.alert, clock_ms)
+        external = External(self.ledger, self._identity, lambda: self.flow.rulebook, self.observer, clock_ms)
         events_api, reservations_api = EventsApi(external), ReservationsApi(external, self.config.lease_ms)
         estimate_api = EstimateApi(self.flow, external, self._large)
+        ground = Ground(
+            *(self.ledger, self._identity, self.office.registry, lambda: self.flow.rulebook, self.observer, clock_ms),
+            self._tenants(),
+        )
+        cycles = Plane.over(ground, self._cycles, newer_members=self.config.cycles.newer_members)
         asked = principal_of if self.config.auth == "keys" else None
         ops = Ops(self.ledger, self.metrics, self._serving, asked, lambda: self._edge.shedding)
         models = ModelList(self._identity, lambda: self.flow.rulebook)
@@ -167,8 +176,13 @@ class Gateway:
             [
                 *(*budget_api.routes(), *events_api.routes(), *reservations_api.routes(), *estimate_api.routes()),
                 *(*admin.routes(), *ops.routes()),
+                *[Route(*page) for page in cycles.pages()],
             ],
         )
+
+    def _tenants(self) -> Sequence[str]:
+        """Those that the config names."""
+        return tuple(dict.fromkeys([DEFAULT_TENANT, *(key.tenant for key in self.config.keys)]))
 
     def _guards(self) -> Guards:
         hosts = None if self.config.auth == "keys" else LOOPBACK_HOSTS | frozenset(self.config.allowed_hosts)

@@ -350,6 +350,19 @@ class ReservationFile(Section):
     )
 
 
+class CyclesFile(Section):
+    trace_id_in_errors: bool = preset(
+        False,
+        description="Whether errors under `/cycles` carry `trace_id` in their body, as the specification has it. The Python client 0.5.3 then "
+        "loses the error's request id and details, and sends a refused commit twice. The header X-Cycles-Trace-Id has it in any case.",
+    )
+    newer_members: bool = preset(
+        False,
+        description="Whether reservations are shown with the members that the specification gained last (`committed`, `finalized_at_ms` in "
+        "lists, `committed_metadata`), which the Python client 0.5.3 takes for mistakes.",
+    )
+
+
 LedgerUrl = Annotated[
     str | StoreUrl,
     Reads(
@@ -478,6 +491,7 @@ class ConfigFile(Section):
         "`reservation.background_lease`. `refuse`: 400.",
     )
     reservation: ReservationFile = preset({}, description="How long holds last, and answers wait for the ledger.")
+    cycles: CyclesFile = preset({}, description="What the Cycles protocol's clients are told, under `/cycles`.")
     providers: dict[ProviderName, ProviderFile] = Field(description="The providers, by name. At least one.")
     models: dict[ModelName, ModelFile] = preset(
         {}, description="Adds to or overrides the bundled catalog; what an entry does not say stays as bundled."

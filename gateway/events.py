@@ -25,7 +25,7 @@ from structlog.typing import EventDict, FilteringBoundLogger
 
 from gateway.core.money import format_usd
 from gateway.core.record import record
-from gateway.core.scopes import Caller, Unit
+from gateway.core.scopes import Amounts, Caller, Unit
 from gateway.core.values import Receipt, Usage
 from gateway.ledger.contract import Alert, Expired
 
@@ -60,6 +60,10 @@ class CallEvent:
     ending: str | None
     added_ms: float | None  # arrival → the provider called
     duration_ms: float
+    beside: Amounts | None = None  # of what was charged beside the proxy: in which unit, only whoever says its cost knows
+
+
+_UNITS: Final = (Unit.TOKENS, Unit.CREDITS, Unit.RISK_POINTS)
 
 
 class Events:
@@ -286,6 +290,8 @@ def _line_of(at_ms: int, event: CallEvent) -> bytes:
         "duration_ms": round(event.duration_ms, 3),
         "dimensions": dict(caller.dimensions),
     }
+    if event.beside is not None:
+        line |= {f"charged_{unit}": amount for unit in _UNITS if (amount := event.beside.of(unit))}
     if usage is not None:
         line["input_tokens"] = usage.input_tokens
         line["cached_tokens"] = usage.cached_tokens

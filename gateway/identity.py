@@ -4,7 +4,7 @@ import contextlib
 import hashlib
 import hmac
 from collections.abc import Callable, Mapping
-from dataclasses import field
+from dataclasses import field, replace
 from datetime import UTC, datetime
 from typing import Final, TypeVar
 
@@ -222,14 +222,27 @@ class Identity:
             run = self._new_run_id()
         run_scope = run
         if issued and policy.runs.untagged is Untagged.SHARED:
-            # "/" is in no run id, so no caller can name this account.
-            run_scope = f"untagged/{principal.key}/{datetime.fromtimestamp(at_ms / 1000, UTC):%Y-%m-%d}"
+            run_scope = _shared_scope(principal.key, at_ms)
         dimensions = self._dimensions(principal, inbound, request, policy)
         shares = policy.runs.owner is RunOwner.TENANT
         caller = Caller(principal.tenant, principal.key, run, run_scope, issued, dimensions, ignored, parent, shares=shares)
         if principal.registered is not None and self._registry is not None:
             self._registry.require(principal, "reservations:create", scope_for(caller))
         return caller
+
+    def acting(self, principal: Principal, run: str, values: Mapping[str, str], runs: RunsPolicy) -> Caller:
+        """The principal as the caller that its own request names, in a protocol where the body says so. `run` "": it names none. Whose key
+        the Cycles admin plane made shares the runs of its tenant: that plane knows no other owner."""
+        bound = dict(principal.bound)
+        told = {name: self._bounded(principal.key, name, value) for name, value in values.items() if name not in bound}
+        shares = principal.registered is not None or runs.owner is RunOwner.TENANT
+        dimensions = tuple(sorted({**told, **bound}.items()))
+        return Caller(principal.tenant, principal.key, run, run, dimensions=dimensions, shares=shares)
+
+    def issued(self, caller: Caller, run: str, runs: RunsPolicy, at_ms: int) -> Caller:
+        """The same with a run of the gateway's making."""
+        run_scope = _shared_scope(caller.key, at_ms) if runs.untagged is Untagged.SHARED else run
+        return replace(caller, run=run, run_scope=run_scope, run_issued=True)
 
     def _run_ids(
         self, principal: Principal, inbound: Inbound, request: Request | None, runs: RunsPolicy
@@ -353,6 +366,11 @@ def _bare(scheme: str, value: str) -> str | None:
         kind, _, rest = value.partition(" ")
         return (rest.strip() if kind.lower() == "bearer" else value) or None
     return value
+
+
+def _shared_scope(key: str, at_ms: int) -> str:
+    """What the day's calls without a run id share. "/" is in no run id, so no caller can name this account."""
+    return f"untagged/{key}/{datetime.fromtimestamp(at_ms / 1000, UTC):%Y-%m-%d}"
 
 
 def _digest(secret: str) -> str:

@@ -18,6 +18,7 @@ from prometheus_client.multiprocess import MultiProcessCollector, mark_process_d
 
 from gateway.core.measures import TOKENS
 from gateway.core.money import MICROCENTS_PER_USD
+from gateway.core.scopes import NO_VALUE
 from gateway.core.values import Ending, Outcome, Receipt, Usage, UsageSource
 from gateway.ledger.contract import Alert, Expired
 
@@ -126,6 +127,12 @@ class Metrics:
         for measure, number in usage.others:
             if number and measure in TOKENS:
                 self._tokens.add((model, measure), number)
+
+    def outside(self, ending: Ending, usage: Usage | None, usd: int) -> None:
+        """What was spent, or given back, beside the proxy. Its holds are in no gauge: any process may end them."""
+        self._calls.add((ending,), 1)
+        if usage is not None:
+            self.settled_later(OTHER, NO_VALUE, usage, usd)
 
     def ended(self, ending: Ending) -> None:
         """The call is over without a receipt: its hold was released, or stays until its lease ends."""

@@ -5,7 +5,8 @@ from collections.abc import Callable, Sequence
 from typing import Final
 
 from gateway.core.money import format_usd
-from gateway.core.scopes import Amounts, Caller
+from gateway.core.record import record
+from gateway.core.scopes import NO_VALUE, Amounts, Caller
 from gateway.core.values import Decision, Ending, Hold, Outcome, Receipt, Usage
 from gateway.events import CallEvent, Events
 from gateway.ledger.contract import Alert, CallRecord
@@ -14,7 +15,25 @@ from gateway.metrics import OTHER, Metrics
 _TELL_AGAIN_S: Final = 60.0
 _UNPRICED_AT_MOST: Final = 100  # different things; what comes later is `other`
 _PLAIN: Final = re.compile(r"[a-z0-9_.]{1,64}", re.ASCII)
+OUTSIDE: Final = "outside"  # the cause of an overrun that no estimate of the gateway's made
 _NOBODY = Caller("", "", "", "")
+
+
+@record
+class Outside:
+    """What was spent, or given back, beside the proxy: by whoever says what it cost. `charged` None: nothing."""
+
+    request_id: str
+    caller: Caller
+    decision_id: str
+    outcome: str
+    name: str  # of what was done
+    status: int
+    ending: Ending
+    held: Amounts | None  # None: it was not held before
+    charged: Amounts | None
+    usage: Usage | None
+    began_s: float  # by the observer's clock, when the request came
 
 
 class Observer:
@@ -30,6 +49,46 @@ class Observer:
 
     def story(self, request_id: str) -> "Story":
         return Story(self, request_id)
+
+    def outside(self, told: Outside) -> None:
+        """The same receipt as a settled call's: one log line, the metrics."""
+        held, charged = told.held, told.charged
+        self.metrics.outside(told.ending, told.usage, 0 if charged is None else charged.usd)
+        if held is not None and charged is not None and not charged.within(held):
+            self.metrics.overrun(OUTSIDE)
+            self.events.log.warning(
+                "overrun",
+                tenant=told.caller.tenant,
+                key=told.caller.key,
+                run=told.caller.run,
+                decision_id=told.decision_id,
+                model=told.name,
+                provider=NO_VALUE,
+                held_usd=format_usd(held.usd),
+                charged_usd=format_usd(charged.usd),
+                cause=OUTSIDE,
+            )
+        self.events.call(
+            CallEvent(
+                request_id=told.request_id,
+                caller=told.caller,
+                decision_id=told.decision_id,
+                outcome=told.outcome,
+                code="",
+                requested_model=told.name,
+                selected_model=told.name,
+                provider=NO_VALUE,
+                status=told.status,
+                stream=False,
+                usage=told.usage if told.usage is not None and told.usage.total_tokens else None,
+                held=None if held is None else held.usd,
+                charged=None if charged is None else charged.usd,
+                ending=told.ending,
+                added_ms=None,
+                duration_ms=(self.clock_s() - told.began_s) * 1000,
+                beside=charged,
+            )
+        )
 
     def alert(self, alert: Alert) -> None:
         self.events.alert(alert)

@@ -87,6 +87,14 @@ class Drain:
 
 
 @dataclass(frozen=True, slots=True)
+class CyclesSettings:
+    """What the Cycles protocol's clients are told beyond what the oldest of them can read."""
+
+    trace_id_in_errors: bool = False
+    newer_members: bool = False
+
+
+@dataclass(frozen=True, slots=True)
 class SqliteSettings:
     """A ledger in a file."""
 
@@ -137,6 +145,7 @@ class Settings:
     background_lease_ms: int = 3_600_000
     background: bool = False  # whether calls may be answered in the background
     commit_wait_ms: int = 250
+    cycles: CyclesSettings = CyclesSettings()
     stream_summary: bool = False  # whether streams end with a comment that says what the call cost
     max_request: int = 20 << 20  # bytes, as max_response
     max_response: int = 32 << 20
@@ -218,6 +227,7 @@ def read(path: Path, environ: Mapping[str, str], catalog: Catalog, profiles: Map
         background_lease_ms=file.reservation.background_lease,
         background=file.background is Background.ALLOW,
         commit_wait_ms=file.reservation.commit_wait,
+        cycles=CyclesSettings(file.cycles.trace_id_in_errors, file.cycles.newer_members),
         stream_summary=file.stream_summary is StreamSummary.COMMENT,
         max_request=file.limits.max_request,
         max_response=file.limits.max_response,

@@ -50,6 +50,10 @@ class Amounts:
             return self.calls
         return self.credits if unit is Unit.CREDITS else self.risk_points
 
+    def within(self, other: "Amounts") -> bool:
+        """Whether it is no more in any unit."""
+        return all(self.of(unit) <= other.of(unit) for unit in Unit)
+
 
 @record
 class Caller:

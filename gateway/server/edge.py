@@ -30,7 +30,7 @@ from gateway.server.reader import Head
 from gateway.server.routes import Metered, Miss, Routes, Visit
 from gateway.wire.body import inflate
 from gateway.wire.dialects import shape_for
-from gateway.wire.exchange import ClientGone, Headers, Inbound
+from gateway.wire.exchange import ClientGone, Headers, Inbound, Reply
 from gateway.wire.problem import Problem, Refused, problem
 
 SETTLE_S: Final = 10.0  # after `settle`: how long exchanges may take to end by themselves
@@ -58,8 +58,17 @@ class Limits:
     max_bodies: int = 512 * 1024 * 1024
 
 
+# What a path's clients read of a refusal, where that is neither shape of `wire.problem`: from path, problem, request headers, request id and
+# the headers that go with it. None: another path.
+Translate: TypeAlias = Callable[[str, Problem, CIMultiDictProxy[str], str, Headers], Reply | None]
+
+
 def _nobody(reason: str) -> None:
     """Is told why something was shed."""
+
+
+def _as_it_is(path: str, problem: Problem, asked: CIMultiDictProxy[str], request_id: str, headers: Headers) -> None:
+    """No path is of another protocol."""
 
 
 class Edge:
@@ -67,8 +76,15 @@ class Edge:
     connection was refused for want of room: `connections`, `calls`, `bodies`, `lag`."""
 
     def __init__(
-        self, routes: Routes, limits: Limits, guards: Guards, report: Report, on_shed: Callable[[str], None] = _nobody
+        self,
+        routes: Routes,
+        limits: Limits,
+        guards: Guards,
+        report: Report,
+        on_shed: Callable[[str], None] = _nobody,
+        translate: Translate = _as_it_is,
     ) -> None:
+        self.translate = translate
         self._routes = routes
         self._limits = limits
         self._guards = guards
@@ -348,6 +364,9 @@ class _Exchange:
 
     def refusal(self, refusal: Problem, headers: Headers = ()) -> tuple[int, Headers, bytes]:
         """In the shape that those who ask for this path read."""
+        translated = self._edge.translate(self.path, refusal, self.head.headers, self.outlet.request_id, headers)
+        if translated is not None:
+            return translated.status, translated.headers, translated.body
         return refusal.status, [*refusal.headers(), *headers], refusal.body(shape_for(self.path, self.head.headers))
 
 

@@ -31,6 +31,7 @@ class EventsApi:
         cost = amounts_of(body, "cost_usd", _NOTHING)
         how = Debiting.ALWAYS if flag_of(body, "record_always") else Debiting.ASK
         external = self.external
+        began_s = external.observer.clock_s()
         order = external.order(inbound, body, "evt")
         before = await external.recorded(order)
         if before is not None:
@@ -39,6 +40,6 @@ class EventsApi:
         settled: Settled = await external.admitted(
             order, cost, lambda decision: external.ledger.debit(decision, settlement, how), spent=how is Debiting.ALWAYS
         )
-        external.settled(settled)
         now = found(await external.recorded(order), "event")
+        external.settled(inbound.request_id, now, settled, order.call.caller.key, began_s)
         return spent(now, tightest_usd(settled.balances), {}, replayed=not settled.changed)

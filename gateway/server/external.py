@@ -19,9 +19,10 @@ from gateway.core.money import format_usd
 from gateway.core.policy import RUN_HEADER, Policy, RunOwner
 from gateway.core.record import record
 from gateway.core.scopes import Amounts, Caller
-from gateway.core.values import Call, Decision
+from gateway.core.values import Call, Decision, Ending, Usage, UsageSource
 from gateway.identity import Identity, Principal
-from gateway.ledger.contract import Alert, Barred, CallRecord, Ledger, Refusal, Settled, Stale
+from gateway.ledger.contract import Barred, CallRecord, HoldState, Ledger, Refusal, Settled, Stale
+from gateway.observer import Observer, Outside
 from gateway.policy_file import MAX_COUNT
 from gateway.server.pages import bad_member, json_reply, text_of, usd_of, whole_of
 from gateway.server.views import Json, instant, more_json, tightest_usd
@@ -60,7 +61,7 @@ class External:
     ledger: Ledger
     identity: Identity
     rulebook: Callable[[], Rulebook]
-    on_alert: Callable[[Alert], None]
+    observer: Observer
     now_ms: Callable[[], int]
 
     def principal(self, headers: CIMultiDictProxy[str]) -> Principal:
@@ -125,9 +126,29 @@ class External:
             raise barred(answer)
         return answer
 
-    def settled(self, settled: Settled) -> None:
+    def settled(self, request_id: str, record: CallRecord, settled: Settled, key: str, began_s: float) -> None:
+        """Tells of it where it is new. `record`: as it was before; `key`: whose request it was."""
         for alert in settled.alerts:
-            self.on_alert(alert)
+            self.observer.alert(alert)
+        if not settled.changed:
+            return
+        debited, released = record.ending == Ending.DEBITED.value, settled.state is HoldState.RELEASED
+        caller = Caller(record.tenant, key, record.run, record.run, dimensions=record.dimensions)
+        self.observer.outside(
+            Outside(
+                request_id=request_id,
+                caller=caller,
+                decision_id=record.decision_id,
+                outcome=record.outcome,
+                name=record.selected_model,
+                status=200,
+                ending=Ending.DEBITED if debited else Ending.COMPLETED,
+                held=None if debited else record.held,
+                charged=None if released else settled.charged,
+                usage=None if released else Usage(UsageSource.COUNTED),
+                began_s=began_s,
+            )
+        )
 
     def may_end(self, principal: Principal, record: CallRecord) -> bool:
         """Whether it is the caller's own, or one that the policy lets it share."""

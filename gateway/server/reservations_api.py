@@ -78,21 +78,25 @@ class ReservationsApi:
     async def commit(self, inbound: Inbound, params: Mapping[str, str]) -> Reply:
         """`{"cost_usd": "0.31"}`: what it really cost, also where that is more than was held; what the body leaves out is charged as held.
         Once: the same cost again changes nothing, another one is refused."""
-        record = await self._own(self.external.principal(inbound.headers), params["id"])
+        began_s, principal = self.external.observer.clock_s(), self.external.principal(inbound.headers)
+        record = await self._own(principal, params["id"])
         cost = amounts_of(body_of(inbound, ("cost_usd", *COUNTS)), "cost_usd", record.held)
         settlement = Settlement(cost, Usage(UsageSource.COUNTED), Ending.COMPLETED)
         settled = found(await self.external.ledger.commit(record.tenant, params["id"], settlement), "reservation")
         if not settled.changed and (settled.state, settled.charged) != (HoldState.COMMITTED, cost):
             raise _ended(params["id"], settled.state, settled.charged)
+        self.external.settled(inbound.request_id, record, settled, principal.key, began_s)
         return self._after(record, settled)
 
     async def release(self, inbound: Inbound, params: Mapping[str, str]) -> Reply:
         """It cost nothing: what was held is given back."""
-        record = await self._own(self.external.principal(inbound.headers), params["id"])
+        began_s, principal = self.external.observer.clock_s(), self.external.principal(inbound.headers)
+        record = await self._own(principal, params["id"])
         body_of(inbound, ())
         settled = await self.external.ledger.release(record.tenant, params["id"], Ending.COMPLETED)
         if settled.state is not HoldState.RELEASED:
             raise _ended(params["id"], settled.state, settled.charged)
+        self.external.settled(inbound.request_id, record, settled, principal.key, began_s)
         return self._after(record, settled)
 
     async def extend(self, inbound: Inbound, params: Mapping[str, str]) -> Reply:
@@ -134,7 +138,6 @@ class ReservationsApi:
             )
 
     def _after(self, record: CallRecord, settled: Settled) -> Reply:
-        self.external.settled(settled)
         now = replace(record, state=settled.state, charged=settled.charged)  # the ledger may take it only later
         return _reply(now, tightest_usd(settled.balances), replayed=not settled.changed)
 

@@ -8,10 +8,13 @@ import pytest
 
 from gateway.core.catalog import Catalog
 from gateway.core.policy import Budget, RunOwner
+from gateway.events import Events
 from gateway.identity import Identity
 from gateway.ledger.contract import Alert
 from gateway.ledger.sqlite.ledger import SqliteLedger
 from gateway.ledger.witness import Witness
+from gateway.metrics import Metrics
+from gateway.observer import Observer, Outside
 from gateway.server.asks import Asks
 from gateway.server.budget_api import BudgetApi
 from gateway.server.events_api import EventsApi
@@ -40,6 +43,15 @@ async def ledger(tmp_path: Path, clock: Clock) -> AsyncIterator[SqliteLedger]:
 ADMIN_TOKEN = "admin-token-0123456789"
 
 
+class Told(Observer):
+    """An observer that keeps what it is told."""
+
+    def __init__(self, alerts: list[Alert], receipts: list[Outside]) -> None:
+        super().__init__(Events(lambda _: None), Metrics({}), lambda: 0.0)
+        self.alert = alerts.append  # type: ignore[method-assign]
+        self.outside = receipts.append  # type: ignore[method-assign]
+
+
 class Spending:
     """The pages for what is spent beside the proxy, and the policy they go by, which a test replaces."""
 
@@ -47,7 +59,8 @@ class Spending:
         self.ledger = ledger
         self.rulebook = rulebook(policy(budget("run-ceiling", "run", limit=USD)))
         self.alerts: list[Alert] = []
-        external = External(ledger, identity, lambda: self.rulebook, self.alerts.append, clock)
+        self.receipts: list[Outside] = []
+        external = External(ledger, identity, lambda: self.rulebook, Told(self.alerts, self.receipts), clock)
         asks = Asks(ledger, lambda *_: None)
         budget_api = BudgetApi(ledger, identity.principal, self.shared, lambda *_: None, lambda *_: None, clock, asks)
         pages = (EventsApi(external), ReservationsApi(external, 600_000), budget_api)
