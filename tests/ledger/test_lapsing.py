@@ -8,7 +8,20 @@ from gateway.core.windows import rolling
 from gateway.ledger.contract import Debiting, HoldState, Keep, Ledger
 from gateway.ledger.verify import verify_ledger
 from tests.ledger.asking import balance, hold, look, view
-from tests.ledger.builders import ADVISORY, LEASE_MS, TENANT, account, charge, decision, own_run_charge, plan, settlement
+from tests.ledger.builders import (
+    ADVISORY,
+    DAY_MS,
+    LEASE_MS,
+    TENANT,
+    account,
+    caller,
+    charge,
+    day_of,
+    decision,
+    own_run_charge,
+    plan,
+    settlement,
+)
 from tests.support.clock import Clock
 
 NOTHING = Amounts(0, 0, 0)
@@ -135,6 +148,32 @@ async def test_one_that_has_lapsed_leaves_nothing_when_it_is_retired(ledger: Led
     assert await figures(ledger) == [(0, 0, 0)] * 4
     assert (await look(ledger, TOKENS)).carried == 0
     assert (await verify_ledger(ledger.dump())).differences == ()
+
+
+@pytest.mark.parametrize("end", ["commit", "release"])
+async def test_what_one_that_has_lapsed_cost_after_all_counts_where_the_account_was_forgotten_meanwhile(
+    ledger: Ledger, clock: Clock, end: str
+) -> None:
+    of, above = caller("child", parent="top"), account("run-ceiling", run="top")
+    day = account("day", window=day_of(clock.now_ms))
+    held = await hold(ledger, decision(plan(own_run_charge("top"), charge(day)), of=of, lapses=True))
+    clock.now_ms += DAY_MS
+    await ledger.expire()
+    clock.now_ms += 2 * LEASE_MS
+    while await ledger.sweep(Keep(2 * DAY_MS, LEASE_MS), 10):  # its record stays
+        pass
+    while await ledger.sweep(Keep(LEASE_MS, LEASE_MS), 10):
+        pass
+    assert await ledger.account(TENANT, above.key) is None
+    assert await ledger.account(TENANT, day.key) is None
+    if end == "commit":
+        await ledger.commit(TENANT, held.id, settlement(7))
+    else:
+        await ledger.release(TENANT, held.id, Ending.COMPLETED)
+    assert (await verify_ledger(ledger.dump())).differences == ()
+    for each in (above, day):
+        assert (await look(ledger, each)).balance.committed == (7 if end == "commit" else 0)
+    assert {row["key"] async for row in ledger.dump() if row["kind"] == "account"} == {above.key, day.key}
 
 
 # -- listing ------------------------------------------------------------------------------------------------------------------

@@ -253,7 +253,7 @@ def test_due_tells_the_oldest_first_and_passes_by_what_it_is_told_to(server: Ser
 def settle_keys(of: Account, day: int = START_MS // 86_400_000) -> list[str]:
     return [
         *(KEYS.call("t"), KEYS.leases, KEYS.expired, KEYS.ended, KEYS.tombstones, KEYS.days, KEYS.spend(day), KEYS.recent("r1")),
-        *(KEYS.acts, KEYS.acts_order, KEYS.run("r1"), KEYS.account(of.key)),
+        *(KEYS.acts, KEYS.acts_order, KEYS.ends, KEYS.named, KEYS.shared, KEYS.run("r1"), KEYS.account(of.key)),
     ]
 
 
@@ -304,7 +304,7 @@ def test_settle_expires_no_lease_that_still_runs(run: Run, held: Account) -> Non
 
 
 def test_extend_holds_more_once_however_often_it_is_asked(server: Server, run: Run, held: Account) -> None:
-    keys = [KEYS.call("t"), KEYS.leases, KEYS.run("r1"), KEYS.account(held.key)]
+    keys = [KEYS.call("t"), KEYS.leases, KEYS.ends, KEYS.named, KEYS.shared, KEYS.run("r1"), KEYS.account(held.key)]
     for usd, holds in ((16, 16), (16, 16), (22, 22), (16, 22), (None, 22)):
         target = "" if usd is None else str(list(places(Amounts(usd, 0, 1), None)))
         assert run("extend", keys, "t", 100, target, 1, "")[0] == DONE
@@ -349,6 +349,37 @@ def test_account_adjusts_once_and_never_below_zero(server: Server, run: Run) -> 
     assert run("account", keys, "adjust", -6, "one", "[]", "")[2:] == [b"done", None, 4, 0, 4, 0, -6]
     assert run("account", keys, "adjust", -6, "one", "[]", "")[2:] == [b"replayed", None, 4, 0, 4, 0, -6]
     assert (meta_of(server).raises, meta_of(server).acts) == (1, 1)
+
+
+def test_fund_is_known_when_it_is_asked_for_again(server: Server, run: Run) -> None:
+    key = KEYS.account(account().key)
+    keys = [key, KEYS.acts, KEYS.acts_order, KEYS.ends, KEYS.named, KEYS.shared]
+    asked = ("one", "[]", 5, "", "", "", account().key, 2**53, "")
+    assert run("fund", keys, *asked)[2:] == [b"done", None, [5, 0, 0, 0, 0, 0]]
+    assert run("fund", keys, *asked)[2:] == [b"replayed", [5, 0, 0, 0, 0, 0], [5, 0, 0, 0, 0, 0]]
+    assert (meta_of(server).raises, meta_of(server).acts, server.command("ZCARD", KEYS.ends)) == (1, 1, 1)
+
+
+def test_a_change_of_a_document_is_known_when_it_is_asked_for_again(server: Server, run: Run) -> None:
+    keys = [KEYS.documents, KEYS.documents_number, KEYS.documents_latest]
+    for wanted, expected, change, done in (
+        (("1", "new"), ("", ""), "one", 1),
+        (("1", "new"), ("", ""), "one", 1),  # asked again
+        (("1", "new"), ("", ""), "two", 0),
+        (("", ""), ("1", "new"), "three", 1),
+        (("", ""), ("1", "new"), "three", 1),  # asked again
+        (("", ""), ("1", "new"), "four", 0),
+    ):
+        assert run("document", keys, "a", change, *wanted, *expected)[2] == done
+    assert int(server.command("GET", KEYS.documents_number)) == 2
+
+
+def test_who_remembers_is_known_when_it_is_asked_for_again(run: Run) -> None:
+    keys = [KEYS.note("n"), KEYS.notes]
+    assert run("note", keys, "n", "a" * 16, "told", 100)[2] is None
+    assert run("note", keys, "n", "a" * 16, "told", 100)[2] is None  # asked again
+    assert run("note", keys, "n", "b" * 16, "other", 100)[2] == b"told"
+    assert run("note", keys, "n", "", "", 0)[2] == b"told"
 
 
 def test_freeze_counts_what_is_frozen(server: Server, run: Run) -> None:

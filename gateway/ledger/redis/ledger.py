@@ -47,7 +47,6 @@ from gateway.ledger.layout import places
 from gateway.ledger.packed import NOTHING, run_in
 from gateway.ledger.redis import copying, keeping, reading
 from gateway.ledger.redis.kept import NUMBERS, read_ancestry
-from gateway.ledger.redis.keys import as_text
 from gateway.ledger.redis.lines import closing_text, read_lines, run_of
 from gateway.ledger.redis.resp import Argument
 from gateway.ledger.redis.servers import Servers
@@ -388,7 +387,7 @@ class RedisLedger:
             return None
         keys, lines, name = tenant.keys, read_lines(tenant.name, call.lines, call.names), run_of(call.group)
         runs = [keys.run(each) for each in (name, *call.ancestry)]
-        around = (keys.recent(name), keys.acts, keys.acts_order, *runs)
+        around = (keys.recent(name), keys.acts, keys.acts_order, keys.ends, keys.named, keys.shared, *runs)
         return Known(lines, call.at_ms // DAY_MS, len(runs), around, tuple([keys.account(key) for key in lines.keys]))
 
     def extend(
@@ -586,7 +585,7 @@ class RedisLedger:
         args: tuple[Argument, ...] = (
             *_act("fund", f"{key} {change.text}", who, why, act_id),
             *(change.by, "" if change.to is None else change.to, "" if change.committed is None else change.committed),
-            *("1" if change.at_least_free else "", key, account.window.end_ms, as_text(run), shared_until(run)),
+            *("1" if change.at_least_free else "", key, account.window.end_ms, shared_until(run)),
         )
         _, _, word, before, after = await self._slots.run(found, self._slots.scripts.fund, named, *args)
         return Funded(Funding(word.decode()), None if before is None else _view(account, before), _view(account, after))

@@ -73,15 +73,15 @@ class Shape:
                 *(self._offsets(), caller.parent or False, decision.lapses),
             )
         )
-        scope_text = quote(caller.run_scope, safe="", errors="surrogatepass")
-        self.rare = orjson.dumps((caller.run_scope, scope_text, _values(caller), end_of_day(caller.run_scope) if shared else 0))
+        self.rare = orjson.dumps((caller.run_scope, _values(caller), end_of_day(caller.run_scope) if shared else 0))
         self.group = group_start(caller.key, caller.run, caller.dimensions)
         # KEYS of reserve.lua behind the owner's runs; of settle.lua around the day's spend.
         self.after = (
             *(keys.recent(caller.run), keys.frozen, keys.refused, keys.refused_at, keys.ring(caller.run_scope), keys.ends),
             *(keys.named, keys.shared, keys.ended, keys.days),
         )
-        self.settled = (keys.recent(caller.run), keys.acts, keys.acts_order, *self.runs)
+        lists = (keys.ends, keys.named, keys.shared)
+        self.settled = (keys.recent(caller.run), keys.acts, keys.acts_order, *lists, *self.runs)
         self.plain: dict[tuple[str, str], Plain] = {}  # by model and provider of the first plan
         self.usual = len(names) == len(self.runs) and caller.parent in (None, *caller.ancestry[:1]) and self.lines[0].usual
         self.held_long = False  # the last call was refused: the next one may well be, so reserve.lua is asked at once

@@ -2,8 +2,8 @@
 --
 -- KEYS   1 meta  2 the account  3 acts  4 acts in order  5 accounts by end  6 accounts by run  7 shared accounts' scopes by end
 -- ARGV   1 epoch  2 sequence  3 the act's id  4 its text  5 by how much  6 to how much, or ''  7 what is confirmed as committed, or ''
---        8 '1': only where the limit covers what is held and spent  9 the account's key  10 the end of its window  11 the run that its
---        scope names, as text, or ''  12 the end of the day of a scope that is shared, or ''
+--        8 '1': only where the limit covers what is held and spent  9 the account's key  10 the end of its window  11 the end of the day of
+--        a scope that is shared, or ''
 -- Reply  {DONE, sequence, word, before (nil: there was none), after}, both {limit, committed, reserved, unconfirmed, carried, adjusted}
 --        word: contract.Funding
 local account = account_at(KEYS[2])
@@ -37,17 +37,7 @@ end
 account.l = limit
 advance()
 if not account.e then
-  account.e = tonumber(ARGV[10])
-  local run = ARGV[11]
-  if run ~= '' then
-    call('ZADD', KEYS[6], 0, run .. ' ' .. ARGV[9])
-    if ARGV[12] ~= '' then
-      call('ZADD', KEYS[7], ARGV[12], run)
-    end
-  end
-  if run == '' or account.e < END_OF_TIME then
-    call('ZADD', KEYS[5], ARGV[10], ARGV[9])
-  end
+  list(account, {ARGV[9], tonumber(ARGV[10])}, 5, ARGV[11])
 end
 store(account)
 act(KEYS[3], KEYS[4], ARGV[3], ARGV[4])

@@ -6,6 +6,7 @@ local ORDINAL, UNIT, LIMIT, BASIS = 1, 2, 3, 4 -- LIMIT -1: none. BASIS 0: reser
 local ALERTS, OWN, SHARE, MARGIN, TWIN = 5, 6, 7, 8, 9 -- OWN: the run whose own limit replaces this one. SHARE: false is all of it
 local BUCKET, PAUSE, PINNED, PINNED_TO = 10, 11, 12, 13 -- BUCKET: the length of a rolling window's. PINNED_TO: the place of a line
 local BUCKETS, END_OF_TIME = 60, 9007199254740992
+local SHARED = 'untagged%2F' -- how the scope begins that calls without a run id share
 local MOST = 9007199254740992 -- that one account can count; so no sum is made that may be above it
 
 -- Ends the step, with nothing written so far: it would break the books.
@@ -94,6 +95,25 @@ local function store(account)
     text = text .. numbers('<' .. string.rep('d', count), unpack(kept))
   end
   call('SET', account.key, text)
+end
+
+-- An account that is new, or was forgotten, is written down where it is found by its end, or by the run that its scope names. `names`: [key,
+-- end, mode] of its line. `first`: the place in KEYS of accounts by end; then come accounts by run, and shared accounts' scopes by end.
+-- `day_ends`: when the day ends of a scope that calls without a run id share.
+local function list(account, names, first, day_ends)
+  local key, ends = names[1], names[2]
+  local scope = string.match(key, '|([^|]*)|[^|]*|[^|]*$')
+  local run_named = string.match(',' .. scope, ',run=([^,]*)')
+  if run_named then
+    call('ZADD', KEYS[first + 1], 0, run_named .. ' ' .. key)
+    if string.sub(run_named, 1, #SHARED) == SHARED then
+      call('ZADD', KEYS[first + 2], day_ends, run_named)
+    end
+  end
+  if not run_named or ends < END_OF_TIME then
+    call('ZADD', KEYS[first], ends, key)
+  end
+  account.e = ends
 end
 
 -- amount * ppm / 1,000,000, rounded down (or up), exact although the product would not be.

@@ -19,7 +19,7 @@ local BEFORE_RUNS, BEFORE_TEXTS = 17, 14
 local ISSUED, RUN_LIMIT, FROM, UNTIL, MAX_ACTIVE, IDLE = 1, 2, 3, 4, 5, 6 -- CALLER. FROM, UNTIL: of the windows. -1: none, any
 local SAME, WITHIN, OFFSETS, PARENT, LAPSING = 7, 8, 9, 10, 11 -- OFFSETS: where each text's accounts start among those in KEYS; then their
 -- number. LAPSING: whether the hold lapses
-local SCOPE, SCOPE_TEXT, VALUES, SHARED_END = 1, 2, 3, 4 -- RARE: the run's scope, percent-encoded too; ",agent=a1,run=r1,"
+local SCOPE, VALUES, SHARED_END = 1, 2, 3 -- RARE: the run's scope; ",agent=a1,run=r1,"; when the day ends of a scope that is shared
 local HOW, CHARGED, CLOSING, DAY, INDEXED, OTHERS = 1, 2, 3, 4, 5, 6 -- DEBIT. CHARGED: by UNIT
 -- INDEXED: whose runs KEYS 5 and 6 are. OTHERS: names of further runs in KEYS
 local ASK, ALWAYS, REPLAY = 1, 2, 3

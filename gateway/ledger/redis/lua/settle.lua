@@ -1,13 +1,14 @@
 -- Ends a hold, once: commit, release, expire; an operator's settle is one of the first two. Also tells how a hold stands.
 --
 -- KEYS   1 meta  2 the call  3 leases  4 expired  5 ended  6 tombstones  7 days  8 the spend of the day of its reserve
---        9 its run's recent holds  10 acts  11 acts in order; then its run and its ancestors; then its accounts
+--        9 its run's recent holds  10 acts  11 acts in order  12 accounts by end  13 accounts by run  14 shared accounts' scopes by end;
+--        then its run and its ancestors; then its accounts
 -- ARGV   1 epoch  2 sequence  3 tail  4 the state to come to; 0: only look  5 usd  6 tokens  7 calls  8 credits  9 risk points: what to
 --        charge, each '' for what is held  10 closing, kept as it is  11 how many runs in KEYS  12 an operator's act: its id, or ''
 --        13 its text
 -- Reply  {DONE, sequence, state, changed, usd, tokens, calls, balances, alerts {line, threshold, limit, committed}, credits, risk points}
 --        {UNKNOWN, sequence}  {AGAIN, sequence}: it has accounts that did not come in KEYS
-local BEFORE_RUNS = 11
+local BEFORE_RUNS, DAY_MS = 14, 86400000
 local tail, target, run_count = ARGV[3], tonumber(ARGV[4]), tonumber(ARGV[11])
 local NOTHING = {0, 0, 0, 0, 0, 0, 0, 0}
 
@@ -70,8 +71,13 @@ for at, line in ipairs(lines) do
 end
 
 advance()
-for _, line in ipairs(lines) do
+local names = nil
+for at, line in ipairs(lines) do
   if not line[TWIN] then
+    if not line.account.e then -- it went before this hold did: nothing counted there any more
+      names = names or cjson.decode(kept.m)
+      list(line.account, names[at], 12, (math.floor(kept.t / DAY_MS) + 1) * DAY_MS)
+    end
     store(line.account)
   end
 end
@@ -98,7 +104,7 @@ kept.s, kept.x, kept.z, kept.e = target, {charged[1], charged[2], charged[3], ch
 store_call(kept)
 call('ZADD', KEYS[5], now, tail)
 add_spend(
-  KEYS[8], KEYS[7], math.floor(kept.t / 86400000), kept.g,
+  KEYS[8], KEYS[7], math.floor(kept.t / DAY_MS), kept.g,
   charged[1] - before[1], charged[2] - before[2], charged[3] - before[3], charged[7] - before[4], charged[8] - before[5]
 )
 if ARGV[12] ~= '' then

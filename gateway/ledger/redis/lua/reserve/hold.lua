@@ -4,24 +4,6 @@ local plan = plans[held]
 local lines = met[plan[1]]
 local warned = debit and #warnings(lines, amounts, true) > 0
 
--- An account that is new is written down where it is found by its end, or by the run that its scope names.
-local function list(account, names)
-  local key, ends = names[1], names[2]
-  local scope = string.match(key, '|([^|]*)|[^|]*|[^|]*$')
-  local run_named = string.match(',' .. scope, ',run=([^,]*)')
-  if run_named then
-    local rare = cjson.decode(ARGV[10])
-    call('ZADD', KEYS[13], 0, run_named .. ' ' .. key)
-    if rare[SHARED_END] > 0 and run_named == rare[SCOPE_TEXT] then
-      call('ZADD', KEYS[14], rare[SHARED_END], run_named)
-    end
-  end
-  if not run_named or ends < END_OF_TIME then
-    call('ZADD', KEYS[12], ends, key)
-  end
-  account.e = ends
-end
-
 for _, line in ipairs(lines) do
   must_count(line.account, (debit and debit[CHARGED] or amounts)[line[UNIT]])
 end
@@ -40,7 +22,7 @@ for at_line, line in ipairs(lines) do
     end
     if not account.e then
       all_names = all_names or cjson.decode(ARGV[BEFORE_TEXTS + 2 * plan[1]])
-      list(account, all_names[at_line])
+      list(account, all_names[at_line], 12, cjson.decode(ARGV[10])[SHARED_END])
     end
     account.l = account.l or line.pins
     store(account)
