@@ -114,6 +114,9 @@ class Events:
         )
 
     def expired(self, expired: Expired) -> None:
+        if expired.lapsed:
+            self.log.info("lapsed", hold_id=expired.hold_id, run=expired.run)
+            return
         self.log.warning("expired", hold_id=expired.hold_id, run=expired.run, charged_usd=format_usd(expired.charged.usd))
 
     def policy(self, version: str, changes: Sequence[str] = ()) -> None:

@@ -44,6 +44,7 @@ class Metrics:
         self._unconfirmed = self._counter("unconfirmed_usd", "USD charged provisionally at a lease's end", (), MICROCENTS_PER_USD)
         self._tokens = self._counter("tokens", "Tokens used, each in one class", ("model", "class"))
         self._expired = self._counter("expired_holds", "Holds whose lease ran out", ())
+        self._lapsed = self._counter("lapsed_holds", "Leases that ran out without a charge, as was agreed", ())
         self._overruns = self._counter("overruns", "Calls that cost more than was held", ("cause",))
         self._alerts = self._counter("alerts", "Accounts that passed a share of their limit", ("budget", "threshold"))
         self._provider_errors = self._counter("provider_errors", "Failures at a provider", ("provider", "kind"))
@@ -57,7 +58,7 @@ class Metrics:
         )
         self._counters = (
             self._unpriced,
-            *(self._decisions, self._calls, self._spend, self._unconfirmed, self._tokens, self._expired),
+            *(self._decisions, self._calls, self._spend, self._unconfirmed, self._tokens, self._expired, self._lapsed),
             *(self._overruns, self._alerts, self._provider_errors, self._rests, self._reloads, self._let_through),
             *(self._journalled, self._shed),
         )
@@ -150,7 +151,7 @@ class Metrics:
 
     def expired(self, expired: Expired) -> None:
         """Its USD are not in `spend_usd`, which a late commit would count a second time."""
-        self._expired.add((), 1)
+        (self._lapsed if expired.lapsed else self._expired).add((), 1)
         self._unconfirmed.add((), expired.charged.usd)
 
     def provider_error(self, provider: str, kind: str) -> None:

@@ -120,6 +120,15 @@ def test_a_call_that_never_had_a_decision_says_so_with_nulls(events: Events, lin
     assert "usage" not in line
 
 
+def test_a_lease_that_lapsed_is_told_without_alarm(events: Events, lines: Lines) -> None:
+    events.expired(Expired("rsv_1", "r1", Amounts(0, 0, 0), lapsed=True))
+    events.expired(Expired("rsv_2", "r1", Amounts(USD, 1)))
+    events.close()
+    lapsed, expired = lines.parsed
+    assert (lapsed["event"], lapsed["level"], lapsed["hold_id"], lapsed["run"]) == ("lapsed", "info", "rsv_1", "r1")
+    assert (expired["event"], expired["level"], expired["charged_usd"]) == ("expired", "warning", "1.00")
+
+
 def test_neither_key_nor_prompt_is_ever_in_a_line(events: Events, lines: Lines) -> None:
     decided = decision(prompt=PROMPT)
     done = receipt(hold(decided))

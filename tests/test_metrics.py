@@ -119,12 +119,14 @@ def test_alerts_overruns_expiries_errors_and_reloads_are_counted(metrics: Metric
     metrics.alert(Alert(run_account(), 800_000, 5 * USD, 4 * USD))
     metrics.overrun("output_exceeded")
     metrics.expired(Expired("rsv_1", "r1", Amounts(USD // 2, 10)))
+    metrics.expired(Expired("rsv_2", "r1", Amounts(0, 0, 0), lapsed=True))
     metrics.provider_error("openai", "timeout")
     metrics.policy_reload(ok=False)
     values = scrape(metrics)
     assert values["penstock_alerts_total{budget=run-ceiling,threshold=80%}"] == 1
     assert values["penstock_overruns_total{cause=output_exceeded}"] == 1
     assert values["penstock_expired_holds_total"] == 1
+    assert values["penstock_lapsed_holds_total"] == 1
     assert values["penstock_unconfirmed_usd_total"] == 0.5
     assert values["penstock_provider_errors_total{kind=timeout,provider=openai}"] == 1
     assert values["penstock_policy_reloads_total{result=error}"] == 1

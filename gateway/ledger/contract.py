@@ -281,6 +281,7 @@ class Expired:
     run: str
     charged: Amounts
     alerts: tuple[Alert, ...] = ()
+    lapsed: bool = False  # nothing was charged, as its decision had said
 
 
 @record

@@ -142,6 +142,7 @@ def record_json(record: CallRecord) -> Json:
         "usage": None if record.usage is None else _usage_json(record.usage),
         "ending": record.ending,
         "expires_at": expiry(record),
+        **({"lapses": True} if record.lapses else {}),
         "dimensions": dict(record.dimensions),
         "lines": [_line_json(key, held) for key, held in record.lines],
         "inputs": inputs_json(record.inputs),
@@ -149,7 +150,7 @@ def record_json(record: CallRecord) -> Json:
 
 
 def expiry(record: CallRecord) -> str | None:
-    """When a live hold is charged in full, unless it ends before."""
+    """When a live hold is charged in full, or lapses, unless it ends before."""
     return instant(record.lease_until_ms) if record.state is HoldState.LIVE else None
 
 

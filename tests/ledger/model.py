@@ -555,7 +555,7 @@ class Model:
         ((tenant, call),) = [(tenant, call) for (tenant, each), call in self.calls.items() if each == tail]
         charged = NOTHING if call.decision.lapses else call.held
         settled = self.end(tenant, tail, HoldState.EXPIRED, charged, Usage(UsageSource.HELD), Ending.UNKNOWN)
-        return Expired(hold_id, call.run, charged, settled.alerts)
+        return Expired(hold_id, call.run, charged, settled.alerts, call.decision.lapses)
 
     def halted(self, tenant: str, callers: Sequence[Caller]) -> list[Barrier | None]:
         def of(caller: Caller) -> Barrier | None:

@@ -54,7 +54,7 @@ async def test_a_lease_ends_without_a_charge(ledger: Ledger, clock: Clock) -> No
     assert await figures(ledger) == [(0, 10, 0), (0, 10, 0), (0, 5, 0), (0, 10, 0)]
     clock.now_ms += LEASE_MS
     (expired,) = await ledger.expire()
-    assert (expired.hold_id, expired.charged, expired.alerts) == (hold_id, NOTHING, ())
+    assert (expired.hold_id, expired.charged, expired.alerts, expired.lapsed) == (hold_id, NOTHING, (), True)
     assert await figures(ledger) == [(0, 0, 0)] * 4
     found = await ledger.record(TENANT, hold_id.replace("rsv_", "bdg_"))
     assert found is not None

@@ -476,7 +476,7 @@ class RedisLedger:
         ended = await self._settle_in(tenant, tail, NUMBERS[HoldState.EXPIRED], closing)
         if call is None or ended is None or not ended.changed:
             return None
-        return Expired(f"rsv_{tail}", run_of(call.group), ended.charged, ended.alerts)
+        return Expired(f"rsv_{tail}", run_of(call.group), ended.charged, ended.alerts, call.lapses)
 
     async def halted(self, tenant: str, callers: Sequence[Caller]) -> Sequence[Barrier | None]:
         found = await self._find(tenant)

@@ -485,7 +485,7 @@ def expire(books: Books, at_most: int) -> list[Expired]:
         charged = NOTHING if record.lapses else record.held
         closing = Closing(charged, Usage(UsageSource.HELD), Ending.UNKNOWN, books.now_ms)
         settled = _end(books, call, EXPIRED, closing)
-        expired.append(Expired(f"rsv_{call.tail}", record.run, charged, settled.alerts))
+        expired.append(Expired(f"rsv_{call.tail}", record.run, charged, settled.alerts, record.lapses))
     return expired
 
 
