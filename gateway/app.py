@@ -27,6 +27,7 @@ from gateway.core.scopes import Caller
 from gateway.core.tokens import TokenCounter
 from gateway.core.values import Decision
 from gateway.cycles.answering import Answering
+from gateway.cycles.governance import plane as governing
 from gateway.cycles.ground import Ground
 from gateway.cycles.plane import Plane
 from gateway.events import Events, open_sink
@@ -159,6 +160,7 @@ class Gateway:
             *(self.ledger, self._identity, self.office.registry, lambda: self.flow.rulebook, self.observer, clock_ms),
             self._tenants(),
         )
+        governance = governing.pages(self.ledger, self._identity, self.office.registry, clock_ms)
         cycles = Plane.over(ground, self._cycles, newer_members=self.config.cycles.newer_members)
         asked = principal_of if self.config.auth == "keys" else None
         ops = Ops(self.ledger, self.metrics, self._serving, asked, lambda: self._edge.shedding)
@@ -176,7 +178,7 @@ class Gateway:
             [
                 *(*budget_api.routes(), *events_api.routes(), *reservations_api.routes(), *estimate_api.routes()),
                 *(*admin.routes(), *ops.routes()),
-                *[Route(*page) for page in cycles.pages()],
+                *[Route(*page) for page in (*cycles.pages(), *governance)],
             ],
         )
 
