@@ -186,6 +186,42 @@ def run(
 
 
 @app.command()
+def mcp(
+    run: Annotated[
+        str | None,
+        typer.Option(help="The run that is meant where a call names none.", envvar="PENSTOCK_RUN_ID", show_default=False),
+    ] = None,
+    header: Annotated[
+        list[str] | None,
+        typer.Option("--header", "-H", help='What the agent\'s calls say of themselves, such as "X-Agent-Id: a1".'),
+    ] = None,
+    listen: Annotated[
+        int | None, typer.Option(min=1, max=65535, metavar="PORT", help="Serve streamable HTTP on this port of loopback instead.")
+    ] = None,
+    gateway: GatewayOption = HERE,
+) -> None:
+    """Serves MCP on standard input and output: an agent sees what its run has left, and steers by it. The key is PENSTOCK_KEY."""
+    try:
+        from gateway import mcp_server
+    except ModuleNotFoundError as missing:
+        if (missing.name or "").partition(".")[0] not in ("mcp", "mcp_types"):
+            raise
+        _fail("`penstock mcp` needs the package mcp, version 2 or later: pip install 'penstock-gateway[mcp]'")
+    from gateway.wire.headers import is_run_id
+
+    if run is not None and not is_run_id(run):
+        _fail(f"--run: found {run!r}, expected 1 to 128 of the characters A-Z a-z 0-9 . _ : -")
+    # Never the admin token: it could raise what the agent is held to.
+    remote = Remote(gateway, os.environ.get("PENSTOCK_KEY") or None, headers=_headers(header))
+    server = mcp_server.server(remote, run)
+    if listen is None:
+        server.run("stdio")
+    else:
+        print(f"penstock: MCP at http://127.0.0.1:{listen}/mcp", file=sys.stderr, flush=True)
+        server.run("streamable-http", host="127.0.0.1", port=listen)
+
+
+@app.command()
 def demo(model: Annotated[str, typer.Option(help="scripted, or local: a real model server.")] = "scripted") -> None:
     """A runaway agent, first unguarded, then under a $1.00 ceiling."""
     from gateway.demo import run as demo_run

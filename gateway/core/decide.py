@@ -93,12 +93,14 @@ class Rulebook:
         self._offers: dict[str, Offer | Unservable] = {}
         self._routes: dict[str, tuple[Route, ...] | Unservable] = {}
         self._beside: dict[str, tuple[str, ...]] = {}
+        self._distinct: Sequence[str] | None = None  # until somebody asks
 
     def beside(self, grants: Grants) -> "Rulebook":
         """The same policy beside other grants."""
         rulebook = Rulebook(self.policy, self.catalog, self.counter, self.learned, grants)
         # What a model costs does not hang on grants.
         rulebook._offers, rulebook._routes, rulebook._beside = self._offers, self._routes, self._beside
+        rulebook._distinct = self._distinct
         return rulebook
 
     # -- the decision ---------------------------------------------------------------------------------------------------------
@@ -183,7 +185,8 @@ class Rulebook:
 
     def choices(self, call: Call, reach: Reach, at_ms: int, counts: "Counts | None" = None) -> Iterator[Plan | None]:
         """What each model of the catalog would hold for the call, if the call named that one and took no other; None where it can't serve
-        it, so that whoever asks may pause after any. None of those that are retired."""
+        it, so that whoever asks may pause after any. None of those that are retired, or made for other work than talk; of one model's names,
+        the shortest stands for all."""
         standing = self._standing(call, at_ms)
         if isinstance(standing, Unservable):
             return
@@ -192,11 +195,13 @@ class Rulebook:
         if hard and call.unpriced and _without_reserve(call) is not None:
             return
         asking = _Asking(call, reach, counts or self.counts(call), hard)
-        for name, model in self.catalog.models.items():
+        if self._distinct is None:
+            self._distinct = self._distinct_models()
+        for name in self._distinct:
             # Its output cap may be one that the policy sets by name.
             named = replace(asking, call=replace(call, model=name))
-            rung = None if model.retired or model.base_only else self._rung(named, name)
-            if rung is None or isinstance(rung, Unservable) or _unable(named.call, rung.model) is not None:
+            rung = self._rung(named, name)
+            if isinstance(rung, Unservable) or _unable(named.call, rung.model) is not None or _does_more(call, rung.model):
                 yield None
             else:
                 yield _plan(named.call, rung, standing, has_cheaper=False)
@@ -425,9 +430,19 @@ class Rulebook:
             if _list_price(other) < ceiling and self.policy.models.allows(other.name)
         ]
         cheaper.sort(key=lambda other: (-_list_price(other), other.name))
-        # Of one model's names (`gpt-5-mini`, `gpt-5-mini-2025-08-07`) the shortest stands for all.
-        distinct = {replace(other, name=""): other.name for other in reversed(cheaper)}
-        return tuple(other.name for other in cheaper if distinct[replace(other, name="")] == other.name)
+        return _shortest_names(cheaper)
+
+    def _distinct_models(self) -> Sequence[str]:
+        """Those that may be asked for."""
+        models = (model for model in self.catalog.models.values() if not (model.retired or model.base_only))
+        allowed = [model for model in models if model.priced and self.policy.models.allows(model.name)]
+        return _shortest_names(sorted(allowed, key=lambda model: model.name))
+
+
+def _shortest_names(models: Sequence[Model]) -> tuple[str, ...]:
+    """Of one model's names (`gpt-5-mini`, `gpt-5-mini-2025-08-07`) the shortest stands for all. `models`: those of one price by name."""
+    distinct = {replace(model, name=""): model.name for model in reversed(models)}
+    return tuple(model.name for model in models if distinct[replace(model, name="")] == model.name)
 
 
 def _is_for_other_work(other: Model, than: Model) -> bool:
@@ -529,6 +544,12 @@ def _not_covered(name: str, kind: str) -> Unservable:
         f"`capabilities`",
         "messages",
     )
+
+
+def _does_more(call: Call, model: Model) -> bool:
+    """Made to speak, or to search before each answer, which a call that is only to be written to asks of none."""
+    speaks = "audio_output" in model.capabilities and "audio_output" not in call.needs
+    return call.output is Output.CAPPED and (speaks or model.request_fee > 0)
 
 
 def _list_price(model: Model) -> int:

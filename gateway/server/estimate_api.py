@@ -284,4 +284,7 @@ def _reason(outlook: Outlook, ladder: Sequence[Plan]) -> str | None:
         return None if warned is None else f"it would pass what {warned.ceiling.account.name} advises"
     account = charge.ceiling.account
     needs, room = ladder[0].held_at(charge), _room(outlook, charge, ladder[0])
-    return f"{account.name} has no room for it: it needs {amount_text(needs, account.unit)}, and {amount_text(room, account.unit)} is left"
+    left = f"{amount_text(room, account.unit)} is left" + (
+        "" if charge.share_ppm == WHOLE else " beside what is kept for other calls"
+    )
+    return f"{account.name} has no room for it: it needs {amount_text(needs, account.unit)}, and {left}"
