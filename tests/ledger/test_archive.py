@@ -1,14 +1,20 @@
 """A record comes back from the archive as the ledger told it, for thirty days."""
 
 import asyncio
+import json
+import sqlite3
+import zlib
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from gateway.core.scopes import Unit
 from gateway.core.values import Ending, Hold
 from gateway.ledger.archive import KEEP_MS, Archive
 from gateway.ledger.contract import CallRecord, Ledger, LedgerUnavailable
+from tests.ledger.asking import hold
 from tests.ledger.builders import LEASE_MS, TENANT, account, caller, charge, decision, plan, settlement
 from tests.support.clock import Clock
 
@@ -42,6 +48,40 @@ async def test_a_record_comes_back_as_it_was(ledger: Ledger, clock: Clock, tmp_p
     assert await again.find(TENANT, "bdg_none") is None
     await archive.close()
     await again.close()
+
+
+async def test_credits_and_what_lapsed_come_back_too(ledger: Ledger, clock: Clock, tmp_path: Path) -> None:
+    held = [
+        await hold(ledger, decision(plan(charge(account("credits", Unit.CREDITS), None), credits=5, risk_points=6), lapses=True))
+        for _ in range(2)
+    ]
+    await ledger.commit(TENANT, held[0].id, settlement(credits=4, risk_points=3))
+    clock.now_ms += LEASE_MS
+    await ledger.expire()
+    archive = Archive(tmp_path / "records.db")
+    for each in held:
+        record = await ledger.record(TENANT, each.decision.id)
+        assert record is not None
+        await archive.keep([record])
+        assert await archive.find(TENANT, record.decision_id) == record
+    await archive.close()
+
+
+async def test_a_record_of_an_earlier_version_is_read(ledger: Ledger, clock: Clock, tmp_path: Path) -> None:
+    record, *_ = await ended(ledger, clock)
+    archive = Archive(tmp_path / "records.db")
+    await archive.keep([record])
+    with closing(sqlite3.connect(archive.path)) as file:
+        ((packed,),) = file.execute("SELECT record FROM records").fetchall()
+        told = json.loads(zlib.decompress(packed))
+        for name in ("lapses", "ended_ms", "note", "end_note"):
+            del told[name]
+        for amounts in (told["held"], told["charged"]):
+            del amounts["credits"], amounts["risk_points"]
+        file.execute("UPDATE records SET record = ?", (zlib.compress(json.dumps(told).encode()),))
+        file.commit()
+    assert await archive.find(TENANT, record.decision_id) == replace(record, ended_ms=0, end_note="")
+    await archive.close()
 
 
 async def test_a_question_makes_no_file(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 import orjson
 import pytest
 
-from gateway.core.scopes import Amounts
+from gateway.core.scopes import Amounts, Unit
 from gateway.core.values import Decision, Ending, Usage, UsageSource
 from gateway.core.windows import rolling
 from gateway.ledger import journal as journal_module
@@ -36,6 +36,12 @@ def debit() -> Debit:
     )
     decided = decision(plan(*charges, usd=9, model="small"), of=who, run_limit=5)
     return Debit(replace(decided, call=replace(decided.call, fingerprint="abc", service_tier="flex", client_cap=9)), SETTLEMENT)
+
+
+def debit_in_credits() -> Debit:
+    charges = (charge(account("credits", Unit.CREDITS), 9), charge(account("risk", Unit.RISK_POINTS), 9))
+    cost = Amounts(0, 0, 1, 5, 6)
+    return Debit(decision(plan(*charges, usd=0, tokens=0, credits=5, risk_points=6)), replace(SETTLEMENT, cost=cost))
 
 
 ENTRIES: list[Entry] = [commit(), Release("acme", "rsv_2", Ending.NOT_SENT), debit()]
@@ -76,7 +82,7 @@ def died(journal: Journal) -> None:
 # -- lines ------------------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("entry", ENTRIES, ids=lambda entry: type(entry).__name__)
+@pytest.mark.parametrize("entry", [*ENTRIES, debit_in_credits()], ids=lambda entry: type(entry).__name__)
 def test_an_entry_is_read_as_it_was_written(entry: Entry) -> None:
     assert read_line(line_of(7, entry).rstrip(b"\n")) == (7, entry)
 
