@@ -82,7 +82,8 @@ class Asking:
         if person.run is None:
             caller = self._issued(caller, f"run_{made_id.removeprefix('bdg_')}", rulebook, at_ms)
         elif (place := self._places.get((caller.tenant, caller.key, caller.run))) is not None:
-            caller = replace(caller, owned_by=place.owned_by, ancestry=place.ancestry)
+            owned_by = place.owned_by if caller.shares else ""  # the policy may have changed since
+            caller = replace(caller, owned_by=owned_by, ancestry=place.ancestry)
         told = digest(asked.body)
         call = Call(
             caller=caller,

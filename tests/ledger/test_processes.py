@@ -14,7 +14,7 @@ from gateway.core.scopes import Unit
 from gateway.ledger.contract import CallRecord, HoldState, Ledger
 from gateway.ledger.verify import verify_ledger
 from tests.ledger.builders import LEASE_MS, START_MS, TENANT, account
-from tests.ledger.worker import HOT
+from tests.ledger.worker import GRANT, HOT
 from tests.support.clock import Clock
 from tests.support.stores import Store, opened
 
@@ -112,6 +112,20 @@ async def test_a_process_that_is_killed_loses_no_answered_commit_and_its_holds_e
         == rows[0].usd
         >= sum(int(line.split(" ")[1]) for line in finished) + sum(int(cost) for _, cost, _ in whole)
     )
+
+
+async def test_acts_notes_and_documents_of_several_processes_count_once_each(store: Store, clock: Clock) -> None:
+    processes, number = 2, 12
+    said = run_together(store, "books", processes, number)
+    assert sum(int(lines[0]) for lines in said) == 2 * number  # each act and each note that all tried had one first
+    async with opened(store, clock) as ledger:
+        view = await ledger.account(TENANT, GRANT.key)
+        assert view is not None
+        assert view.balance.limit == processes * number + 1_000 * number
+        documents = await ledger.documents(TENANT)
+        assert documents is not None
+        assert documents.texts == {"count": str(processes * number)}
+        assert len(await ledger.acts(TENANT, 1_000)) == processes * number + number
 
 
 async def test_processes_that_start_on_nothing_make_one_ledger(store: Store, clock: Clock) -> None:

@@ -16,6 +16,8 @@ from gateway.ledger.contract import (
     Alert,
     Debiting,
     Ended,
+    Fund,
+    Funding,
     HoldState,
     Ledger,
     LedgerLost,
@@ -529,3 +531,26 @@ async def test_what_is_asked_for_at_the_very_end_is_journalled(tmp_path: Path) -
     async with gateway(tmp_path, clock) as here:
         await until(lambda: here.faults.asked.count("commit") == 1)
         assert await here.run() == (4, 0, 1)
+
+
+async def test_what_operators_do_by_hand_is_refused_while_the_store_is_away_and_nothing_of_it_waits(tmp_path: Path) -> None:
+    async with gateway(tmp_path) as here:
+        here.faults.everywhere(BEFORE)
+        for ask in (
+            lambda: here.ledger.fund(account(), Fund(by=5), "act_1", "op", ""),
+            lambda: here.ledger.put_document(TENANT, "a", "one", None),
+            lambda: here.ledger.remember(TENANT, "n", "one", LEASE_MS),
+            lambda: here.ledger.documents(TENANT),
+        ):
+            with pytest.raises(LedgerUnavailable):
+                await ask()
+        here.faults.of.clear()
+        assert here.journal.waiting == 0
+        assert await here.ledger.documents(TENANT) is None
+        assert await here.ledger.recall(TENANT, "n") is None
+        here.faults.of["fund"] = AFTER
+        with pytest.raises(OutcomeUnknown):
+            await here.ledger.fund(account(), Fund(by=5), "act_1", "op", "")
+        here.faults.of.clear()
+        again = await here.ledger.fund(account(), Fund(by=5), "act_1", "op", "")
+        assert (again.outcome, again.after.balance.limit) == (Funding.REPLAYED, 5)

@@ -4,6 +4,7 @@ Says "ready", waits for a line, works, and says what it did:
 
     race    the number of holds it got
     calls   a line for each commit that was answered: the hold's id, its cost, the alerts
+    books   how many of the acts and notes that everybody tried it did first
     mixed   the ids of its calls, a line each; then what it adjusted the hot account by
 """
 
@@ -15,7 +16,7 @@ from typing import Final
 from gateway.core.scopes import Amounts, Unit
 from gateway.core.values import Decision, Ending, Hold
 from gateway.core.windows import rolling
-from gateway.ledger.contract import Adjusting, Debiting, Ended, Ledger, SetLimit, Settled
+from gateway.ledger.contract import Adjusting, Debiting, Ended, Fund, Funding, Ledger, SetLimit, Settled
 from tests.ledger.builders import (
     ADVISORY,
     LEASE_MS,
@@ -34,6 +35,7 @@ from tests.support.clock import Clock
 from tests.support.stores import opened, store_at
 
 HOT: Final = account("hot", team="t1")  # every call of every process
+GRANT: Final = account("cycles", agent="bot")
 LANES: Final = 8
 
 
@@ -50,6 +52,8 @@ async def main(kind: str, number: int, address: str) -> None:
             print(sum(isinstance(answer, Hold) for answer in answers), flush=True)
         elif kind == "calls":
             await asyncio.gather(*(_calls(ledger, f"{mark}-{lane}", number // LANES) for lane in range(LANES)))
+        elif kind == "books":
+            print(sum(await asyncio.gather(*(_books(ledger, mark, each) for each in range(number)))), flush=True)
         else:
             mixing = [_Mixing(ledger, f"{mark}-{lane}") for lane in range(LANES)]
             await asyncio.gather(*(each.do(number // LANES) for each in mixing))
@@ -70,6 +74,21 @@ async def _calls(ledger: Ledger, lane: str, number: int) -> None:
         assert settled is not None
         fired = ",".join(str(alert.threshold_ppm) for alert in settled.alerts)
         print(held.id, cost, fired, flush=True)
+
+
+async def _books(ledger: Ledger, mark: str, number: int) -> int:
+    """Funds an account by 1, tells it twice; tries what all the others try too; and counts one up in a document that all count in."""
+    first = 0
+    for _ in range(2):
+        await ledger.fund(GRANT, Fund(by=1), f"{mark}-{number}", "op", "")
+    first += (await ledger.fund(GRANT, Fund(by=1_000), f"shared-{number}", "op", "")).outcome is Funding.DONE
+    first += await ledger.remember(TENANT, f"note-{number}", mark, LEASE_MS) is None
+    while True:
+        documents = await ledger.documents(TENANT, -1)
+        assert documents is not None
+        counted = documents.texts.get("count")
+        if await ledger.put_document(TENANT, "count", str(int(counted or 0) + 1), counted):
+            return first
 
 
 class _Mixing:

@@ -18,7 +18,7 @@ HELD_UP: Final = "held up"  # it happens and is answered when `go` is set
 LOST: Final = "lost"
 BUG: Final = "bug"
 
-STEPS: Final = ("reserve", "commit", "release", "extend", "debit")
+STEPS: Final = ("reserve", "commit", "release", "extend", "debit", "fund", "put_document", "remember", "documents")
 
 
 @dataclass
