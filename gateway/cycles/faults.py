@@ -82,7 +82,6 @@ _BY_STATUS: Final = {
     402: "BUDGET_EXCEEDED",
     403: "FORBIDDEN",
     404: "NOT_FOUND",
-    405: "NOT_FOUND",
     429: "LIMIT_EXCEEDED",
 }
 

@@ -7,6 +7,7 @@ as a note            of an extension or a decision: see `Extended`, `Answered`
 
 import hashlib
 from collections.abc import Mapping
+from functools import lru_cache
 from typing import Any, Final
 
 import orjson
@@ -22,6 +23,7 @@ def digest(of: object) -> str:
     return hashlib.sha256(orjson.dumps(of, option=orjson.OPT_SORT_KEYS)).hexdigest()[:32]
 
 
+@lru_cache(maxsize=4_096)
 def tenant_mark(tenant: str) -> str:
     """What every id of the tenant's carries, so that an id of another's is known for one."""
     return hashlib.sha256(tenant.encode()).hexdigest()[:8]

@@ -281,6 +281,8 @@ class Reservations:
         told = digest(request.body)
         record, held = await ground.own(principal, hold_id)
         before = closed_of(record.end_note)
+        if principal.admin and record.state is HoldState.RELEASED:
+            before = closed_of(await ground.ledger.recall(record.tenant, _by_admin(record)) or "")
         if before is not None and not before.commit and before.key == request.key:
             if before.digest != told:
                 raise mismatch()
@@ -288,11 +290,27 @@ class Reservations:
         ground.check_tenant_open(record.tenant)
         self._check_live(record, hold_id)
         closed = Closed(False, request.key, told, 0, record.held.of(UNITS[held.unit]))
+        if principal.admin:
+            return await self._released_by_admin(principal, record, held, request, closed)
         settled = await ground.ledger.release(record.tenant, hold_id, Ending.COMPLETED, closed.text)
         if not settled.changed:
             return await self._ended_meanwhile(principal, hold_id, request.key, told, commit=False)
         self._live.pop(hold_id, None)
         self._receipt(_live_of(record, held, principal.key), held.amount, request_id, began_s, settled, Ending.COMPLETED, None)
+        return telling.released(held.unit, closed.released)
+
+    async def _released_by_admin(
+        self, principal: Principal, record: CallRecord, held: Held, request: Release, closed: Closed
+    ) -> Json:
+        """An operator's act, which is kept with who and why; beside it stands by which key."""
+        ledger, hold_id = self.ground.ledger, "rsv_" + record.decision_id.removeprefix("bdg_")
+        await ledger.remember(record.tenant, _by_admin(record), closed.text, KEEP_MS)
+        settled = await ledger.settle(record.tenant, hold_id, None, principal.key, request.reason)
+        if settled is None or not settled.changed:
+            record, _ = await self.ground.own(principal, hold_id)
+            raise _finalized(record, hold_id)
+        self._live.pop(hold_id, None)
+        self.ground.told(settled)
         return telling.released(held.unit, closed.released)
 
     async def _ended_meanwhile(self, principal: Principal, hold_id: str, key: str, told: str, *, commit: bool) -> Json:
@@ -429,6 +447,11 @@ def _live_of(record: CallRecord, held: Held, key: str) -> _Live:
 
 def _extension(record: CallRecord, number: int) -> str:
     return f"{EXTENSIONS}{record.decision_id.removeprefix('bdg_')}_{number}"
+
+
+def _by_admin(record: CallRecord) -> str:
+    """The name of the note that says by which key the admin released it."""
+    return f"cyr_{record.decision_id.removeprefix('bdg_')}"
 
 
 def _finalized(record: CallRecord, hold_id: str) -> Fault:
