@@ -18,6 +18,7 @@ from multidict import CIMultiDict, CIMultiDictProxy
 
 from gateway import __version__, bundled, policy_file, settings, workers
 from gateway import explain as explaining
+from gateway.asks import Ask, Asks
 from gateway.breaker import Breakers
 from gateway.buffers import Buffers, Queue
 from gateway.config_file import HttpClient
@@ -44,7 +45,6 @@ from gateway.registry import Registry
 from gateway.relay import Places, Shared
 from gateway.server.accepting import allow_files
 from gateway.server.admin import Admin
-from gateway.server.asks import Ask, Asks
 from gateway.server.budget_api import BudgetApi
 from gateway.server.edge import Edge, Limits
 from gateway.server.estimate_api import EstimateApi
@@ -160,7 +160,7 @@ class Gateway:
             *(self.ledger, self._identity, self.office.registry, lambda: self.flow.rulebook, self.observer, clock_ms),
             self._tenants(),
         )
-        governance = governing.pages(self.ledger, self._identity, self.office.registry, clock_ms)
+        governance = governing.pages(self.ledger, self._identity, self.office.registry, asks, clock_ms)
         cycles = Plane.over(ground, self._cycles, newer_members=self.config.cycles.newer_members)
         asked = principal_of if self.config.auth == "keys" else None
         ops = Ops(self.ledger, self.metrics, self._serving, asked, lambda: self._edge.shedding)

@@ -9,12 +9,12 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final, TypeAlias
 
+from gateway.asks import Asks
 from gateway.core.money import MAX_AMOUNT, parse_usd
 from gateway.core.scopes import Unit
 from gateway.identity import Principal
 from gateway.ledger.contract import AccountView, Adjusting, Ledger
 from gateway.policy_file import MAX_COUNT, parse_amount
-from gateway.server.asks import Asks, ask_json
 from gateway.server.pages import (
     PrincipalOf,
     asked,
@@ -30,7 +30,7 @@ from gateway.server.pages import (
     whole_of,
 )
 from gateway.server.routes import Route
-from gateway.server.views import account_view_json, act_json, frozen_json, record_json, settled_json
+from gateway.server.views import account_view_json, act_json, ask_json, frozen_json, record_json, settled_json
 from gateway.wire.exchange import Inbound, Reply
 from gateway.wire.headers import MAX_IDENTITY_CHARS, run_id
 from gateway.wire.problem import Refused, bad_request, problem

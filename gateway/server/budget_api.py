@@ -11,12 +11,12 @@ from dataclasses import dataclass, replace
 from datetime import UTC, date, datetime, timedelta
 from typing import Final
 
+from gateway.asks import Ask, Asks
 from gateway.core.money import format_usd
 from gateway.core.policy import Limit
 from gateway.identity import ANONYMOUS, Principal
 from gateway.ledger.contract import CallRecord, Ledger, RunState, RunView, SetLimit, SpendRow
 from gateway.policy_file import parse_amount
-from gateway.server.asks import Ask, Asks, ask_json
 from gateway.server.pages import (
     PrincipalOf,
     asked,
@@ -31,7 +31,7 @@ from gateway.server.pages import (
     usd_of,
 )
 from gateway.server.routes import Route
-from gateway.server.views import Json, record_json, run_json
+from gateway.server.views import Json, ask_json, record_json, run_json
 from gateway.wire.exchange import Inbound, Reply
 from gateway.wire.headers import run_id
 from gateway.wire.problem import Refused, problem

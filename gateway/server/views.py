@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Final, TypeAlias
 
+from gateway.asks import Ask
 from gateway.core.money import format_usd
 from gateway.core.scopes import Amounts, Unit
 from gateway.core.values import Balance, Mode, Usage
@@ -74,6 +75,21 @@ def run_json(view: RunView) -> Json:
         "first_at": instant(view.first_ms),
         "last_at": instant(view.last_ms),
         "accounts": [account_json(balance) for balance in view.accounts],
+    }
+
+
+def ask_json(ask: Ask | None) -> Json | None:
+    if ask is None:
+        return None
+    return {
+        "run_id": ask.run,
+        "key": ask.owner,
+        "unit": ask.unit.value,
+        "amount": amount(ask.amount, ask.unit),
+        "reason": ask.reason,
+        "at": instant(ask.at_ms),
+        "account": ask.account or None,
+        "limit": amount(ask.limit, ask.unit),
     }
 
 

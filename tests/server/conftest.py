@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from gateway.asks import Asks
 from gateway.core.catalog import Catalog
 from gateway.core.policy import Budget, RunOwner
 from gateway.events import Events
@@ -15,7 +16,6 @@ from gateway.ledger.sqlite.ledger import SqliteLedger
 from gateway.ledger.witness import Witness
 from gateway.metrics import Metrics
 from gateway.observer import Observer, Outside
-from gateway.server.asks import Asks
 from gateway.server.budget_api import BudgetApi
 from gateway.server.events_api import EventsApi
 from gateway.server.external import External

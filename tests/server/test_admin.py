@@ -6,11 +6,11 @@ from urllib.parse import quote
 
 import pytest
 
+from gateway.asks import Asks
 from gateway.core.values import Hold
 from gateway.ledger.contract import Barred, Barrier, Refusal
 from gateway.ledger.sqlite.ledger import SqliteLedger
 from gateway.server.admin import Admin
-from gateway.server.asks import Asks
 from tests.support.clock import Clock
 from tests.support.pages import Asking, principal_of
 from tests.support.records import USD, caller, decision

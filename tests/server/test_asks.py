@@ -4,13 +4,13 @@ from typing import Any
 
 import pytest
 
+from gateway import asks as asks_module
+from gateway.asks import KEPT_MS, Ask, Asks
 from gateway.core.scopes import Unit
 from gateway.core.values import Hold
 from gateway.identity import Principal
 from gateway.ledger.sqlite.ledger import SqliteLedger
-from gateway.server import asks as asks_module
 from gateway.server.admin import Admin
-from gateway.server.asks import KEPT_MS, Ask, Asks
 from gateway.server.budget_api import BudgetApi
 from tests.support.clock import Clock
 from tests.support.pages import Asking, principal_of

@@ -6,13 +6,13 @@ from typing import Any
 
 import pytest
 
+from gateway.asks import Asks
 from gateway.core.scopes import Amounts
 from gateway.core.values import Ending, Hold, Usage, UsageSource
 from gateway.identity import Principal
 from gateway.ledger.archive import Archive
 from gateway.ledger.contract import Barred, Barrier, Keep, LedgerLost, Refusal, RunView, Settlement
 from gateway.ledger.sqlite.ledger import SqliteLedger
-from gateway.server.asks import Asks
 from gateway.server.budget_api import BudgetApi
 from tests.support.clock import Clock
 from tests.support.pages import Asking, principal_of

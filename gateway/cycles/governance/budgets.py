@@ -13,6 +13,7 @@ from typing import Any, Final
 
 import orjson
 
+from gateway.asks import Asks
 from gateway.core.grants import Grant, GrantStatus, Scope, text_of
 from gateway.core.scopes import Unit
 from gateway.cycles.faults import Fault, invalid
@@ -45,6 +46,7 @@ _HEARD_S: Final = (0.01, 0.05, 0.2)  # how long the first of two equal fundings 
 class Budgets:
     door: Door
     ledger: Ledger
+    asks: Asks
     now_ms: Callable[[], int]
 
     def pages(self) -> Sequence[Paged]:
@@ -310,6 +312,8 @@ class Budgets:
                 await asyncio.sleep(seconds)
         if funded.outcome is Funding.DONE:
             funded = await self._set_right(budget, order, standing, funded, act_id, who)
+            if funded.before is not None and _room(funded.after) > _room(funded.before):
+                await self.asks.given_room(budget.tenant, account.key)
         return _funding_json(budget, order, funded, self.now_ms())
 
     async def _set_right(
@@ -398,6 +402,11 @@ _SORTS: Final[dict[str, Callable[[_Row], str | int | float]]] = {
 def _named(query: Query) -> tuple[Scope, Unit]:
     scope = scope_named(needed(query.text("scope", 1_024), "scope"))
     return scope, UNITS[needed(query.word("unit", UNITS), "unit")]
+
+
+def _room(view: AccountView) -> int:
+    """Below zero where more was taken than there is."""
+    return (view.balance.limit or 0) - view.balance.committed - view.balance.reserved
 
 
 def _mismatch() -> Fault:

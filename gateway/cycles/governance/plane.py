@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 
+from gateway.asks import Asks
 from gateway.cycles.governance.budgets import Budgets
 from gateway.cycles.governance.door import Door
 from gateway.cycles.governance.insight import Insight
@@ -14,9 +15,9 @@ from gateway.ledger.contract import Ledger
 from gateway.registry import Registry
 
 
-def pages(ledger: Ledger, identity: Identity, registry: Registry, now_ms: Callable[[], int]) -> Sequence[Paged]:
+def pages(ledger: Ledger, identity: Identity, registry: Registry, asks: Asks, now_ms: Callable[[], int]) -> Sequence[Paged]:
     door = Door(identity, registry)
-    budgets = Budgets(door, ledger, now_ms)
+    budgets = Budgets(door, ledger, asks, now_ms)
     parts = (
         *(Tenants(door, ledger, now_ms), Keys(door, now_ms), budgets),
         *(Policies(door, now_ms), Insight(door, ledger, budgets, now_ms)),

@@ -6,6 +6,7 @@ import orjson
 import pytest
 from multidict import CIMultiDict, CIMultiDictProxy
 
+from gateway.asks import Asks
 from gateway.core.catalog import Catalog
 from gateway.core.decide import Rulebook
 from gateway.core.policy import Policy
@@ -40,7 +41,8 @@ class Plane:
         self.ledger, self.clock = ledger, clock
         self.registry = Registry(ledger, clock, lambda _: None, lambda _: None)
         self.identity = Identity(settings, b"secret", iter(f"run_{n}" for n in range(1_000)).__next__, self.registry)
-        self._routes = Routes({}, [Route(*page) for page in plane.pages(ledger, self.identity, self.registry, clock)])
+        self.asks = Asks(ledger, lambda *_: None)
+        self._routes = Routes({}, [Route(*page) for page in plane.pages(ledger, self.identity, self.registry, self.asks, clock)])
 
     async def __call__(
         self, method: str, target: str, body: object = None, key: str | None = None, admin: bool | None = None, **headers: str

@@ -4,6 +4,8 @@ import asyncio
 
 import pytest
 
+from gateway.asks import Ask
+from gateway.core.scopes import Unit
 from tests.cycles.governance.conftest import DOLLAR
 
 USD = "USD_MICROCENTS"
@@ -168,3 +170,14 @@ async def test_it_stays_with_whoever_did_it_and_why(plane_here, ledger):
     await plane_here.fund("CREDIT", 5, reason="top-up")
     act = (await ledger.acts("acme", 1))[0]
     assert (act.who, act.act, act.why) == ("admin", "fund", "top-up")
+
+
+async def test_a_funding_that_gives_room_answers_the_ask_of_a_run_that_it_stands_in_the_way_of(plane_here, clock):
+    found = plane_here.registry.budget("tenant:acme", Unit.USD)
+    key = found.grant.account.key
+    await plane_here.asks.put("acme", Ask("r1", "key_a", Unit.USD, DOLLAR, "two chapters are left", clock(), key, DOLLAR))
+    await plane_here.asks.put("acme", Ask("r2", "key_a", Unit.USD, DOLLAR, "one is", clock(), "another|||usd", DOLLAR))
+    await plane_here.fund("DEBIT", DOLLAR // 2)
+    assert list(await plane_here.asks.open("acme", clock())) == ["r1", "r2"]
+    await plane_here.fund("CREDIT", DOLLAR)
+    assert list(await plane_here.asks.open("acme", clock())) == ["r2"]

@@ -13,7 +13,6 @@ import orjson
 from gateway.core.record import record
 from gateway.core.scopes import Unit
 from gateway.ledger.contract import Ledger, LedgerUnavailable
-from gateway.server.views import Json, amount, instant
 
 KEPT_MS: Final = 30 * 86_400_000  # nobody has answered by then
 AT_MOST: Final = 1_000  # of a tenant: the oldest gives way
@@ -101,21 +100,6 @@ class Asks:
                 self._seen.clear()
             self._seen[tenant] = (found.number, texts)
         return texts
-
-
-def ask_json(ask: Ask | None) -> Json | None:
-    if ask is None:
-        return None
-    return {
-        "run_id": ask.run,
-        "key": ask.owner,
-        "unit": ask.unit.value,
-        "amount": amount(ask.amount, ask.unit),
-        "reason": ask.reason,
-        "at": instant(ask.at_ms),
-        "account": ask.account or None,
-        "limit": amount(ask.limit, ask.unit),
-    }
 
 
 def _written(ask: Ask) -> str:
