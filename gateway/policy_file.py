@@ -705,7 +705,7 @@ def load(path: Path, catalog: Catalog | None) -> Policy:
     _check_runs(reader, reader.part(RunsFile, "runs"))
     reader.finish()
     if not whole_file.budgets:
-        reader.warn(("budgets",), "no budget, so nothing is limited")
+        reader.warn(("budgets",), "no budget, so nothing is limited but by those that the Cycles admin plane makes")
     downgrades = models.downgrade.auto or models.downgrade.by_glob
     for i, budget in enumerate(whole_file.budgets):
         if budget.downgrade_below and not downgrades:
