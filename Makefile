@@ -23,7 +23,7 @@ check: .venv/dev.stamp
 	$(BIN)/mypy --strict gateway
 	$(BIN)/lint-imports
 
-test-deep: .venv/dev.stamp .venv/local.stamp .venv/agents.stamp
+test-deep: .venv/dev.stamp .venv/local.stamp .venv/agents.stamp .venv-litellm/stamp
 	$(BIN)/python -m pytest -m deep --durations=10 --timeout=1800
 
 # ARGS=--quick, ARGS=--write, ARGS="--only json half": tests/bench/__main__.py. What can't be installed is measured as missing, and fails the run.
@@ -52,9 +52,10 @@ lock:
 	$(COMPILE) --group dev -c requirements.lock -o requirements-dev.lock
 	$(COMPILE) --extra local -c requirements.lock -o requirements-local.lock
 	$(COMPILE) --group dev --group agents -c requirements.lock -o requirements-agents.lock
+	$(COMPILE) --extra litellm -o requirements-litellm.lock
 
 clean:
-	rm -rf .venv .bench .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis dist
+	rm -rf .venv .venv-litellm .bench .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis dist
 
 .venv/bin/python:
 	@test -n "$(PYTHON)" || { echo "Penstock needs Python 3.11, 3.12 or 3.13 with venv; name one with: make PYTHON=/path/to/python3.11" >&2; exit 1; }
@@ -67,4 +68,14 @@ clean:
 .venv/%.stamp:
 	$(INSTALL) --require-hashes -r $<
 	$(INSTALL) --no-build-isolation -e .
+	@touch $@
+
+# LiteLLM's proxy wants other versions of some packages than the gateway, so it has an environment of its own, with the package beside it. Its
+# thousands of modules are compiled once: it starts several processes.
+.venv-litellm/stamp: requirements-litellm.lock pyproject.toml
+	@test -n "$(PYTHON)" || { echo "Penstock needs Python 3.11, 3.12 or 3.13 with venv; name one with: make PYTHON=/path/to/python3.11" >&2; exit 1; }
+	test -x .venv-litellm/bin/python || $(PYTHON) -m venv .venv-litellm
+	.venv-litellm/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --require-hashes -r $<
+	.venv-litellm/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
+	-.venv-litellm/bin/python -m compileall -q .venv-litellm/lib
 	@touch $@

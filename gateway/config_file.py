@@ -525,6 +525,12 @@ class ConfigFile(Section):
     stand_in: ClassVar = {"providers": {}}
 
 
+class WithoutProviders(ConfigFile):
+    """The same file for a process that calls no provider itself."""
+
+    providers: dict[ProviderName, ProviderFile] = preset({}, description="The providers, by name.")
+
+
 def config_schema() -> dict[str, object]:
     """The JSON Schema of the config file."""
     return {

@@ -25,6 +25,7 @@ from gateway.config_file import (
     Synchronous,
     UnmeteredRouteFile,
     UpstreamFile,
+    WithoutProviders,
     is_address,
 )
 from gateway.core import estimate
@@ -185,20 +186,24 @@ def load(path: Path, environ: Mapping[str, str], catalog: Catalog, profiles: Map
     return reading.settings
 
 
-def read(path: Path, environ: Mapping[str, str], catalog: Catalog, profiles: Mapping[str, Profile]) -> Reading:
-    """As `load`, but hands over what is known beside the mistakes."""
+def read(
+    path: Path, environ: Mapping[str, str], catalog: Catalog, profiles: Mapping[str, Profile], *, elsewhere: str | None = None
+) -> Reading:
+    """As `load`, but hands over what is known beside the mistakes. `elsewhere`: what calls the providers in the gateway's place; then the
+    file need name none, and what it says of no model's provider is this one."""
     try:
-        reader = Reader(read_document(path), ConfigFile)
+        reader = Reader(read_document(path), ConfigFile if elsewhere is None else WithoutProviders)
     except Mistakes as mistakes:
         return Reading(None, mistakes, None)
     for place, expected in _MOVED.items():
         reader.moved(place, expected)
     folder = path.parent
-    file = reader.part(ConfigFile)
-    _check_access(reader, file)
+    file = reader.part(ConfigFile if elsewhere is None else WithoutProviders)
+    if elsewhere is None:
+        _check_access(reader, file)
     admin_token = _secret(reader, ("admin_token_env",), file.admin_token_env, environ)
     providers = _providers(reader, file, environ, profiles)
-    models = _models(reader, catalog)
+    models = _models(reader, catalog, elsewhere)
     ledger = _ledger(reader, file.ledger, folder, environ)
     keys = _keys(reader, file)
     unmetered_routes = _unmetered_routes(reader, providers)
@@ -416,7 +421,7 @@ def _warn_about_provider(reader: Reader, place: Place, provider: Provider, auth:
 # -- models -----------------------------------------------------------------------------------------------------------------------
 
 
-def _models(reader: Reader, catalog: Catalog) -> dict[str, Model]:
+def _models(reader: Reader, catalog: Catalog, elsewhere: str | None) -> dict[str, Model]:
     models: dict[str, Model] = {}
     providers = reader.names("providers")
     for name in reader.names("models"):
@@ -437,7 +442,7 @@ def _models(reader: Reader, catalog: Catalog) -> dict[str, Model]:
             writes = bool(entry.max_output) or (bundled is not None and estimate.output_billed(bundled))
             known = bundled is not None and bool(bundled.tiers)
             price_file.check(reader, (*place, "price"), price, known=known, writes=writes)
-        model = _model(reader, place, name, entry, bundled)
+        model = _model(reader, place, name, entry, bundled, elsewhere)
         if not model.priced and reader.sound(*place):
             reader.warn(place, "no price and not `free: true`, so its calls are refused")
         models[name] = model
@@ -467,16 +472,18 @@ def _first_provider(entry: ModelFile) -> str | None:
     return entry.routes[0].provider if entry.routes else entry.provider
 
 
-def _model(reader: Reader, place: Place, name: str, entry: ModelFile, bundled: Model | None) -> Model:
+def _model(reader: Reader, place: Place, name: str, entry: ModelFile, bundled: Model | None, elsewhere: str | None) -> Model:
     """The entry over the bundled model, where there is one."""
     if bundled is None:
-        if _first_provider(entry) is None and reader.sound(*place, "routes"):  # routes that can't be read are told of already
+        if (
+            _first_provider(entry) is None and elsewhere is None and reader.sound(*place, "routes")
+        ):  # routes that can't be read are told of already
             reader.refuse((*place, "provider"), "the provider that serves it: the bundled catalog does not know this model")
         context, max_output = _limits_by_price(entry.price)
         for key, value in (("context", entry.context or context), ("max_output", entry.max_output or max_output)):
             if not value:
                 reader.refuse((*place, key), "a number of tokens: the bundled catalog does not know this model")
-        bundled = Model(name, _first_provider(entry) or "", (), context, max_output)
+        bundled = Model(name, _first_provider(entry) or elsewhere or "", (), context, max_output)
     if entry.free:
         bundled = replace(bundled, tiers=(), service_tiers=(), fees=(), free=True)
     elif entry.price is not None:

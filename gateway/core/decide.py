@@ -38,10 +38,12 @@ class Unservable:
 
 @record
 class Reach:
-    """The providers that a caller's calls can go to: those with a credential; and those of all that had better not be asked now."""
+    """The providers that a caller's calls can go to: those with a credential; and those of all that had better not be asked now.
+    `models`: those that can be asked for instead of what was; None: all."""
 
     served: frozenset[str]
     resting: frozenset[str] = frozenset()
+    models: Collection[str] | None = None
 
 
 @record
@@ -272,6 +274,8 @@ class Rulebook:
     def _rung(self, asking: "_Asking", name: str, tried: Collection[Route] = ()) -> Rung | Unservable:
         """What the model would cost for this call by the first route that it can take, or why it can't serve it."""
         call, counts, hard = asking.call, asking.counts, asking.hard
+        if asking.reach.models is not None and name != call.model and name not in asking.reach.models:
+            return Unservable("model_not_served", f"nothing here serves the model {name!r}", "model")
         routes = self._routes_of(name)
         if isinstance(routes, Unservable):
             return routes

@@ -14,6 +14,7 @@ from gateway.core.measures import (
     AUDIO_INPUT,
     AUDIO_OUTPUT,
     AUDIO_SECONDS,
+    CACHE_WRITE_LONG,
     CACHED_AUDIO,
     CACHED_IMAGE,
     IMAGE_INPUT,
@@ -429,7 +430,10 @@ _USAGE: Final = _PLAIN | frozenset(
     ]
 )
 _PROMPT: Final = frozenset(
-    ["cached_tokens", "cache_write_tokens", "cached_tokens_details", "audio_tokens", "image_tokens", "text_tokens"]
+    [
+        *("cached_tokens", "cache_write_tokens", "cached_tokens_details", "audio_tokens", "image_tokens", "text_tokens"),
+        *("cache_creation_tokens", "cache_creation_token_details"),  # LiteLLM's words for Anthropic's
+    ]
 )
 _COMPLETION: Final = frozenset(
     [
@@ -473,11 +477,14 @@ def read_usage(usage: Any) -> Usage | None:
     cached = min(cached, prompt)
     written = min(written, prompt - cached)
     fresh = prompt - cached - written
+    others = []
+    if long := min(tokens(fields_of(details.get("cache_creation_token_details")), "ephemeral_1h_input_tokens") or 0, written):
+        written -= long
+        others.append((CACHE_WRITE_LONG, long))
     told = fields_of(usage.get("completion_tokens_details"))
     if not (_has_media(details) or _has_media(told)):
-        return Usage(UsageSource.PROVIDER, fresh, cached, written, output)
+        return Usage(UsageSource.PROVIDER, fresh, cached, written, output, tuple(others))
     of_cached = fields_of(details.get("cached_tokens_details"))
-    others = []
     for name, read_measure, kept_measure, output_measure in _MEDIA:
         # Where nothing says what of it was cached, as little as can be: sound and images are the dearer.
         read = min(tokens(details, name) or 0, fresh + cached)
