@@ -1,4 +1,4 @@
-# make run | test | check | test-deep | bench | bench-peers | demo | model | docs | lock | clean
+# make run | test | check | test-deep | bench | bench-peers | demo | demo-cycles | model | docs | lock | clean
 # Everything is installed into .venv from the lock files, by hash, with nothing but Python 3.11-3.13 and its pip.
 
 PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
@@ -9,7 +9,7 @@ CONFIG ?= $(firstword $(wildcard config.yaml) config.example.yaml)
 MODEL ?= scripted
 
 .DELETE_ON_ERROR:
-.PHONY: run test check test-deep bench bench-peers demo model docs lock clean
+.PHONY: run test check test-deep bench bench-peers demo demo-cycles model docs lock clean
 
 run: .venv/run.stamp
 	$(BIN)/penstock serve --config $(CONFIG)
@@ -37,6 +37,10 @@ bench-peers: .venv/dev.stamp
 
 demo: .venv/dev.stamp $(if $(filter local,$(MODEL)),.venv/local.stamp)
 	$(BIN)/penstock demo --model $(MODEL)
+
+# The public pattern of Cycles' runaway demo, with their own Python client, against this gateway.
+demo-cycles: .venv/dev.stamp
+	$(BIN)/penstock demo cycles
 
 # A real model server where config.example.yaml has the provider `local`; docs/quickstart.md uses it.
 model: .venv/local.stamp

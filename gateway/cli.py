@@ -222,11 +222,19 @@ def mcp(
 
 
 @app.command()
-def demo(model: Annotated[str, typer.Option(help="scripted, or local: a real model server.")] = "scripted") -> None:
+def demo(
+    which: Annotated[
+        str, typer.Argument(help="run, or cycles: an agent under Cycles' own client, and the same without it.")
+    ] = "run",
+    model: Annotated[str, typer.Option(help="scripted, or local: a real model server. For run.")] = "scripted",
+) -> None:
     """A runaway agent, first unguarded, then under a $1.00 ceiling."""
+    from gateway.demo import cycles as demo_cycles
     from gateway.demo import run as demo_run
 
-    sys.exit(demo_run.main(model))
+    if which not in ("run", "cycles"):
+        _fail(f"found demo {which}, expected run or cycles")
+    sys.exit(demo_cycles.main() if which == "cycles" else demo_run.main(model))
 
 
 # -- a running gateway's runs ---------------------------------------------------------------------------------------------------
