@@ -27,9 +27,22 @@ from types import FrameType
 from typing import Any, Final
 
 from tests.bench import estimating, ledger, machine, steps, tables, verdict
+from tests.bench.lifecycles import opened
 from tests.bench.measuring import Failed, Load, Measure, Rows, in_rounds, tried
 from tests.bench.pages import DOCS, write
-from tests.bench.tables import FEW_STREAMS, FULL, HALF, JSON_LOADS, MEMORY, RUNS, SIXTEEN, SIXTY, STREAM_LOADS, TWO_THOUSAND
+from tests.bench.tables import (
+    FEW_STREAMS,
+    FULL,
+    HALF,
+    JSON_LOADS,
+    LIFECYCLES,
+    MEMORY,
+    RUNS,
+    SIXTEEN,
+    SIXTY,
+    STREAM_LOADS,
+    TWO_THOUSAND,
+)
 from tests.bench.targets import (
     BARE,
     DIRECT,
@@ -189,6 +202,11 @@ def runs(bench: Bench) -> Any:
     return in_rounds(bench.measure, bench.targets(SQLITE, VALKEY), RUNS, bench.rounds).to_json()
 
 
+def lifecycles(bench: Bench) -> Any:
+    keyed = [replace(target, headers=opened(target)) for target in bench.targets(SQLITE, VALKEY)]
+    return in_rounds(bench.measure, keyed, LIFECYCLES, bench.rounds).to_json()
+
+
 def conversations(bench: Bench) -> Any:
     return steps.measured(bench.targets(DIRECT, BARE, STACK, SQLITE, VALKEY), 1 if bench.options.quick else 2 * bench.rounds)
 
@@ -209,6 +227,7 @@ PARTS: Final[Mapping[str, tuple[Callable[[Bench], Any], Callable[[Any], str]]]] 
     "memory": (memory, tables.memory),
     "runs": (runs, tables.runs),
     "conversations": (conversations, tables.conversations),
+    "cycles": (lifecycles, tables.lifecycles),
     "ledger": (ledger_alone, str),
     "counting": (counting, str),
 }

@@ -265,9 +265,12 @@ class Generator:
         for number in range(plan.connections):
             # The first streams are of any length, so that ends and beginnings are spread.
             wanted = max(1, int(plan.events * (number * _GOLDEN % 1))) if plan.stream else 0
-            connection = Connection(number, request(plan, number, wanted))
+            connection = Connection(number, self._maker(number, wanted))
             connection.wanted = wanted
             self._open(connection)
+
+    def _maker(self, number: int, wanted: int) -> Callable[[int], bytes]:
+        return request(self._plan, number, wanted)
 
     def _open(self, connection: Connection) -> None:
         connection.sock = sock = socket.create_connection(("127.0.0.1", self._plan.port), timeout=30)
@@ -403,17 +406,20 @@ class Generator:
             raise Wrong(data[:800].decode(errors="replace"))
         if not self._plan.stream:
             connection.received = data
-            return is_whole(data, head)
+            return self._is_whole(data, head)
         connection.received = b""
         if not _CHUNKED.search(data, 0, head + 2):
             raise Wrong(f"a stream that is not chunked: {data[:800]!r}")
         connection.chunks = Chunks()
         return self._streamed(connection, connection.chunks, data[head + 4 :])
 
+    def _is_whole(self, data: bytes, head: int) -> bool:
+        return is_whole(data, head)
+
     def _was_shed(self, connection: Connection, data: bytes, head: int) -> bool:
         """Not an answer: the call is made again."""
         connection.received = data
-        if not _has_length(data, head) or b'"overloaded"' not in data:
+        if not has_length(data, head) or b'"overloaded"' not in data:
             return False
         connection.received, connection.waits = b"", False
         self._under_way -= 1
@@ -480,13 +486,13 @@ def is_whole(data: bytes, head: int) -> bool:
         text = chunks.feed(data[head + 4 :])
         whole = chunks.ended
     else:
-        text, whole = data, _has_length(data, head)
+        text, whole = data, has_length(data, head)
     if whole and _TEXT not in text:
         raise Wrong(f"another text: {data[:800]!r}")
     return whole
 
 
-def _has_length(data: bytes, head: int) -> bool:
+def has_length(data: bytes, head: int) -> bool:
     """As many bytes as the answer's head says."""
     said = _LENGTH.search(data, 0, head + 2)
     if not said:
@@ -510,7 +516,7 @@ def _measured(text: str) -> tuple[str, Sequence[int]]:
     return name, [int(pid) for pid in pids.split(",")]
 
 
-def main() -> None:
+def main(loading: type[Generator] = Generator) -> None:
     parser = argparse.ArgumentParser(prog="python -m tests.bench.load")
     parser.add_argument("--port", type=int, required=True)
     parser.add_argument("--path", default="/v1/chat/completions")
@@ -532,7 +538,7 @@ def main() -> None:
     gc.disable()  # no cycles are made here
     given = vars(options)
     plan = Plan(headers=given.pop("header"), measured=dict(given.pop("measure")), **given)
-    json.dump(Generator(plan).run(), sys.stdout)
+    json.dump(loading(plan).run(), sys.stdout)
 
 
 if __name__ == "__main__":

@@ -40,6 +40,7 @@ class Load:
     events: int = _EVENTS
     ramp: float = 0.3
     sheds: bool = False  # the target may refuse for a moment: such calls are made again, and told
+    generator: str = "tests.bench.load"
 
     @property
     def streams(self) -> bool:
@@ -143,7 +144,7 @@ class Measure:
 
     def _loaded(self, target: Target, load: Load, seconds: float) -> Any:
         self._serial += 1
-        command = [sys.executable, "-m", "tests.bench.load", "--port", str(target.port), "--connections", str(load.connections)]
+        command = [sys.executable, "-m", load.generator, "--port", str(target.port), "--connections", str(load.connections)]
         command += ["--seconds", str(seconds), "--ramp", str(load.ramp), "--runs", load.runs, "--rate", str(load.rate)]
         command += ["--salt", f"{time.time_ns() % 10**9:09d}{self._serial:05d}"]
         if load.streams:

@@ -31,6 +31,11 @@ RUNS: Final = (
     replace(SIXTY_FOUR, name="a run for each connection"),
     replace(SIXTY_FOUR, name="a run for each call", runs="call"),
 )
+_LIFECYCLE: Final = Load("", 1, generator="tests.bench.lifecycles")
+LIFECYCLES: Final = tuple(
+    replace(_LIFECYCLE, name=f"lifecycles, {many} connection{'s' * (many > 1)}", connections=many) for many in (1, 4, 16, 64)
+)
+FOUR_LIFECYCLES, SIXTEEN_LIFECYCLES = LIFECYCLES[1], LIFECYCLES[2]
 LIMITED: Final = (
     "\n\n† The load generator, the provider and the store together had more than "
     f"{FEEDS_AT_MOST:.0%} of their core: they were the limit, not the target."
@@ -128,6 +133,21 @@ def runs(told: Any) -> str:
         "store's CPU µs/call": _plain("store_us_call", ".0f"),
     }
     return f"JSON, 64 connections.\n\n{_each_load(Rows.from_json(told), RUNS, columns)}"
+
+
+def lifecycles(told: Any) -> str:
+    columns = {
+        "lifecycles/s": _rate("calls_s"),
+        "p50, ms": _plain("p50_ms", ".2f"),
+        "p99, ms": _plain("p99_ms", ".2f"),
+        "CPU µs each": _cpu("cpu_us_call"),
+        "store's CPU µs": _plain("store_us_call", ".0f"),
+    }
+    about = (
+        "A lifecycle is a reservation and its commit, two requests as the Python client sends them, held against the tenant's budget, the "
+        "agent's and the run's ceiling."
+    )
+    return f"{about}\n\n{_each_load(Rows.from_json(told), LIFECYCLES, columns)}"
 
 
 def conversations(told: Mapping[str, Mapping[str, Sequence[float]]]) -> str:

@@ -6,7 +6,7 @@ import pytest
 
 from tests.bench import estimating, tables, verdict
 from tests.bench.measuring import Load, Rows, reading_of
-from tests.bench.tables import FULL, HALF, MEMORY, ONE, SIXTEEN, SIXTY, SIXTY_FOUR
+from tests.bench.tables import FOUR_LIFECYCLES, FULL, HALF, MEMORY, ONE, SIXTEEN, SIXTEEN_LIFECYCLES, SIXTY, SIXTY_FOUR
 from tests.bench.targets import BARE, DIRECT, LITELLM, PORTKEY, SQLITE, STACK, VALKEY, WORKERS
 
 
@@ -34,7 +34,7 @@ def one(results: dict[str, Any], target: str) -> verdict.Verdict:
 def test_without_results_nothing_is_met_and_nothing_missed() -> None:
     verdicts = verdict.of({})
     assert {each.met for each in verdicts} == {None}
-    assert len(verdicts) == 17
+    assert len(verdicts) == 19
     assert "**missed**" not in verdict.table(verdicts)
 
 
@@ -106,6 +106,14 @@ def test_two_workers_without_cores_to_spare_are_judged_by_the_cpu_of_a_call() ->
     results = at_64(sqlite=300, workers=320)
     assert one({**results, "cores_to_spare": False}, "Two workers").met is True
     assert one({**results, "cores_to_spare": True}, "Two workers").met is False
+
+
+@pytest.mark.parametrize(("us", "p50_ms", "met"), [(500, 3.0, True), (501, 3.1, False)])
+def test_a_cycles_lifecycle_is_judged_by_its_cpu_and_by_what_four_clients_wait(us: float, p50_ms: float, met: bool) -> None:
+    rounds = rows((SQLITE, SIXTEEN_LIFECYCLES.name, call(us)), (SQLITE, FOUR_LIFECYCLES.name, call(p50_ms=p50_ms)))
+    assert one({"cycles": rounds}, "reserve + commit").met is met
+    assert one({"cycles": rounds}, "4 connections").met is met
+    assert "| 500 (500–500) |" in tables.lifecycles(rows((SQLITE, SIXTEEN_LIFECYCLES.name, call(500))))
 
 
 def test_a_table_shows_medians_with_what_they_lie_between() -> None:

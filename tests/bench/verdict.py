@@ -9,7 +9,7 @@ from typing import Any, Final
 
 from tests.bench import tables
 from tests.bench.measuring import FEEDS_AT_MOST, Rows
-from tests.bench.tables import FULL, HALF, MEMORY, ONE, SIXTEEN, SIXTY, SIXTY_FOUR
+from tests.bench.tables import FOUR_LIFECYCLES, FULL, HALF, MEMORY, ONE, SIXTEEN, SIXTEEN_LIFECYCLES, SIXTY, SIXTY_FOUR
 from tests.bench.targets import BARE, LITELLM, PORTKEY, SQLITE, STACK, VALKEY, WORKERS
 
 MARKS: Final = ("<!-- bench targets: begin -->", "<!-- bench targets: end -->")
@@ -30,6 +30,7 @@ class Verdict:
 def of(results: Mapping[str, Any]) -> Sequence[Verdict]:
     """`results`: part → what it gave."""
     calls, half, full, memory = (_rows(results, part) for part in ("json", "half", "full", "memory"))
+    lifecycles = _rows(results, "cycles")
     return (
         _share(calls, STACK, 0.8),
         _share(calls, BARE, 1.0),
@@ -46,6 +47,10 @@ def of(results: Mapping[str, Any]) -> Sequence[Verdict]:
         _delay(full),
         *_steps(results.get("conversations")),
         _workers(calls, bool(results.get("cores_to_spare"))),
+        _lifecycles_a_second(lifecycles, 2_000),
+        _at_most(
+            "Cycles lifecycle, 4 connections, SQLite: p50", lifecycles.median(SQLITE, FOUR_LIFECYCLES.name, "p50_ms"), 3, "ms"
+        ),
         Verdict("Nothing of correctness was traded", "no measurement: `make test`, `make test-deep`", None),
     )
 
@@ -77,6 +82,15 @@ def _calls_a_second(calls: Rows, ours: str, least: float) -> Verdict:
         return Verdict(target, NOT_MEASURED, None)
     most = CORE_US / least
     return Verdict(target, f"{cpu:.0f} µs; {rate:,.0f} calls/s at 64 connections" + _over(cpu, most), cpu <= most)
+
+
+def _lifecycles_a_second(lifecycles: Rows, least: float) -> Verdict:
+    most = CORE_US / least
+    target = f"Cycles lifecycle (reserve + commit), SQLite: ≥ {least:,.0f}/s, so ≤ {most:.0f} µs of CPU each"
+    cpu, rate = (lifecycles.median(SQLITE, SIXTEEN_LIFECYCLES.name, metric) for metric in ("cpu_us_call", "calls_s"))
+    if not cpu or not rate:
+        return Verdict(target, NOT_MEASURED, None)
+    return Verdict(target, f"{cpu:.0f} µs; {rate:,.0f}/s at 16 connections" + _over(cpu, most), cpu <= most)
 
 
 def _peer(calls: Rows, peer: str, least: float) -> Verdict:
