@@ -6,6 +6,7 @@ Every test asks as both clients do, the blocking one and the asynchronous one, f
 
 import asyncio
 import contextlib
+import sys
 import time
 from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass
@@ -381,15 +382,17 @@ async def test_a_commit_whose_answer_was_lost_is_charged_once(
     assert way.asked("/events") == []
 
 
-async def test_a_reservation_whose_answer_was_lost_is_the_same_one_when_it_is_asked_for_again(
+async def test_a_reservation_whose_answer_was_lost_is_the_same_one_when_the_client_asks_again(
     own: Opened, clients: Clients, way: HttpBetween
 ) -> None:
-    asking = clients.of(own, through=way)
     way.lose("/reservations")
-    assert (await asking("create_reservation", reservation(own, 30))).is_transport_error
-    again = await asking("create_reservation", reservation(own, 30))
-    assert again.status == 200
-    assert own.balance()["reserved"] == 30 * CENT
+    await clients.of(own, through=way).decorated(lambda: None, estimate=5 * CENT)
+    first, second = way.asked("/reservations")
+    assert first == second
+    [commit] = way.asked("/commit")
+    [only] = (await clients.of(own)("list_reservations", tenant=own.tenant)).body["reservations"]
+    assert only["reservation_id"] in commit.path
+    assert (own.balance()["spent"], own.balance()["reserved"]) == (5 * CENT, 0)
 
 
 async def test_a_commit_that_came_too_late_becomes_an_event_with_its_key_and_is_charged_once(
@@ -414,6 +417,58 @@ async def test_a_commit_is_taken_within_the_grace_after_the_lease(own: Opened, c
     way.block("/extend")
     await asking.decorated(lambda: None, 1.2, estimate=5 * CENT, ttl_ms=1_000, grace_period_ms=30_000)
     await within(lambda: own.balance()["spent"], 5 * CENT)
+    assert way.asked("/events") == []
+
+
+_IN_ANOTHER_PROCESS: Final = """
+import sys, runcycles
+url, key, tenant, journal = sys.argv[1:]
+config = runcycles.CyclesConfig(url, key, tenant=tenant, journal_dir=journal, retry_initial_delay=0.02)
+with runcycles.CyclesClient(config) as client:
+    runcycles.cycles(estimate=1_000_000, client=client)(lambda: None)()
+"""
+
+
+async def test_a_commit_that_never_arrived_is_made_by_the_next_process_from_the_journal(
+    own: Opened, way: HttpBetween, tmp_path: Path
+) -> None:
+    journal = tmp_path / "journal"
+    way.block("/commit")
+    config = own.config(journal, base_url=f"{way.url}/cycles", retry_max_attempts=1, **QUICK)
+    with CyclesClient(config) as client:
+        await Asking(client).decorated(lambda: None, estimate=5 * CENT)
+        await within(lambda: len(way.asked("/commit")), 2)
+    [pending] = journal.rglob("*.json")
+    assert (own.balance()["spent"], own.balance()["reserved"]) == (0, 5 * CENT)
+    way.let("/commit")
+    arguments = (f"{way.url}/cycles", own.key, own.tenant, str(journal))
+    ended = await asyncio.create_subprocess_exec(sys.executable, "-c", _IN_ANOTHER_PROCESS, *arguments)
+    assert await ended.wait() == 0
+    assert not pending.exists()
+    assert (own.balance()["spent"], own.balance()["reserved"]) == (6 * CENT, 0)
+
+
+@pytest.mark.deep
+async def test_a_gateway_that_is_killed_between_reservation_and_commit_charges_once(
+    gateway: GatewayProcess, own: Opened, clients: Clients, tmp_path: Path
+) -> None:
+    def work() -> None:
+        gateway.kill()
+        gateway.start()
+
+    await clients.of(own, tmp_path / "journal").decorated(work, estimate=5 * CENT)
+    await within(lambda: own.balance()["spent"], 5 * CENT)
+    assert own.balance()["reserved"] == 0
+
+
+@pytest.mark.deep
+@pytest.mark.timeout(180)
+async def test_the_heartbeat_carries_a_function_over_its_default_lease_of_a_minute(
+    own: Opened, clients: Clients, way: HttpBetween
+) -> None:
+    await clients.of(own, through=way).decorated(lambda: None, 67.0, estimate=5 * CENT, grace_period_ms=0)
+    assert 1 <= len(way.asked("/extend")) <= 3
+    assert own.balance()["spent"] == 5 * CENT
     assert way.asked("/events") == []
 
 
