@@ -23,17 +23,19 @@ from pathlib import Path
 from typing import Final
 
 from tests.bench import machine
+from tests.bench.lifecycles import opened
 from tests.bench.measuring import Load, Measure, Reading
 from tests.bench.pages import DOCS, write
-from tests.bench.tables import SIXTY_FOUR, STREAM_LOADS
+from tests.bench.tables import SIXTEEN_LIFECYCLES, SIXTY_FOUR, STREAM_LOADS
 from tests.bench.targets import OURS, SQLITE, VALKEY, Place, provider, started
 
 BEGIN, END = "<!-- bench profile: begin -->", "<!-- bench profile: end -->"
 HZ: Final = 200
 RAMP_S: Final = 2.0  # of the load, before the profiler looks
-LOADS: Final = (SIXTY_FOUR, STREAM_LOADS[1])
+LOADS: Final = (SIXTY_FOUR, STREAM_LOADS[1], SIXTEEN_LIFECYCLES)
 
 SERVER, CLIENT = "server: HTTP in and out", "provider client"
+CYCLES: Final = "Cycles layer: reading, telling, remembering"
 FLOW, PURE = "flow: who asks, hold, relay", "core and wire: reading, deciding, metering"
 SETTLING, LEDGER = "settling: charge, log line, metrics", "ledger, in the event loop"
 WRITER, LOOP, OTHER = "ledger, its own thread", "event loop, nothing of ours above it", "other threads"
@@ -42,6 +44,7 @@ _OURS: Final = re.compile(r"(?:^|[/(])gateway/([a-z_]+)(?:/|\.py)")
 _OF_FOLDER: Final[Mapping[str, str]] = {
     "server": SERVER,
     "upstream": CLIENT,
+    "cycles": CYCLES,
     "core": PURE,
     "wire": PURE,
     "ledger": LEDGER,
@@ -82,15 +85,18 @@ def _layer(frames: Sequence[str], in_main_thread: bool) -> str:
 def table(target: str, load: Load, reading: Reading, of_all: Mapping[str, float], in_kernel: float) -> str:
     """Shares times what a call cost without the profiler."""
     unit, each_us = ("chunk", reading["cpu_us_chunk"]) if load.streams else ("call", reading["cpu_us_call"])
+    if load is SIXTEEN_LIFECYCLES:
+        unit = "lifecycle"
     lines = [f"| layer | share | µs a {unit} |", "|---|---|---|"]
     lines += [f"| {layer} | {share:.0%} | {each_us * share:.1f} |" for layer, share in of_all.items()]
     lines.append(f"| all; {in_kernel:.0%} of it in the kernel | 100% | {each_us:.1f} |")
     return f"**{target}; {load.name}**\n\n" + "\n".join(lines)
 
 
-def profiled(target_name: str, place: Place, measure: Measure, seconds: float) -> Iterable[str]:
-    with started(target_name, place) as target:
-        for load in LOADS:
+def profiled(target_name: str, place: Place, measure: Measure, seconds: float, loads: Sequence[Load] = LOADS) -> Iterable[str]:
+    with started(target_name, place) as running:
+        target = replace(running, headers=opened(running))
+        for load in loads:
             pid = target.pids[0]
             reading = measure(target, load, seconds)
             raw = place.folder / "profile.raw"
@@ -128,6 +134,7 @@ def _py_spy() -> str:
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.bench.profile")
     parser.add_argument("--target", choices=OURS, action="append", help=f"{SQLITE} and {VALKEY} by default")
+    parser.add_argument("--only", choices=[load.name for load in LOADS], action="append", help="these loads")
     parser.add_argument("--seconds", type=float, default=10)
     parser.add_argument("--write", action="store_true", help=f"put the tables into {DOCS}")
     options = parser.parse_args()
@@ -140,7 +147,8 @@ def main() -> int:
     with tempfile.TemporaryDirectory(prefix="penstock-profile-") as folder, provider(cores) as source:
         measure = Measure(source, cores, options.seconds)
         for number, name in enumerate(options.target or (SQLITE, VALKEY)):
-            for one in profiled(name, Place(Path(folder) / f"{number}", source.port, cores), measure, options.seconds):
+            loads = [load for load in LOADS if not options.only or load.name in options.only]
+            for one in profiled(name, Place(Path(folder) / f"{number}", source.port, cores), measure, options.seconds, loads):
                 print(f"{one}\n", flush=True)
                 told.append(one)
     if options.write:
