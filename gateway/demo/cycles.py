@@ -15,7 +15,7 @@ import secrets
 import shutil
 import tempfile
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from decimal import Decimal
 from pathlib import Path
@@ -23,7 +23,6 @@ from typing import Final
 
 import aiohttp
 from rich.console import Console
-from rich.table import Table
 
 from gateway.demo import stage, ticket
 from gateway.demo.bill import MICROCENTS
@@ -47,6 +46,7 @@ class Pace:
 
     call_s: float = CALL_S
     event_ms: float = 4.0  # of the provider's: ten tokens each time, so some 50 ms a reply
+    tokens: str = "60-200"  # of a reply
     unguarded_s: float = 6.0
 
 
@@ -55,7 +55,6 @@ class Course:
     """How one agent fared. `spent` is by whoever keeps the books: the ledger where there is one."""
 
     name: str
-    changed: str = "–"  # in the agent, to guard it
     ended: str = ""
     spent: int = 0
     reserved: int = 0
@@ -102,7 +101,7 @@ async def play(pace: Pace, view: View, console: Console, folder: Path) -> int:
     admin_token = secrets.token_urlsafe(24)
     try:
         async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=10)) as session:
-            with scripted(PRICES, "60-200", pace.event_ms, tokens_per_event=10) as base_url:
+            with scripted(PRICES, pace.tokens, pace.event_ms, tokens_per_event=10) as base_url:
                 told = stage.config(folder, base_url, PRICES, "openai", 128_000, "o200k_base")
                 async with stage.gateway(told, session, folder, admin_token) as address:
                     key = await _opened(session, address, admin_token)
@@ -113,7 +112,8 @@ async def play(pace: Pace, view: View, console: Console, folder: Path) -> int:
                     proxied = await _proxied(view, told_by)
     finally:
         view.end()
-    console.print(_table(simulated, under_cycles, straight, proxied))
+    for line in _table(simulated, under_cycles, straight, proxied):
+        console.print(line, markup=False, highlight=False, soft_wrap=True)
     return _verdict(console, under_cycles, proxied)
 
 
@@ -177,7 +177,7 @@ async def _opened(session: aiohttp.ClientSession, address: str, admin_token: str
 
 async def _simulated(pace: Pace, view: View) -> Course:
     view.begin("Unguarded: simulated actions, a cent each")
-    course = Course("simulated, unguarded")
+    course = Course("simulated actions")
 
     async def spent() -> int:
         return course.calls * CALL_COST
@@ -191,7 +191,7 @@ async def _under_cycles(pace: Pace, view: View, books: _Books) -> Course:
     from runcycles import BudgetExceededError, CyclesClient, CyclesConfig
 
     view.begin(f"Guarded: the same actions under @cycles, base_url at a gateway, {usd(CEILING)} on tenant and agent")
-    course = Course("simulated, @cycles at Penstock", changed="3 decorators, 1 except")
+    course = Course("under @cycles at Penstock")
     config = CyclesConfig(
         base_url=f"{books.gateway}/cycles", api_key=books.key, tenant=TENANT, agent=AGENT, journal_enabled=False
     )
@@ -204,7 +204,7 @@ async def _under_cycles(pace: Pace, view: View, books: _Books) -> Course:
 
 async def _straight(pace: Pace, view: View, books: _Books, base_url: str) -> Course:
     view.begin("Unguarded: the openai SDK, straight to a scripted provider")
-    course = Course("openai SDK, unguarded")
+    course = Course("openai SDK")
     course.ended = await _watched(course, view, _asked(base_url), books.billed, bound_s=pace.unguarded_s)
     course.spent = await books.billed()
     await books.clear_bill()
@@ -224,7 +224,7 @@ async def _proxied(view: View, books: _Books) -> Proxied:
     import openai
 
     view.begin(f"Guarded: the same agent, OPENAI_BASE_URL at the gateway, ceiling {usd(CEILING)}")
-    course = Course("openai SDK through Penstock", changed="none: a base URL")
+    course = Course("through Penstock, undecorated")
     asked = _asked(f"{books.gateway}/run/{RUN}/v1")
     course.ended = await _watched(course, view, asked, books.billed, openai.APIStatusError, CEILING)
     run = await page(books.session, f"{books.gateway}/budget/runs/{RUN}") or {}
@@ -267,7 +267,7 @@ async def _watched(
     try:
         agent.result()
     except Enough:
-        ended = "the demo, not by anything else"
+        ended = "the demo's patience"
     except stopped as refused:
         ended = _said(refused)
     else:
@@ -287,28 +287,26 @@ def _said(refused: Exception) -> str:
 # -- the end ------------------------------------------------------------------------------------------------------------------
 
 
-def _table(simulated: Course, under_cycles: Course, straight: Course, proxied: Proxied) -> Table:
-    """Guarded courses beside those of the same agent that nothing guards."""
-    table = Table(title=f"A runaway agent, ceiling {usd(CEILING)}", title_justify="left")
-    for heading in ("agent", "changed in it", "stopped by"):
-        table.add_column(heading)
-    for heading in ("calls", "spent", "ms a call", "added, ms"):
-        table.add_column(heading, justify="right")
+def _table(simulated: Course, under_cycles: Course, straight: Course, proxied: Proxied) -> Sequence[str]:
+    """Guarded courses under those of the same agent that nothing guards."""
     until = proxied.downgraded_at
+    rows = [("", f"ceiling {usd(CEILING)}", "stopped by", "calls", "spent", "ms a call", "added")]
     for course, beside, first in (
         (simulated, None, None),
         (under_cycles, simulated, None),
         (straight, None, None),
         (proxied.course, straight, until),
     ):
-        added = "–" if beside is None else f"{course.added_ms(beside, first):.1f}"
-        told = (str(course.calls), f"${exact(course.spent)}", f"{course.ms_a_call():.1f}", added)
-        table.add_row(course.name, course.changed, course.ended, *told)
+        added = "" if beside is None else f"{course.added_ms(beside, first):.1f}"
+        told = (course.ended, str(course.calls), f"${exact(course.spent)}", f"{course.ms_a_call():.1f}", added)
+        rows.append(("" if beside is None else "  ", course.name, *told))
+    lines = [
+        f"{indent}{name:<{33 - len(indent)}}{ended:<22}{calls:>5}  {spent:>11}  {ms:>9}  {added:>5}"
+        for indent, name, ended, calls, spent, ms, added in rows
+    ]
     if until is not None:
-        table.caption = (
-            f"Through Penstock, {until} calls were served by {ticket.MODEL}; from then on the cheaper model was, until the stop."
-        )
-    return table
+        lines += ["", f"Through Penstock, {ticket.MODEL} served {until} calls; then the cheaper model did, until the stop."]
+    return ["", *lines, "Changed in the agent: 3 decorators and 1 except for @cycles; a base URL for the proxy."]
 
 
 def _verdict(console: Console, under_cycles: Course, proxied: Proxied) -> int:

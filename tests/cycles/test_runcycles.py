@@ -9,7 +9,7 @@ import contextlib
 import sys
 import time
 from collections.abc import Awaitable, Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -37,7 +37,7 @@ from runcycles import (
 )
 
 from tests.support.config import Setup, policy
-from tests.support.cycles import CENT, Opened, Plane
+from tests.support.cycles import CENT, Opened, Plane, new_tenant
 from tests.support.gateway import ADMIN_TOKEN, GatewayProcess
 from tests.support.http_between import HttpBetween
 from tests.support.valkey import Server
@@ -407,7 +407,7 @@ async def test_a_commit_that_came_too_late_becomes_an_event_with_its_key_and_is_
     assert event.body["idempotency_key"] == late.body["idempotency_key"]
     assert event.body["metadata"]["recovered_reservation_id"] in late.path
     assert "overage_policy" not in event.body
-    assert own.balance() == {"remaining": 96 * CENT, "reserved": 0, "spent": 4 * CENT, "allocated": DOLLAR}
+    await within(own.balance, {"remaining": 96 * CENT, "reserved": 0, "spent": 4 * CENT, "allocated": DOLLAR})
     answer = await asking("get_reservation", event.body["metadata"]["recovered_reservation_id"])
     assert error(answer) == (410, "RESERVATION_EXPIRED")
 
@@ -534,8 +534,9 @@ async def test_a_wrong_unit_an_unknown_reservation_and_a_foreign_key_are_told_ap
     asking, other = clients.of(own), plane.opened(DOLLAR)
     tokens = reservation(own, 1, estimate=Amount(unit=Unit.TOKENS, amount=10))
     assert error(await asking("create_reservation", tokens)) == (400, "UNIT_MISMATCH")
-    nowhere = reservation(own, 1, subject=Subject(agent="nobody"))
-    assert error(await asking("create_reservation", nowhere))[0] == 404
+    poor = Opened(own.url, plane.tenant(new_tenant()), "")
+    nowhere = clients.of(replace(poor, key=plane.key(poor.tenant)))
+    assert error(await nowhere("create_reservation", reservation(poor, 1))) == (404, "NOT_FOUND")
     assert error(await asking("get_reservation", "rsv_unknown")) == (404, "NOT_FOUND")
     theirs = await held(clients.of(other), other, 1)
     assert error(await asking("get_reservation", theirs)) == (403, "FORBIDDEN")

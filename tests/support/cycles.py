@@ -48,8 +48,9 @@ class Plane:
             timeout=30,
         )
 
-    def tenant(self, tenant: str, **more: object) -> None:
+    def tenant(self, tenant: str, **more: object) -> str:
         self.ask("POST", "/tenants", {"tenant_id": tenant, "name": f"Tenant {tenant}", **more})
+        return tenant
 
     def key(self, tenant: str, **more: object) -> str:
         """The secret of a new key."""
