@@ -72,7 +72,7 @@ Funding moves the limit that is stored with an account, and makes the account wh
 What was refused leaves nothing, not even the account: `after` is then as `before`, or an account of nothing. A rolling window's account
 can't be funded. An account with a lifetime window stays for good, unless its scope names a run.
 
-Documents are small texts by name, a tenant's. `number` is another one after every change; 0: there never was a document. Notes are texts by
+Documents are small texts by name, a tenant's. `number` is another one after every change; 0: there never was a document. Memos are texts by
 name that somebody wrote first, until their time is over: whoever comes second reads what the first one wrote. The tenant
 `core.scopes.BOOKKEEPING` is nobody's: no key can be of it.
 
@@ -460,7 +460,7 @@ class Keep:
     goes `runs_ms` after its last use, but not within `records_ms` of it, not while a call of it is live or expired, and only together
     with all accounts whose scope names it. The shared accounts of calls without a run id go like a run that was last used at the end
     of their day. An act goes `spend_ms` after it was done, or once its tenant has `acts_at_most` newer ones, the oldest first; an
-    adjustment's id, and a funding's, is known for as long. A note goes when its time is over; a document never does by itself.
+    adjustment's id, and a funding's, is known for as long. A memo goes when its time is over; a document never does by itself.
     """
 
     records_ms: int  # ended calls, tombstones, refusals; what expired and was never confirmed counts as confirmed then
@@ -555,7 +555,7 @@ class Ledger(Protocol):
         """Writes it (None: removes it), if what stands there is `expected` (None: nothing). False: it is not, and nothing changed."""
 
     async def remember(self, tenant: str, name: str, text: str, keep_ms: int) -> str | None:
-        """Writes a note that stays so long. Where there is one, nothing changes, and it is returned."""
+        """Writes a memo that stays so long. Where there is one, nothing changes, and it is returned."""
 
     async def settle(self, tenant: str, hold_id: str, cost_usd: int | None, who: str, why: str) -> Settled | None:
         """An operator says what a live or expired hold cost; `cost_usd` None: nothing, it is released. All else is charged
@@ -580,7 +580,7 @@ class Ledger(Protocol):
         """None: their number is `known`, so whoever has read that one has them all."""
 
     async def recall(self, tenant: str, name: str) -> str | None:
-        """The note; None: there is none, or its time is over."""
+        """The memo; None: there is none, or its time is over."""
 
     async def frozen(self, tenant: str) -> Sequence[Frozen]:
         """By text."""

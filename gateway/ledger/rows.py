@@ -4,7 +4,7 @@ The order is part of the format, so that whoever reads needs memory per account,
 
     head                                 once, first
       tenant                             then, for each tenant:
-      account … run … call … refusal … spend … act … frozen … document … note …       each kind together, any number of each
+      account … run … call … refusal … spend … act … frozen … document … memo …       each kind together, any number of each
     end                                  once, last: an export that was cut off is noticed
 
 Amounts are integers in the account's unit (runs: microcents), times ms since the epoch. What a row says beyond its names:
@@ -151,7 +151,7 @@ class DocumentRow:
 
 
 @record
-class NoteRow:
+class MemoRow:
     tenant: str
     name: str
     text: str
@@ -163,7 +163,7 @@ class End:
     rows: int  # all before this one
 
 
-Row: TypeAlias = Head | Tenant | AccountRow | Run | CallRow | Refused | Spend | ActRow | FrozenRow | DocumentRow | NoteRow | End
+Row: TypeAlias = Head | Tenant | AccountRow | Run | CallRow | Refused | Spend | ActRow | FrozenRow | DocumentRow | MemoRow | End
 
 # -- fields -----------------------------------------------------------------------------------------------------------------------
 # Each takes what was read and returns the field, or raises ValueError with what was expected.
@@ -339,7 +339,7 @@ _KINDS: Final[Mapping[str, tuple[Callable[..., Row], Mapping[str, _Field]]]] = {
     ),
     "frozen": (FrozenRow, {"tenant": _text, "scope": _pairs, "at_ms": _amount, "who": _text, "why": _text}),
     "document": (DocumentRow, {"tenant": _text, "name": _text, "text": _text}),
-    "note": (NoteRow, {"tenant": _text, "name": _text, "text": _text, "until_ms": _amount}),
+    "memo": (MemoRow, {"tenant": _text, "name": _text, "text": _text, "until_ms": _amount}),
     "end": (End, {"rows": _amount}),
 }
 _OFTEN_ZERO: Final = frozenset({"credits", "risk_points"})  # left out then

@@ -155,7 +155,7 @@ class Model:
     acts: list[tuple[str, Act]] = field(default_factory=list)  # of an act whose id the ledger made up, the id is ""
     funded: dict[Account, None] = field(default_factory=dict)
     texts: dict[tuple[str, str], str] = field(default_factory=dict)  # documents
-    notes: dict[tuple[str, str], tuple[str, int]] = field(default_factory=dict)  # with the time when each is over
+    memos: dict[tuple[str, str], tuple[str, int]] = field(default_factory=dict)  # with the time when each is over
 
     def copy(self) -> "Model":
         shared = [each for call in self.history for each in (call.decision, call.plan, *call.accounts)]
@@ -717,11 +717,11 @@ class Model:
     def remember(self, tenant: str, name: str, text: str, keep_ms: int) -> str | None:
         known = self.recall(tenant, name)
         if known is None:
-            self.notes[tenant, name] = (text, self.now_ms + keep_ms)
+            self.memos[tenant, name] = (text, self.now_ms + keep_ms)
         return known
 
     def recall(self, tenant: str, name: str) -> str | None:
-        text, until_ms = self.notes.get((tenant, name), ("", 0))
+        text, until_ms = self.memos.get((tenant, name), ("", 0))
         return text if until_ms > self.now_ms else None
 
     def settle(self, tenant: str, hold_id: str, cost_usd: int | None, who: str, why: str) -> Settled | None:

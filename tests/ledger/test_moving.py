@@ -19,7 +19,7 @@ from tests.support.clock import Clock
 from tests.support.stores import STORES, Store, ValkeyStore, new_store, opened
 from tests.support.valkey import commands
 
-KINDS = ("head", "tenant", "account", "run", "call", "refusal", "spend", "act", "frozen", "document", "note", "end")
+KINDS = ("head", "tenant", "account", "run", "call", "refusal", "spend", "act", "frozen", "document", "memo", "end")
 BURN = account("burn", window=rolling(DAY_MS))
 
 

@@ -114,10 +114,10 @@ async def test_a_process_that_is_killed_loses_no_answered_commit_and_its_holds_e
     )
 
 
-async def test_acts_notes_and_documents_of_several_processes_count_once_each(store: Store, clock: Clock) -> None:
+async def test_acts_memos_and_documents_of_several_processes_count_once_each(store: Store, clock: Clock) -> None:
     processes, number = 2, 12
     said = run_together(store, "books", processes, number)
-    assert sum(int(lines[0]) for lines in said) == 2 * number  # each act and each note that all tried had one first
+    assert sum(int(lines[0]) for lines in said) == 2 * number  # each act and each memo that all tried had one first
     async with opened(store, clock) as ledger:
         view = await ledger.account(TENANT, GRANT.key)
         assert view is not None

@@ -193,7 +193,7 @@ async def test_a_file_of_version_3_gets_what_has_come_to_it_since_and_keeps_its_
     connection = apsw.Connection(str(path))
     connection.execute(
         "ALTER TABLE spend DROP COLUMN risk_points; ALTER TABLE spend DROP COLUMN credits;"
-        " DROP TABLE documents; DROP TABLE document_numbers; DROP TABLE notes; DROP TABLE lapsing"
+        " DROP TABLE documents; DROP TABLE document_numbers; DROP TABLE memos; DROP TABLE lapsing"
     )
     connection.close()
     again = await opened(path, clock)

@@ -375,11 +375,11 @@ def test_a_change_of_a_document_is_known_when_it_is_asked_for_again(server: Serv
 
 
 def test_who_remembers_is_known_when_it_is_asked_for_again(run: Run) -> None:
-    keys = [KEYS.note("n"), KEYS.notes]
-    assert run("note", keys, "n", "a" * 16, "told", 100)[2] is None
-    assert run("note", keys, "n", "a" * 16, "told", 100)[2] is None  # asked again
-    assert run("note", keys, "n", "b" * 16, "other", 100)[2] == b"told"
-    assert run("note", keys, "n", "", "", 0)[2] == b"told"
+    keys = [KEYS.memo("n"), KEYS.memos]
+    assert run("memo", keys, "n", "a" * 16, "told", 100)[2] is None
+    assert run("memo", keys, "n", "a" * 16, "told", 100)[2] is None  # asked again
+    assert run("memo", keys, "n", "b" * 16, "other", 100)[2] == b"told"
+    assert run("memo", keys, "n", "", "", 0)[2] == b"told"
 
 
 def test_freeze_counts_what_is_frozen(server: Server, run: Run) -> None:

@@ -1,4 +1,4 @@
-"""What operators and other protocols write down in a ledger: documents, which change by compare-and-set, and notes, whose time runs out."""
+"""What operators and other protocols write down in a ledger: documents, which change by compare-and-set, and memos, whose time runs out."""
 
 import asyncio
 
@@ -45,7 +45,7 @@ async def test_whoever_knows_their_number_is_told_of_changes_alone(ledger: Ledge
     assert await ledger.documents(TENANT, second.number) is None
 
 
-async def test_each_tenant_has_documents_and_notes_of_its_own(ledger: Ledger) -> None:
+async def test_each_tenant_has_documents_and_memos_of_its_own(ledger: Ledger) -> None:
     await ledger.put_document(BOOKKEEPING, "a", "one", None)
     await ledger.remember(BOOKKEEPING, "a", "one", LEASE_MS)
     assert await ledger.documents(TENANT) is None
@@ -68,7 +68,7 @@ async def test_of_many_who_remember_the_first_is_remembered_and_told_to_the_othe
     assert {each for each in told if each is not None} == {kept}
 
 
-async def test_a_note_is_over_when_its_time_is_and_can_be_written_anew(ledger: Ledger, clock: Clock) -> None:
+async def test_a_memo_is_over_when_its_time_is_and_can_be_written_anew(ledger: Ledger, clock: Clock) -> None:
     assert await ledger.remember(TENANT, "n", "one", LEASE_MS) is None
     clock.now_ms += LEASE_MS - 1
     assert await ledger.recall(TENANT, "n") == "one"
@@ -79,14 +79,14 @@ async def test_a_note_is_over_when_its_time_is_and_can_be_written_anew(ledger: L
     assert await ledger.recall(TENANT, "n") == "two"
 
 
-async def test_old_notes_are_swept_and_documents_stay(ledger: Ledger, clock: Clock) -> None:
+async def test_old_memos_are_swept_and_documents_stay(ledger: Ledger, clock: Clock) -> None:
     await ledger.put_document(TENANT, "a", "one", None)
     for number in range(3):
         await ledger.remember(TENANT, f"n{number}", "short", LEASE_MS)
     await ledger.remember(TENANT, "long", "long", 9 * LEASE_MS)
     clock.now_ms += LEASE_MS
     assert [await ledger.sweep(KEEP, 2), await ledger.sweep(KEEP, 2), await ledger.sweep(KEEP, 2)] == [2, 1, 0]
-    rows = [row async for row in ledger.dump() if row["kind"] in ("document", "note")]
+    rows = [row async for row in ledger.dump() if row["kind"] in ("document", "memo")]
     assert [row["name"] for row in rows] == ["a", "long"]
 
 

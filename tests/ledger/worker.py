@@ -4,7 +4,7 @@ Says "ready", waits for a line, works, and says what it did:
 
     race    the number of holds it got
     calls   a line for each commit that was answered: the hold's id, its cost, the alerts
-    books   how many of the acts and notes that everybody tried it did first
+    books   how many of the acts and memos that everybody tried it did first
     mixed   the ids of its calls, a line each; then what it adjusted the hot account by
 """
 
@@ -82,7 +82,7 @@ async def _books(ledger: Ledger, mark: str, number: int) -> int:
     for _ in range(2):
         await ledger.fund(GRANT, Fund(by=1), f"{mark}-{number}", "op", "")
     first += (await ledger.fund(GRANT, Fund(by=1_000), f"shared-{number}", "op", "")).outcome is Funding.DONE
-    first += await ledger.remember(TENANT, f"note-{number}", mark, LEASE_MS) is None
+    first += await ledger.remember(TENANT, f"memo-{number}", mark, LEASE_MS) is None
     while True:
         documents = await ledger.documents(TENANT, -1)
         assert documents is not None

@@ -39,12 +39,12 @@ from gateway.ledger.redis.kept import (
     keep_account,
     keep_amounts,
     keep_call,
+    keep_memo,
     keep_meta,
-    keep_note,
     keep_run,
     read_account,
     read_call,
-    read_note,
+    read_memo,
     read_run,
 )
 from gateway.ledger.redis.keys import TENANTS, TenantKeys, as_text
@@ -103,7 +103,7 @@ class _Dump:
         raises, _ = await kept_runs(self._slots, self._tenant, [])
         yield rows.Tenant(self._name, self._at_ms, raises)
         parts = (self._accounts, self._runs, self._calls, self._refusals, self._spend, self._acts, self._freezes)
-        for part in (*parts, self._documents, self._notes):
+        for part in (*parts, self._documents, self._memos):
             async for row in part():
                 yield row
 
@@ -225,11 +225,11 @@ class _Dump:
         for name, text in sorted(told.texts.items()) if told else ():
             yield rows.DocumentRow(self._name, name, text)
 
-    async def _notes(self) -> AsyncIterator[rows.Row]:
-        async for page in self._pages(self._keys.notes):
-            for name, text in zip(page, await self._ask("MGET", *map(self._keys.note, page)), strict=True):
+    async def _memos(self) -> AsyncIterator[rows.Row]:
+        async for page in self._pages(self._keys.memos):
+            for name, text in zip(page, await self._ask("MGET", *map(self._keys.memo, page)), strict=True):
                 if text is not None:
-                    yield rows.NoteRow(self._name, name, *read_note(text))
+                    yield rows.MemoRow(self._name, name, *read_memo(text))
 
 
 # -- back -------------------------------------------------------------------------------------------------------------------------
@@ -275,7 +275,7 @@ class _Load:
         """What a load that was cut off left shows in its lists."""
         keys = self._keys
         lists = (keys.meta, keys.runs, keys.ends, keys.named, keys.leases, keys.ended, keys.tombstones, keys.acts, keys.days)
-        if await self._slots.servers.call(keys.meta, "EXISTS", *lists, keys.documents, keys.notes, idempotent=True):
+        if await self._slots.servers.call(keys.meta, "EXISTS", *lists, keys.documents, keys.memos, idempotent=True):
             where = self._slots.servers.url
             raise LedgerUnavailable(f"{where} already has keys that start with {keys.prefix}: remove them; {_ONLY_EMPTY}")
 
@@ -327,9 +327,9 @@ class _Load:
         elif isinstance(row, rows.DocumentRow):
             commands.append(("HSET", keys.documents, row.name, row.text))
             commands.append(("INCR", keys.documents_number))
-        elif isinstance(row, rows.NoteRow):
-            commands.append(("SET", keys.note(row.name), keep_note(row.text, row.until_ms)))
-            commands.append(("ZADD", keys.notes, row.until_ms, row.name))
+        elif isinstance(row, rows.MemoRow):
+            commands.append(("SET", keys.memo(row.name), keep_memo(row.text, row.until_ms)))
+            commands.append(("ZADD", keys.memos, row.until_ms, row.name))
         if len(commands) >= _PAGE:
             await self._flush()
 

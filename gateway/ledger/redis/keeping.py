@@ -76,7 +76,7 @@ async def sweep(slots: Slots, progress: Progress, keep: Keep, at_most: int) -> i
     gone = 0
     for tenant in await slots.all():
         each = _Sweep(slots, progress, keep, tenant)
-        for remove in (each.tombstones, each.refusals, each.accounts, each.runs, each.shared, each.spend, each.acts, each.notes):
+        for remove in (each.tombstones, each.refusals, each.accounts, each.runs, each.shared, each.spend, each.acts, each.memos):
             if gone < at_most:
                 gone += await remove(at_most - gone)
     return gone
@@ -192,10 +192,10 @@ class _Sweep:
         listed = (self._keys.acts, self._keys.acts_order)
         return await self._remove("acts", listed, self._keep.spend_ms, self._keep.acts_at_most, at_most)
 
-    async def notes(self, at_most: int) -> int:
-        _, found = await due(self._slots, self._tenant, self._keys.notes, at_most)
+    async def memos(self, at_most: int) -> int:
+        _, found = await due(self._slots, self._tenant, self._keys.memos, at_most)
         keys = self._keys
-        return sum([await self._remove("note", (keys.notes, keys.note(name)), name) for _, name in found])
+        return sum([await self._remove("memo", (keys.memos, keys.memo(name)), name) for _, name in found])
 
 
 def _named(account: Account) -> str:

@@ -54,19 +54,19 @@ def _number(kept: int) -> int | None:
     return None if kept == _NONE else kept
 
 
-# -- notes --------------------------------------------------------------------------------------------------------------------------
+# -- memos --------------------------------------------------------------------------------------------------------------------------
 
-_NOTE_ID: Final = 16
-
-
-def keep_note(text: str, until_ms: int) -> bytes:
-    return packed_numbers(until_ms) + b"-" * _NOTE_ID + text.encode()
+_MEMO_ID: Final = 16
 
 
-def read_note(kept: bytes) -> tuple[str, int]:
+def keep_memo(text: str, until_ms: int) -> bytes:
+    return packed_numbers(until_ms) + b"-" * _MEMO_ID + text.encode()
+
+
+def read_memo(kept: bytes) -> tuple[str, int]:
     """Its text, and until when it stays."""
     (until_ms,) = unpacked_numbers(kept[:NUMBER_SIZE])
-    return kept[NUMBER_SIZE + _NOTE_ID :].decode(), until_ms
+    return kept[NUMBER_SIZE + _MEMO_ID :].decode(), until_ms
 
 
 # -- accounts -----------------------------------------------------------------------------------------------------------------------

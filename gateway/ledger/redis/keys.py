@@ -37,7 +37,7 @@ class TenantKeys:
             "leases",
             "meta",
             "named",
-            "notes",
+            "memos",
             "prefix",
             "refused",
             "refused_at",
@@ -73,7 +73,7 @@ class TenantKeys:
         self.documents = prefix + "documents"  # hash: name → text
         self.documents_number = prefix + "documents_number"  # how often they changed
         self.documents_latest = prefix + "documents_latest"  # list: the ids of their latest changes
-        self.notes = prefix + "notes"  # sorted set: name → until when it stays
+        self.memos = prefix + "memos"  # sorted set: name → until when it stays
 
     def call(self, tail: str) -> str:
         return f"{self.prefix}call:{tail}"
@@ -100,8 +100,8 @@ class TenantKeys:
         """A sorted set: the runs of a key that may count as active → last use."""
         return f"{self.prefix}active:{key}"
 
-    def note(self, name: str) -> str:
-        return f"{self.prefix}note:{name}"
+    def memo(self, name: str) -> str:
+        return f"{self.prefix}memo:{name}"
 
     def spend(self, day: int) -> str:
         """A hash: group → packed usd, tokens, calls."""

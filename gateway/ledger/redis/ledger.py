@@ -599,11 +599,11 @@ class RedisLedger:
         return bool(reply[2])
 
     async def remember(self, tenant: str, name: str, text: str, keep_ms: int) -> str | None:
-        return await self._note(await self._get(tenant), name, secrets.token_hex(8), text, keep_ms)
+        return await self._memo(await self._get(tenant), name, secrets.token_hex(8), text, keep_ms)
 
-    async def _note(self, tenant: Tenant, name: str, note_id: str = "", text: str = "", keep_ms: int = 0) -> str | None:
-        named = (tenant.keys.note(name), tenant.keys.notes)
-        reply = await self._slots.run(tenant, self._slots.scripts.note, named, name, note_id, text, keep_ms)
+    async def _memo(self, tenant: Tenant, name: str, memo_id: str = "", text: str = "", keep_ms: int = 0) -> str | None:
+        named = (tenant.keys.memo(name), tenant.keys.memos)
+        reply = await self._slots.run(tenant, self._slots.scripts.memo, named, name, memo_id, text, keep_ms)
         return None if reply[2] is None else str(reply[2].decode())
 
     async def settle(self, tenant: str, hold_id: str, cost_usd: int | None, who: str, why: str) -> Settled | None:
@@ -651,7 +651,7 @@ class RedisLedger:
 
     async def recall(self, tenant: str, name: str) -> str | None:
         found = await self._find(tenant)
-        return None if found is None else await self._note(found, name)
+        return None if found is None else await self._memo(found, name)
 
     async def frozen(self, tenant: str) -> Sequence[Frozen]:
         found = await self._find(tenant)

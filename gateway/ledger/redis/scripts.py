@@ -24,7 +24,7 @@ _PARTS: Final = {
     "fund": _MONEY,
     "hold": _SHORT,
     "meta": (),
-    "note": _COMMON,
+    "memo": _COMMON,
     "reserve": _MONEY,
     "retire": _MONEY,
     "run": _COMMON,
@@ -52,7 +52,7 @@ class Scripts:
     fund: str
     hold: str
     meta: str
-    note: str
+    memo: str
     reserve: str
     retire: str
     run: str

@@ -177,9 +177,9 @@ def put_document(books: Books, tenant: str, name: str, text: str | None, expecte
 
 
 def remember(books: Books, tenant: str, name: str, text: str, keep_ms: int) -> str | None:
-    known = books.note(tenant, name)
+    known = books.memo(tenant, name)
     if known is None:
-        books.put_note(tenant, name, text, books.now_ms + keep_ms)
+        books.put_memo(tenant, name, text, books.now_ms + keep_ms)
     return known
 
 

@@ -358,14 +358,14 @@ class Books:
         )
         self.changes += 1
 
-    def note(self, tenant: str, name: str) -> str | None:
+    def memo(self, tenant: str, name: str) -> str | None:
         """None: there is none, or its time is over."""
-        statement = "SELECT text FROM notes WHERE tenant = ? AND name = ? AND until_ms > ?"
+        statement = "SELECT text FROM memos WHERE tenant = ? AND name = ? AND until_ms > ?"
         found = self._cursor.execute(statement, (tenant, name, self.now_ms)).fetchone()
         return None if found is None else str(found[0])
 
-    def put_note(self, tenant: str, name: str, text: str, until_ms: int) -> None:
-        self._cursor.execute("REPLACE INTO notes VALUES (?, ?, ?, ?)", (tenant, name, text, until_ms))
+    def put_memo(self, tenant: str, name: str, text: str, until_ms: int) -> None:
+        self._cursor.execute("REPLACE INTO memos VALUES (?, ?, ?, ?)", (tenant, name, text, until_ms))
         self.changes += 1
 
     def _change_rules(self, tenant: str) -> None:
@@ -412,10 +412,10 @@ class Books:
     def remove_acts(self, acts: Sequence[tuple[str, str, int]]) -> None:
         self._many("DELETE FROM acts WHERE tenant = ? AND id = ? AND number = ?", acts)
 
-    def remove_notes(self, notes: Sequence[Where]) -> None:
+    def remove_memos(self, memos: Sequence[Where]) -> None:
         """Those of them whose time is over."""
         self._many(
-            "DELETE FROM notes WHERE tenant = ? AND name = ? AND until_ms <= ?", [(*where, self.now_ms) for where in notes]
+            "DELETE FROM memos WHERE tenant = ? AND name = ? AND until_ms <= ?", [(*where, self.now_ms) for where in memos]
         )
 
     def remove_spend(self, groups: Sequence[tuple[str, int, str, str, str, str, str]]) -> None:

@@ -22,7 +22,7 @@ _NUMBERS: Final = {word.value: number for number, word in STATES.items()}
 _RUN_NUMBERS: Final = {word.value: number for number, word in RUN_STATES.items()}
 _BATCH: Final = 1_000
 _TIMEOUT_MS: Final = 30_000
-_TABLES: Final = ("tenants", "accounts", "runs", "calls", "refusals", "spend", "acts", "frozen", "documents", "notes")
+_TABLES: Final = ("tenants", "accounts", "runs", "calls", "refusals", "spend", "acts", "frozen", "documents", "memos")
 
 
 async def dump(path: str, clock_ms: Callable[[], int]) -> AsyncIterator[Mapping[str, object]]:
@@ -97,8 +97,8 @@ def _rows(cursor: apsw.Cursor, at_ms: int) -> Iterator[rows.Row]:
             yield rows.FrozenRow(tenant, tuple([(name, value) for name, value in orjson.loads(scope)]), *rest)
         for each in _all(cursor, "SELECT name, text FROM documents WHERE tenant = ? ORDER BY name", tenant):
             yield rows.DocumentRow(tenant, *each)
-        for each in _all(cursor, "SELECT name, text, until_ms FROM notes WHERE tenant = ? ORDER BY name", tenant):
-            yield rows.NoteRow(tenant, *each)
+        for each in _all(cursor, "SELECT name, text, until_ms FROM memos WHERE tenant = ? ORDER BY name", tenant):
+            yield rows.MemoRow(tenant, *each)
 
 
 def tenants(cursor: apsw.Cursor, tables: Sequence[str] = _TABLES) -> list[str]:
@@ -224,7 +224,7 @@ _COLUMNS: Final[Mapping[type, tuple[str, str]]] = {
     rows.ActRow: ("acts", "tenant, id, at_ms, who, act, what, why"),
     rows.FrozenRow: ("frozen", "tenant, scope, at_ms, who, why, text"),
     rows.DocumentRow: ("documents", "tenant, name, text"),
-    rows.NoteRow: ("notes", "tenant, name, text, until_ms"),
+    rows.MemoRow: ("memos", "tenant, name, text, until_ms"),
 }
 _INSERT: Final[Mapping[type, str]] = {
     kind: f"INSERT INTO {table} ({columns}) VALUES ({', '.join('?' * len(columns.split(',')))})"  # noqa: S608 - names from above
@@ -255,7 +255,7 @@ def _values(row: rows.Row) -> tuple[Any, ...]:
         return row.tenant, orjson.dumps(row.scope).decode(), row.at_ms, row.who, row.why, text
     if isinstance(row, rows.DocumentRow):
         return row.tenant, row.name, row.text
-    if isinstance(row, rows.NoteRow):
+    if isinstance(row, rows.MemoRow):
         return row.tenant, row.name, row.text, row.until_ms
     return ()
 

@@ -97,10 +97,10 @@ class Due:
     runs: list[tuple[str, str, int]] = field(default_factory=list)  # with the last use that was seen
     spend: list[_Spend] = field(default_factory=list)
     acts: list[tuple[str, str, int]] = field(default_factory=list)
-    notes: list[Where] = field(default_factory=list)
+    memos: list[Where] = field(default_factory=list)
 
     def __len__(self) -> int:
-        kinds = (self.tombstones, self.refusals, self.accounts, self.runs, self.spend, self.acts, self.notes)
+        kinds = (self.tombstones, self.refusals, self.accounts, self.runs, self.spend, self.acts, self.memos)
         return sum(len(kind) for kind in kinds)
 
 
@@ -131,8 +131,8 @@ class Search:
             " AND committed = carried + adjusted ORDER BY end_ms LIMIT ?",
             (old_ms, at_most - len(due)),
         )
-        due.notes = _rows(
-            cursor, "SELECT tenant, name FROM notes WHERE until_ms <= ? ORDER BY until_ms LIMIT ?", (now_ms, at_most - len(due))
+        due.memos = _rows(
+            cursor, "SELECT tenant, name FROM memos WHERE until_ms <= ? ORDER BY until_ms LIMIT ?", (now_ms, at_most - len(due))
         )
         known = tenants(cursor, ("accounts", "runs", "spend", "acts"))
         last_day = (now_ms - keep.spend_ms - keep.records_ms) // _DAY_MS
@@ -235,8 +235,8 @@ def remove(books: Books, due: Due) -> int:
     books.remove(accounts=accounts, runs=runs)
     books.remove_spend(due.spend)
     books.remove_acts(due.acts)
-    books.remove_notes(due.notes)
-    gone += len(accounts) + len(runs) + len(due.spend) + len(due.acts) + len(due.notes)
+    books.remove_memos(due.memos)
+    gone += len(accounts) + len(runs) + len(due.spend) + len(due.acts) + len(due.memos)
     books.changes += gone
     return gone
 

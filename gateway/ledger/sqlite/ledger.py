@@ -408,7 +408,7 @@ class SqliteLedger:
         return await self._read(partial(reading.documents, tenant=tenant, known=known))
 
     async def recall(self, tenant: str, name: str) -> str | None:
-        return await self._read(partial(reading.note, tenant=tenant, name=name, now_ms=self._clock_ms()))
+        return await self._read(partial(reading.memo, tenant=tenant, name=name, now_ms=self._clock_ms()))
 
     async def frozen(self, tenant: str) -> Sequence[Frozen]:
         return await self._read(partial(reading.frozen, tenant=tenant))

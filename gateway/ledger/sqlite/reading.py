@@ -120,8 +120,8 @@ def documents(cursor: apsw.Cursor, tenant: str, known: int) -> Documents | None:
     return Documents(number, dict(rows))
 
 
-def note(cursor: apsw.Cursor, tenant: str, name: str, now_ms: int) -> str | None:
-    return Books(cursor, now_ms).note(tenant, name)
+def memo(cursor: apsw.Cursor, tenant: str, name: str, now_ms: int) -> str | None:
+    return Books(cursor, now_ms).memo(tenant, name)
 
 
 def acts(cursor: apsw.Cursor, tenant: str, limit: int, before: str | None) -> list[Act]:

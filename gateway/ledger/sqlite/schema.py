@@ -181,14 +181,14 @@ CREATE TABLE IF NOT EXISTS document_numbers (
     number INTEGER NOT NULL
 ) STRICT, WITHOUT ROWID;
 
-CREATE TABLE IF NOT EXISTS notes (
+CREATE TABLE IF NOT EXISTS memos (
     tenant TEXT NOT NULL,
     name TEXT NOT NULL,
     text TEXT NOT NULL,
     until_ms INTEGER NOT NULL,
     PRIMARY KEY (tenant, name)
 ) STRICT, WITHOUT ROWID;
-CREATE INDEX IF NOT EXISTS notes_by_time ON notes (until_ms);
+CREATE INDEX IF NOT EXISTS memos_by_time ON memos (until_ms);
 """
 
 # A file of an older version is carried over table by table, so that it ends with the very tables of a new one.

@@ -11,7 +11,7 @@
 --        shared     KEYS 2 accounts by end  3 accounts by run  4 shared scopes by end; then its accounts   ARGV 4 its text, as above
 --        spend      KEYS 2 days  3 the day's spend                                         ARGV 4 day
 --        acts       KEYS 2 acts  3 acts in order      ARGV 4 how old, in ms  5 how many stay at most  6 how many may go now
---        note       KEYS 2 notes by time  3 the note                                       ARGV 4 its name
+--        memo       KEYS 2 memos by time  3 the memo                                       ARGV 4 its name
 -- Reply  {DONE, sequence, how many things}
 local what = ARGV[3]
 
@@ -114,7 +114,7 @@ elseif what == 'acts' then
     call('ZREM', KEYS[3], id)
     gone = gone + 1
   end
-elseif what == 'note' then
+elseif what == 'memo' then
   local kept = call('GET', KEYS[3])
   if not kept or read('<d', kept) <= now then
     advance()

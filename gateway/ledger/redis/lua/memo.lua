@@ -1,6 +1,6 @@
--- A note: read, or written where there is none. It is kept as until when it stays, as a double, the id it was written with, and its text.
+-- A memo: read, or written where there is none. It is kept as until when it stays, as a double, the id it was written with, and its text.
 --
--- KEYS   1 meta  2 the note  3 notes by time
+-- KEYS   1 meta  2 the memo  3 memos by time
 -- ARGV   1 epoch  2 sequence  3 its name  4 the id to write it with, or '': only read  5 its text  6 for how long, in ms
 -- Reply  {DONE, sequence, the text that was there before, or nil}
 local ID, TEXT = 9, 25 -- where they start
