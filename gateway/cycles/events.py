@@ -17,6 +17,7 @@ from gateway.cycles.telling import Json
 from gateway.identity import Principal
 from gateway.ledger.contract import Barred, CallRecord, Debiting, Refusal, Settled, Settlement, Stale
 from gateway.observer import Outside
+from gateway.wire.budget import remaining
 from gateway.wire.problem import Refused
 
 
@@ -24,21 +25,27 @@ from gateway.wire.problem import Refused
 class Events:
     ground: Ground
 
-    async def record(self, principal: Principal, request: Event, request_id: str) -> Json:
+    async def record(self, principal: Principal, request: Event, request_id: str, headers: list[tuple[str, str]]) -> Json:
+        """`headers`: of the answer; what is left is told there."""
         ground, asked = self.ground, request.asked
         began_s = ground.observer.clock_s()
         order = ground.asking.order(principal, asked, EVENT, ground.rulebook(), ground.now_ms())
         try:
             ground.check_tenant_open(principal.tenant)
             ground.registry.require(principal, "reservations:create", ground.scope_of(order.call.caller))
-            return await self._record(order, request, request_id, began_s)
+            answer, settled = await self._record(order, request)
         except (Fault, Refused):
             found = await ground.recorded(principal.tenant, order.decision_id)
             if found is None:
                 raise
             return _again(found, order)
+        if settled is not None:
+            headers += remaining(settled.balances)
+            self._receipt(order, request, request_id, began_s, settled)
+        return answer
 
-    async def _record(self, order: Order, request: Event, request_id: str, began_s: float) -> Json:
+    async def _record(self, order: Order, request: Event) -> tuple[Json, Settled | None]:
+        """The answer; and what the ledger says, where it is new."""
         ground, asked = self.ground, request.asked
         unit, actual = asked.amount.unit, asked.amount.amount
         caller = order.call.caller
@@ -69,9 +76,8 @@ class Events:
         if not answer.changed:
             found = await ground.recorded(caller.tenant, order.decision_id)
             if found is not None:
-                return _again(found, order)
-        self._receipt(order, request, request_id, began_s, answer)
-        return telling.applied(_event_id(order.decision_id), unit, held.charged)
+                return _again(found, order), None
+        return telling.applied(_event_id(order.decision_id), unit, held.charged), answer
 
     def _receipt(self, order: Order, request: Event, request_id: str, began_s: float, settled: Settled) -> None:
         ground = self.ground

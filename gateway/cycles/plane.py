@@ -21,7 +21,8 @@ from gateway.cycles.tracing import HEADER, trace_of
 from gateway.identity import Principal
 from gateway.wire.exchange import Inbound, Reply
 
-Work: TypeAlias = Callable[[Principal, Inbound, Mapping[str, str]], Awaitable[Json]]
+Told: TypeAlias = list[tuple[str, str]]  # headers of the answer
+Work: TypeAlias = Callable[[Principal, Inbound, Mapping[str, str], Told], Awaitable[Json]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,12 +61,12 @@ class Plane:
         return self.answering.page(partial(self._asked, work, finishing, admin), status)
 
     async def _asked(
-        self, work: Work, finishing: bool, admin: bool, inbound: Inbound, params: Mapping[str, str], told: list[tuple[str, str]]
+        self, work: Work, finishing: bool, admin: bool, inbound: Inbound, params: Mapping[str, str], told: Told
     ) -> Json:
         principal = await self._principal(inbound, finishing, admin)
         if not principal.admin:
             told.append(("X-Cycles-Tenant", principal.tenant))
-        return await work(principal, inbound, params)
+        return await work(principal, inbound, params, told)
 
     async def _principal(self, inbound: Inbound, finishing: bool, admin: bool) -> Principal:
         """Fault UNAUTHORIZED. `finishing`: what is asked for ends what was begun before. `admin`: the admin may ask as well."""
@@ -82,45 +83,46 @@ class Plane:
 
     # -- the endpoints --------------------------------------------------------------------------------------------------------
 
-    async def _decide(self, principal: Principal, inbound: Inbound, params: Mapping[str, str]) -> Json:
-        del params
+    async def _decide(self, principal: Principal, inbound: Inbound, params: Mapping[str, str], told: Told) -> Json:
+        del params, told
         return await self.evaluating.decide(principal, reading.decide(inbound.body, inbound.headers))
 
-    async def _create(self, principal: Principal, inbound: Inbound, params: Mapping[str, str]) -> Json:
+    async def _create(self, principal: Principal, inbound: Inbound, params: Mapping[str, str], told: Told) -> Json:
         del params
         request = reading.create(inbound.body, inbound.headers)
         if request.dry_run:
             return await self.evaluating.dry_run(principal, request)
-        return await self.reservations.create(principal, request)
+        return await self.reservations.create(principal, request, told)
 
-    async def _commit(self, principal: Principal, inbound: Inbound, params: Mapping[str, str]) -> Json:
+    async def _commit(self, principal: Principal, inbound: Inbound, params: Mapping[str, str], told: Told) -> Json:
         request = reading.commit(inbound.body, inbound.headers)
-        return await self.reservations.commit(principal, params["id"], request, inbound.request_id)
+        return await self.reservations.commit(principal, params["id"], request, inbound.request_id, told)
 
-    async def _release(self, principal: Principal, inbound: Inbound, params: Mapping[str, str]) -> Json:
+    async def _release(self, principal: Principal, inbound: Inbound, params: Mapping[str, str], told: Told) -> Json:
         request = reading.release(inbound.body, inbound.headers)
-        return await self.reservations.release(principal, params["id"], request, inbound.request_id)
+        return await self.reservations.release(principal, params["id"], request, inbound.request_id, told)
 
-    async def _extend(self, principal: Principal, inbound: Inbound, params: Mapping[str, str]) -> Json:
+    async def _extend(self, principal: Principal, inbound: Inbound, params: Mapping[str, str], told: Told) -> Json:
+        del told
         return await self.reservations.extend(principal, params["id"], reading.extend(inbound.body, inbound.headers))
 
-    async def _record(self, principal: Principal, inbound: Inbound, params: Mapping[str, str]) -> Json:
+    async def _record(self, principal: Principal, inbound: Inbound, params: Mapping[str, str], told: Told) -> Json:
         del params
-        return await self.events.record(principal, reading.event(inbound.body, inbound.headers), inbound.request_id)
+        return await self.events.record(principal, reading.event(inbound.body, inbound.headers), inbound.request_id, told)
 
-    async def _get(self, principal: Principal, inbound: Inbound, params: Mapping[str, str]) -> Json:
-        del inbound
+    async def _get(self, principal: Principal, inbound: Inbound, params: Mapping[str, str], told: Told) -> Json:
+        del inbound, told
         row = await self.reservations.get(principal, params["id"])
         if not principal.admin:
             self.ground.registry.require(principal, "reservations:list")
         return row.json(newer=True, metadata=True, committed_metadata=self.listing.newer)
 
-    async def _list(self, principal: Principal, inbound: Inbound, params: Mapping[str, str]) -> Json:
-        del params
+    async def _list(self, principal: Principal, inbound: Inbound, params: Mapping[str, str], told: Told) -> Json:
+        del params, told
         return await self.listing.rows(principal, reading.listing(inbound.query))
 
-    async def _balances(self, principal: Principal, inbound: Inbound, params: Mapping[str, str]) -> Json:
-        del params
+    async def _balances(self, principal: Principal, inbound: Inbound, params: Mapping[str, str], told: Told) -> Json:
+        del params, told
         return await self.balances.told(principal, reading.balances(inbound.query))
 
     async def health(self, inbound: Inbound, params: Mapping[str, str]) -> Reply:

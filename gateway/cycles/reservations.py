@@ -32,6 +32,7 @@ from gateway.cycles.telling import Json, Row, scopes_of
 from gateway.identity import Principal
 from gateway.ledger.contract import Barred, CallRecord, Ended, HoldState, Refusal, Settled, Settlement
 from gateway.observer import Outside
+from gateway.wire.budget import remaining
 
 ATTEMPTS: Final = 10
 ROUNDS: Final = 3  # how often a commit looks for what is left to grow into
@@ -60,7 +61,8 @@ class Reservations:
 
     # -- held -----------------------------------------------------------------------------------------------------------------
 
-    async def create(self, principal: Principal, request: Create) -> Json:
+    async def create(self, principal: Principal, request: Create, headers: list[tuple[str, str]]) -> Json:
+        """`headers`: of the answer; what is left is told there."""
         ground = self.ground
         asked = request.asked
         order = ground.asking.order(principal, asked, RESERVATION, ground.rulebook(), ground.now_ms())
@@ -72,7 +74,7 @@ class Reservations:
             ground.registry.require(principal, "reservations:create", ground.scope_of(caller))
             if not asked.amount.amount:
                 await self._check_not_over(order, asked.amount)
-            return await self._hold(order, request)
+            return await self._hold(order, request, headers)
         except Fault:
             # What was promised to this key before stands, whatever the budgets say by now.
             found = await ground.recorded(principal.tenant, order.decision_id)
@@ -80,7 +82,7 @@ class Reservations:
                 raise
             return await self._again(found, order)
 
-    async def _hold(self, order: Order, request: Create) -> Json:
+    async def _hold(self, order: Order, request: Create, headers: list[tuple[str, str]]) -> Json:
         ground, asked = self.ground, request.asked
         rulebook, _ = await ground.with_budgets(order, asked.amount)
         caller, unit = order.call.caller, asked.amount.unit
@@ -110,6 +112,7 @@ class Reservations:
                 rulebook, this, asked.amount.held, lambda decision: ground.ledger.reserve(decision, lease_ms), leased
             )
             if isinstance(answer, Hold) and not answer.again:
+                headers += remaining(answer.balances)
                 return self._told(this, held, answer)
             if isinstance(answer, Refusal):
                 raise barring.refusal_fault(answer, rulebook.grants.of((caller,)), UNITS[unit], asked.amount.amount)
@@ -152,7 +155,9 @@ class Reservations:
 
     # -- committed ------------------------------------------------------------------------------------------------------------
 
-    async def commit(self, principal: Principal, hold_id: str, request: Commit, request_id: str) -> Json:
+    async def commit(
+        self, principal: Principal, hold_id: str, request: Commit, request_id: str, headers: list[tuple[str, str]]
+    ) -> Json:
         ground = self.ground
         began_s = ground.observer.clock_s()
         ground.registry.require(principal, "reservations:commit")
@@ -171,6 +176,7 @@ class Reservations:
             settled = await self._commit(principal.tenant, hold_id, request, closed)
             if settled is not None and settled.changed:
                 self._live.pop(hold_id, None)
+                headers += remaining(settled.balances)
                 self._receipt(live, live.held.amount, request_id, began_s, settled, Ending.COMPLETED, request.usage)
                 return telling.committed(actual.unit, closed)
         record, held = await ground.own(principal, hold_id)
@@ -193,6 +199,7 @@ class Reservations:
         if settled is None or not settled.changed:  # somebody else ended it in the meantime
             return await self._ended_meanwhile(principal, hold_id, request.key, told, commit=True)
         self._live.pop(hold_id, None)
+        headers += remaining(settled.balances)
         there = _live_of(record, held, principal.key)
         self._receipt(there, max(charged, held.amount), request_id, began_s, settled, Ending.COMPLETED, request.usage)
         return telling.committed(held.unit, closed)
@@ -273,7 +280,9 @@ class Reservations:
 
     # -- released -------------------------------------------------------------------------------------------------------------
 
-    async def release(self, principal: Principal, hold_id: str, request: Release, request_id: str) -> Json:
+    async def release(
+        self, principal: Principal, hold_id: str, request: Release, request_id: str, headers: list[tuple[str, str]]
+    ) -> Json:
         ground = self.ground
         began_s = ground.observer.clock_s()
         if not principal.admin:
@@ -296,6 +305,7 @@ class Reservations:
         if not settled.changed:
             return await self._ended_meanwhile(principal, hold_id, request.key, told, commit=False)
         self._live.pop(hold_id, None)
+        headers += remaining(settled.balances)
         self._receipt(_live_of(record, held, principal.key), held.amount, request_id, began_s, settled, Ending.COMPLETED, None)
         return telling.released(held.unit, closed.released)
 

@@ -21,7 +21,7 @@ def decision_headers(hold: Hold, balances: Sequence[Balance], clamped: bool) -> 
     mode = strictest([balance.mode for balance in hold.balances if balance.limit is not None])
     headers = _common(decision, outcome, mode)
     headers.append(("X-Budget-Reservation-Id", hold.id))
-    headers += _remaining(balances)
+    headers += remaining(balances)
     scope = _constraining_scope(hold)
     if scope is not None:
         headers.append(("X-Budget-Blocking-Scope", scope))
@@ -41,7 +41,7 @@ def refusal_headers(decision: Decision, blocking: Balance | None, balances: Sequ
         ceilings = [charge.ceiling for charge in decision.ladder[0].charges]
         mode = strictest([ceiling.mode for ceiling in ceilings if ceiling.limit is not None])
     headers = _common(decision, Outcome.BLOCK, mode)
-    headers += _remaining(balances)
+    headers += remaining(balances)
     if blocking is not None:
         headers.append(("X-Budget-Blocking-Scope", blocking.account.scope_name))
     return headers
@@ -58,7 +58,7 @@ def undecided_headers(run: str) -> Pairs:
 def stream_summary(run: str, cost: int, balances: Sequence[Balance]) -> bytes:
     """A comment of an event stream, which no client reads as an event: what the call cost, and what is left. As an event of its own, so
     that it may stand between any two."""
-    left = "".join(f" remaining_usd={usd}" for _, usd in _remaining(balances))
+    left = "".join(f" remaining_usd={usd}" for _, usd in remaining(balances))
     return f": penstock cost_usd={format_usd(cost)}{left} run={run}\n\n".encode()
 
 
@@ -72,7 +72,7 @@ def _common(decision: Decision, outcome: Outcome, mode: Mode) -> Pairs:
     ]
 
 
-def _remaining(balances: Sequence[Balance]) -> Pairs:
+def remaining(balances: Sequence[Balance]) -> Pairs:
     """The tightest account in USD; none where nothing limits USD."""
     left = [
         balance.limit - balance.committed - balance.reserved

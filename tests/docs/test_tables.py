@@ -4,11 +4,13 @@ import re
 import tomllib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import yaml
 
 from gateway.core.values import Ending
+from gateway.cycles.answering import Answering
+from gateway.cycles.plane import Plane
 from gateway.metrics import Metrics
 from gateway.wire import responses
 from gateway.wire.dialects import DIALECTS
@@ -90,6 +92,13 @@ def test_every_endpoint_is_in_the_table() -> None:
     listed = {words(endpoint)[0] for endpoint, _ in rows(API, "## Endpoints")}
     assert there <= listed <= there | prefixed
     assert "So is every route below `/v1`" in API
+
+
+def test_every_route_of_the_cycles_protocol_is_in_its_table() -> None:
+    ground: Any = None
+    pages = Plane.over(ground, Answering(False), newer_members=False).pages()
+    told = [route for routes, _ in rows((ROOT / "docs/cycles.md").read_text(), "## What is served") for route in words(routes)]
+    assert sorted(told) == sorted(f"{method} {path}" for method, path, _ in pages)
 
 
 def test_every_test_that_a_page_names_is_there() -> None:

@@ -100,8 +100,11 @@ def test_what_the_public_demo_provisions_stops_its_loop_at_the_cent(gateway: Gat
     )
     secret = provisioned(gateway, "demo-tenant", 10 * CENT, *scopes)
     subject = {
-        "tenant": "demo-tenant", "workspace": "default", "app": "default",
-        "workflow": "default", "agent": "support-bot",
+        "tenant": "demo-tenant",
+        "workspace": "default",
+        "app": "default",
+        "workflow": "default",
+        "agent": "support-bot",
     }
     statuses = [spend(gateway, secret, number, CENT, **subject).status_code for number in range(12)]
     assert statuses == [200] * 10 + [409] * 2
