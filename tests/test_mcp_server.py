@@ -173,6 +173,9 @@ def test_a_raise_is_asked_for_and_a_person_grants_it(
     assert text.startswith("Asked for $2.00 more for run asking. Nothing is granted yet; $0.99")
     assert (asked["open_ask"]["amount"], asked["limit_usd"]) == ("2.00", "1.00")
     assert "An ask for $2.00 more is open" in agent.use("budget_left", run_id="asking")[0]
+    [line] = [line for line in agent.gateway.log.splitlines() if '"event":"raise_asked"' in line and '"run":"asking"' in line]
+    assert '"wanted":"$2.00"' in line
+    assert "chapters" not in line
     monkeypatch.setenv("PENSTOCK_GATEWAY", agent.gateway.url)
     monkeypatch.setenv("PENSTOCK_ADMIN_TOKEN", ADMIN_TOKEN)
 
@@ -309,9 +312,12 @@ def test_the_set_ups_on_the_page_start_this_verb_with_what_it_reads() -> None:
 
 
 @pytest.mark.deep
-async def test_openai_agents_lists_the_tools(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_openai_agents_lists_the_tools(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     pytest.importorskip("agents")
-    monkeypatch.setenv("PATH", f"{Path(sys.executable).parent}:{os.environ['PATH']}")
+    command = tmp_path / "penstock"  # this one, whatever is installed here
+    command.write_text(f'#!/bin/sh\ncd "{Path.cwd()}" && exec "{sys.executable}" -m gateway "$@"\n')
+    command.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
     listed = "\n    listed = await budget.list_tools()\n"
     found: dict[str, Any] = {}
     code = compile(set_ups()[2] + listed, "docs/mcp.md", "exec", flags=ast.PyCF_ALLOW_TOP_LEVEL_AWAIT)
