@@ -197,7 +197,7 @@ def late(days: int) -> Callable[[SqliteLedger], Any]:
 DAILY = policy(budget("run-day", "run", window=WindowKind.DAY, timezone=UTC))
 
 
-@pytest.mark.parametrize("days", [1, 2])
+@pytest.mark.parametrize("days", [1, 3])
 async def test_a_window_that_rolls_over_before_the_reserve_is_decided_again(
     days: int, tmp_path: Path, provider: FaultProvider
 ) -> None:
@@ -209,8 +209,8 @@ async def test_a_window_that_rolls_over_before_the_reserve_is_decided_again(
         assert view.committed == provider.bill.microcents
 
 
-async def test_a_third_stale_decision_is_given_up(tmp_path: Path, provider: FaultProvider) -> None:
-    async with world(tmp_path, provider.base_url, DAILY, ledger=late(3)) as here:
+async def test_a_fourth_stale_decision_is_given_up(tmp_path: Path, provider: FaultProvider) -> None:
+    async with world(tmp_path, provider.base_url, DAILY, ledger=late(4)) as here:
         got = await here.ask(chat())
         assert (got.status, got.json["code"]) == (503, "ledger_unavailable")
         await nothing_happened(here, provider, got)
