@@ -11,6 +11,7 @@ from gateway.wire.unmetered import UnmeteredRoute, dialect_of
 from tests.support.config import Setup, listed, opened_by
 from tests.support.flow import TENANT, Client, World, world
 from tests.support.gateway import gateway_here
+from tests.support.loopback import LOOPBACK
 from tests.support.provider import Behaviour, FaultProvider
 from tests.support.records import USD
 from tests.support.rulebooks import budget, policy
@@ -42,7 +43,7 @@ async def passed_on(here: World, route: UnmeteredRoute, body: bytes = b"", run: 
 async def test_body_answer_and_path_pass_as_they_are(tmp_path: Path, provider: FaultProvider) -> None:
     provider.next(Behaviour(body=b'{"id": "file-1", "object":  "file"}', headers=(("X-Extra", "1"),)))
     provider.next(Behaviour(body=b"\x00\xff" * 50_000, content_type="application/octet-stream"))
-    async with gateway_here(setup(tmp_path, provider)) as url, httpx.AsyncClient(base_url=url, trust_env=False) as client:
+    async with gateway_here(setup(tmp_path, provider)) as url, httpx.AsyncClient(base_url=url, **LOOPBACK) as client:
         key = {"Authorization": "Bearer sk-caller", "X-Run-Id": "r1"}
         multipart = {**key, "Content-Type": 'multipart/form-data; boundary="b"'}
         sent = b'--b\r\nContent-Disposition: form-data; name="file"; filename="a"\r\n\r\n\x00\x01\r\n--b--\r\n'
@@ -65,7 +66,7 @@ async def test_body_answer_and_path_pass_as_they_are(tmp_path: Path, provider: F
 async def test_a_caller_the_gateway_does_not_know_passes_nowhere(tmp_path: Path, provider: FaultProvider) -> None:
     own = opened_by(listed("ci", "pk-ci"))
     closed = Setup(tmp_path, provider.base_url, provider=own["provider"], extra={**own["extra"], "unmetered_routes": ROUTES})
-    async with gateway_here(closed) as url, httpx.AsyncClient(base_url=url, trust_env=False) as client:
+    async with gateway_here(closed) as url, httpx.AsyncClient(base_url=url, **LOOPBACK) as client:
         assert (await client.post("/v1/files", headers={"Authorization": "Bearer pk-no"})).status_code == 401
         assert (await client.get("/v1/files/f1")).status_code == 401
         passed = await client.get("/v1/files/f1", headers={"Authorization": "Bearer pk-ci"})
@@ -75,14 +76,14 @@ async def test_a_caller_the_gateway_does_not_know_passes_nowhere(tmp_path: Path,
 
 async def test_head_is_served_by_get_here_too(tmp_path: Path, provider: FaultProvider) -> None:
     provider.next(Behaviour(status=200, body=b"", headers=(("X-Extra", "1"),)))
-    async with gateway_here(setup(tmp_path, provider)) as url, httpx.AsyncClient(base_url=url, trust_env=False) as client:
+    async with gateway_here(setup(tmp_path, provider)) as url, httpx.AsyncClient(base_url=url, **LOOPBACK) as client:
         got = await client.head("/v1/files/f1", headers={"Authorization": "Bearer sk-caller"})
     assert (got.status_code, got.content, got.headers["X-Extra"]) == (200, b"", "1")
     assert provider.requests[0].request_line == "HEAD /v1/files/f1 HTTP/1.1"
 
 
 async def test_no_upgraded_connection_passes(tmp_path: Path, provider: FaultProvider) -> None:
-    async with gateway_here(setup(tmp_path, provider)) as url, httpx.AsyncClient(base_url=url, trust_env=False) as client:
+    async with gateway_here(setup(tmp_path, provider)) as url, httpx.AsyncClient(base_url=url, **LOOPBACK) as client:
         asking = {"Connection": "Upgrade", "Upgrade": "websocket", "Sec-WebSocket-Version": "13", "Sec-WebSocket-Key": "eA=="}
         refused = await client.get("/v1/realtime", headers={"Authorization": "Bearer sk-caller", **asking})
         assert (refused.status_code, refused.json()["code"]) == (404, "route_not_metered")

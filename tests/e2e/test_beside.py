@@ -12,6 +12,7 @@ import pytest
 from tests.support.config import Setup, policy, run_ceiling
 from tests.support.gateway import CALLER_KEY, GatewayProcess
 from tests.support.load import chat
+from tests.support.loopback import LOOPBACK
 from tests.support.provider import FaultProvider
 
 
@@ -25,7 +26,7 @@ def gateway(folder: Path, shared_provider: FaultProvider) -> Iterator[GatewayPro
 
 def post(gateway: GatewayProcess, path: str, body: object = None, key: str = CALLER_KEY) -> httpx.Response:
     headers = {"Authorization": f"Bearer {key}"}
-    return httpx.post(gateway.url + path, json=body, headers=headers, trust_env=False, timeout=30)
+    return httpx.post(gateway.url + path, json=body, headers=headers, **LOOPBACK, timeout=30)
 
 
 def event(gateway: GatewayProcess, run: str, cost: str, key: str, **more: Any) -> httpx.Response:
@@ -55,7 +56,7 @@ async def test_of_many_holds_at_once_in_two_processes_exactly_those_that_fit_are
 
     async def reserve(number: int) -> httpx.Response:
         # Connections of their own: both processes have some.
-        async with httpx.AsyncClient(trust_env=False, timeout=30) as client:
+        async with httpx.AsyncClient(**LOOPBACK, timeout=30) as client:
             body = {"run_id": run, "estimate_usd": "0.10", "idempotency_key": f"{run}.{number % 20}"}
             return await client.post(f"{gateway.url}/budget/reservations", json=body, headers=headers)
 

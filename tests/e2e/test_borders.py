@@ -12,6 +12,7 @@ from gateway.demo.replies import Writer
 from tests.support.config import Setup, policy, run_ceiling
 from tests.support.gateway import ADMIN_TOKEN, CALLER_KEY, GatewayProcess
 from tests.support.load import chat
+from tests.support.loopback import LOOPBACK
 from tests.support.pricing import BIG, SMALL, TestModel, price_table
 from tests.support.provider import Behaviour, FaultProvider
 
@@ -75,7 +76,7 @@ def _as_new(first: FaultProvider, second: FaultProvider) -> None:
 def ask(gateway: GatewayProcess, body: Any, run: str | None = None, **headers: str) -> httpx.Response:
     sent = {"Authorization": f"Bearer {SECRET}"} | ({"X-Run-Id": run} if run else {})
     sent |= {name.replace("_", "-"): value for name, value in headers.items()}
-    return httpx.post(f"{gateway.url}/v1/chat/completions", json=body, headers=sent, trust_env=False, timeout=30)
+    return httpx.post(f"{gateway.url}/v1/chat/completions", json=body, headers=sent, **LOOPBACK, timeout=30)
 
 
 def bytes_at(provider: FaultProvider) -> bytes:
@@ -117,7 +118,7 @@ def test_a_key_in_the_other_schemes_header_is_not_forwarded(
     gateway: GatewayProcess, first: FaultProvider, second: FaultProvider, run: str
 ) -> None:
     answer = httpx.post(
-        f"{gateway.url}/v1/chat/completions", json=chat(), headers={"x-api-key": SECRET, "X-Run-Id": run}, trust_env=False
+        f"{gateway.url}/v1/chat/completions", json=chat(), headers={"x-api-key": SECRET, "X-Run-Id": run}, **LOOPBACK
     )
     assert (answer.status_code, answer.json()["code"]) == (404, "model_not_served")
     assert first.requests == second.requests == []
@@ -168,7 +169,7 @@ def test_what_carries_identity_stays_here(gateway: GatewayProcess, first: FaultP
 def test_a_foreign_host_is_refused(gateway: GatewayProcess, first: FaultProvider, host: str) -> None:
     answer = ask(gateway, chat(), Host=host)
     assert (answer.status_code, answer.json()["code"]) == (403, "host_not_allowed")
-    assert httpx.get(f"{gateway.url}/budget/runs", headers={"Host": host}, trust_env=False).status_code == 403
+    assert httpx.get(f"{gateway.url}/budget/runs", headers={"Host": host}, **LOOPBACK).status_code == 403
     assert first.requests == []
 
 
@@ -176,7 +177,7 @@ def test_a_foreign_host_is_refused(gateway: GatewayProcess, first: FaultProvider
 def test_a_web_page_is_refused(gateway: GatewayProcess, first: FaultProvider, origin: str) -> None:
     answer = ask(gateway, chat(), Origin=origin)
     assert (answer.status_code, answer.json()["code"]) == (403, "origin_not_allowed")
-    preflight = httpx.options(f"{gateway.url}/v1/chat/completions", headers={"Origin": origin}, trust_env=False)
+    preflight = httpx.options(f"{gateway.url}/v1/chat/completions", headers={"Origin": origin}, **LOOPBACK)
     assert preflight.status_code == 403
     assert not any(name.startswith("access-control-") for name in preflight.headers)
     assert first.requests == []
@@ -192,7 +193,7 @@ def test_another_key_can_neither_use_nor_see_nor_limit_nor_stop_a_run(
     before = gateway.run(run, key=SECRET)
     theirs = {"Authorization": "Bearer sk-another-caller"}
 
-    used = httpx.post(f"{gateway.url}/run/{run}/v1/chat/completions", json=chat(), headers=theirs, trust_env=False)
+    used = httpx.post(f"{gateway.url}/run/{run}/v1/chat/completions", json=chat(), headers=theirs, **LOOPBACK)
     assert (used.status_code, used.json()["code"]) == (403, "run_owned_by_another")
     for method, path, body in (
         ("GET", f"/budget/runs/{run}", None),
@@ -200,19 +201,19 @@ def test_another_key_can_neither_use_nor_see_nor_limit_nor_stop_a_run(
         ("POST", f"/budget/runs/{run}/stop", {}),
         ("GET", f"/budget/decisions/{mine.headers['X-Budget-Decision-Id']}", None),
     ):
-        answer = httpx.request(method, gateway.url + path, json=body, headers=theirs, trust_env=False)
+        answer = httpx.request(method, gateway.url + path, json=body, headers=theirs, **LOOPBACK)
         assert (answer.status_code, answer.json()["code"]) == (404, "not_found")
-    assert httpx.get(f"{gateway.url}/budget/runs", headers=theirs, trust_env=False).json()["runs"] == []
-    assert httpx.get(f"{gateway.url}/budget/spend", headers=theirs, trust_env=False).json()["total"]["calls"] == 0
+    assert httpx.get(f"{gateway.url}/budget/runs", headers=theirs, **LOOPBACK).json()["runs"] == []
+    assert httpx.get(f"{gateway.url}/budget/spend", headers=theirs, **LOOPBACK).json()["total"]["calls"] == 0
     assert len(first.calls) == 1
     assert gateway.run(run, key=SECRET) == before
 
 
 @pytest.mark.parametrize("sent", [{"Authorization": f"Bearer {ADMIN_TOKEN}"}, {"x-api-key": ADMIN_TOKEN}])
 def test_the_admin_token_opens_no_model_route(gateway: GatewayProcess, first: FaultProvider, sent: dict[str, str]) -> None:
-    answer = httpx.post(f"{gateway.url}/v1/chat/completions", json=chat(), headers=sent, trust_env=False)
+    answer = httpx.post(f"{gateway.url}/v1/chat/completions", json=chat(), headers=sent, **LOOPBACK)
     assert (answer.status_code, answer.json()["code"]) == (401, "invalid_key")
-    assert httpx.get(f"{gateway.url}/v1/models", headers=sent, trust_env=False).status_code == 401
+    assert httpx.get(f"{gateway.url}/v1/models", headers=sent, **LOOPBACK).status_code == 401
     assert first.requests == []
 
 
@@ -237,8 +238,8 @@ def test_no_key_and_no_prompt_is_written_anywhere(
     ask(gateway, chat(PROMPT, stream="yes"), run)
     ask(gateway, chat(PROMPT, model=PROMPT[:20]), run)
     ask(gateway, chat(PROMPT) | {PROMPT: 1}, f"{run}.{SECRET}!")
-    httpx.get(f"{gateway.url}/budget/runs?limit={SECRET}", trust_env=False)
-    httpx.get(f"{gateway.url}/budget/runs", headers={"Authorization": f"Bearer {SECRET}"}, trust_env=False)
+    httpx.get(f"{gateway.url}/budget/runs?limit={SECRET}", **LOOPBACK)
+    httpx.get(f"{gateway.url}/budget/runs", headers={"Authorization": f"Bearer {SECRET}"}, **LOOPBACK)
     gateway.admin("GET", "/admin/holds")
     assert gateway.run(run, key=SECRET)["calls"] > 0
 

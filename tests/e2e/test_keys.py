@@ -13,6 +13,7 @@ import pytest
 from tests.support.config import Setup, free_port, listed, policy, run_ceiling
 from tests.support.gateway import ADMIN_TOKEN, GatewayProcess
 from tests.support.load import chat
+from tests.support.loopback import LOOPBACK
 from tests.support.provider import FaultProvider
 
 CI: Final = "pk-ci-4b1f"
@@ -54,7 +55,7 @@ def provider(shared_provider: FaultProvider) -> FaultProvider:
 
 def ask(gateway: GatewayProcess, run: str, **headers: str) -> httpx.Response:
     sent = {"X-Run-Id": run} | {name.replace("_", "-"): value for name, value in headers.items()}
-    return httpx.post(f"{gateway.url}/v1/chat/completions", json=chat(max_tokens=5), headers=sent, trust_env=False, timeout=30)
+    return httpx.post(f"{gateway.url}/v1/chat/completions", json=chat(max_tokens=5), headers=sent, **LOOPBACK, timeout=30)
 
 
 def test_a_key_serves_and_never_leaves_the_gateway(gateway: GatewayProcess, provider: FaultProvider, run: str) -> None:
@@ -76,8 +77,8 @@ def test_whoever_has_no_key_learns_nothing_but_that_it_lives(
     refused = ask(gateway, run, **sent)
     assert (refused.status_code, refused.json()["error"]["code"]) == (401, "invalid_key")
     for path in ("/readyz", "/metrics", "/budget/runs", "/budget/spend", "/v1/models", "/admin/holds"):
-        assert httpx.get(gateway.url + path, headers=sent, trust_env=False).status_code == 401, path
-    assert httpx.get(f"{gateway.url}/healthz", trust_env=False).status_code == 200
+        assert httpx.get(gateway.url + path, headers=sent, **LOOPBACK).status_code == 401, path
+    assert httpx.get(f"{gateway.url}/healthz", **LOOPBACK).status_code == 200
     assert provider.requests == []
     with pytest.raises(openai.AuthenticationError):
         gateway.client(run, key="sk-proj-whatever").chat.completions.create(**chat())
@@ -109,7 +110,7 @@ def test_the_admin_resumes_another_tenants_run_by_naming_the_tenant(
     assert ask(gateway, run, **acme).json()["code"] == "run_paused"
     for page in ("resume", "stop"):
         assert gateway.admin("POST", f"/budget/runs/{run}/{page}").status_code == 404  # default has no such run
-    own = httpx.post(f"{gateway.url}/budget/runs/{run}/resume?tenant=acme", headers=acme, trust_env=False)
+    own = httpx.post(f"{gateway.url}/budget/runs/{run}/resume?tenant=acme", headers=acme, **LOOPBACK)
     assert own.status_code == 400
     monkeypatch.setenv("PENSTOCK_ADMIN_TOKEN", ADMIN_TOKEN)
     monkeypatch.setenv("PENSTOCK_GATEWAY", gateway.url)

@@ -13,6 +13,7 @@ import pytest
 from tests.support.config import Setup, policy, run_ceiling
 from tests.support.gateway import CALLER_KEY, GatewayProcess
 from tests.support.load import chat
+from tests.support.loopback import LOOPBACK
 from tests.support.provider import FaultProvider
 
 
@@ -41,7 +42,7 @@ def provider(shared_provider: FaultProvider) -> FaultProvider:
 def ask(gateway: GatewayProcess, run: str = "r1") -> httpx.Response:
     headers = {"Authorization": f"Bearer {CALLER_KEY}", "X-Run-Id": run}
     body = chat(max_tokens=50)
-    return httpx.post(f"{gateway.url}/v1/chat/completions", json=body, headers=headers, trust_env=False, timeout=30)
+    return httpx.post(f"{gateway.url}/v1/chat/completions", json=body, headers=headers, **LOOPBACK, timeout=30)
 
 
 def ledger_files(folder: Path) -> list[Path]:

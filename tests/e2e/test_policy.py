@@ -17,6 +17,7 @@ from gateway.demo.replies import Script
 from tests.support.config import Setup, policy, run_ceiling
 from tests.support.gateway import CALLER_KEY, GatewayProcess
 from tests.support.load import chat, microcents
+from tests.support.loopback import LOOPBACK
 from tests.support.provider import Behaviour, FaultProvider
 
 LADDER: Final = {"downgrade": {"big-model": ["small-model"]}}
@@ -60,7 +61,7 @@ def ask(gateway: GatewayProcess, run: str | None, model: str = "big-model", cap:
     headers = {"Authorization": f"Bearer {CALLER_KEY}"} | ({"X-Run-Id": run} if run else {})
     headers |= {name.replace("_", "-"): more.pop(name) for name in [*more] if name[0].isupper()}
     body = chat(model=model, **({} if cap is None else {"max_tokens": cap}), **more)
-    return httpx.post(f"{gateway.url}/v1/chat/completions", json=body, headers=headers, trust_env=False, timeout=30)
+    return httpx.post(f"{gateway.url}/v1/chat/completions", json=body, headers=headers, **LOOPBACK, timeout=30)
 
 
 def decision(answer: httpx.Response) -> tuple[int, str]:

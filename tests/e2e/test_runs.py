@@ -18,6 +18,7 @@ from gateway.demo.replies import Script
 from tests.support.config import Setup, policy, run_ceiling
 from tests.support.gateway import CALLER_KEY, GatewayProcess
 from tests.support.load import caller, chat, microcents, until
+from tests.support.loopback import LOOPBACK
 from tests.support.provider import Behaviour, FaultProvider
 
 STREAMS = 8  # connections: enough that both workers have some
@@ -40,12 +41,12 @@ def provider(shared_provider: FaultProvider) -> FaultProvider:
 
 def put_limit(gateway: GatewayProcess, run: str, limit: str, key: str = CALLER_KEY) -> httpx.Response:
     headers = {"Authorization": f"Bearer {key}"}
-    return httpx.put(f"{gateway.url}/budget/runs/{run}", json={"limit": limit}, headers=headers, trust_env=False)
+    return httpx.put(f"{gateway.url}/budget/runs/{run}", json={"limit": limit}, headers=headers, **LOOPBACK)
 
 
 def stop(gateway: GatewayProcess, run: str) -> httpx.Response:
     headers = {"Authorization": f"Bearer {CALLER_KEY}"}
-    return httpx.post(f"{gateway.url}/budget/runs/{run}/stop", json={"reason": "enough"}, headers=headers, trust_env=False)
+    return httpx.post(f"{gateway.url}/budget/runs/{run}/stop", json={"reason": "enough"}, headers=headers, **LOOPBACK)
 
 
 def call(gateway: GatewayProcess, run: str, **fields: Any) -> Any:
@@ -119,7 +120,7 @@ def test_only_a_run_that_is_there_can_be_stopped(gateway: GatewayProcess, run: s
 
 def act(gateway: GatewayProcess, run: str, verb: str) -> httpx.Response:
     headers = {"Authorization": f"Bearer {CALLER_KEY}"}
-    return httpx.post(f"{gateway.url}/budget/runs/{run}/{verb}", headers=headers, trust_env=False)
+    return httpx.post(f"{gateway.url}/budget/runs/{run}/{verb}", headers=headers, **LOOPBACK)
 
 
 async def test_a_pause_lets_live_calls_finish_and_keeps_new_ones_out_of_every_process_until_it_is_resumed(

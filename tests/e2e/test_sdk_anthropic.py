@@ -13,6 +13,7 @@ from gateway.demo.replies import Script, Writer
 from tests.support.config import Setup, listed, policy, run_ceiling
 from tests.support.gateway import GatewayProcess
 from tests.support.load import microcents
+from tests.support.loopback import LOOPBACK
 from tests.support.provider import Behaviour, FaultProvider
 
 CLAUDE: Final = "claude-haiku-4-5"
@@ -53,7 +54,7 @@ def client(gateway: GatewayProcess, run: str, **options: Any) -> anthropic.Anthr
 
 
 def spent(gateway: GatewayProcess, run: str) -> int:
-    told = httpx.get(f"{gateway.url}/budget/runs/{run}", headers={"x-api-key": KEY}, trust_env=False).json()
+    told = httpx.get(f"{gateway.url}/budget/runs/{run}", headers={"x-api-key": KEY}, **LOOPBACK).json()
     assert told["reserved_usd"] == "0.00"
     return microcents(told["committed_usd"])
 
@@ -77,7 +78,7 @@ def test_a_message(gateway: GatewayProcess, provider: FaultProvider, run: str) -
 
 def test_a_key_in_the_older_header_goes_on_in_that(gateway: GatewayProcess, provider: FaultProvider, run: str) -> None:
     body = {"model": CLAUDE, "max_tokens": 5, "messages": HELLO}
-    got = httpx.post(f"{gateway.url}/run/{run}/v1/messages", json=body, headers={"x-api-key": KEY}, trust_env=False)
+    got = httpx.post(f"{gateway.url}/run/{run}/v1/messages", json=body, headers={"x-api-key": KEY}, **LOOPBACK)
     assert got.status_code == 200
     [sent] = provider.requests
     assert (sent.header("x-api-key"), sent.header("authorization")) == (KEY, None)
@@ -141,7 +142,7 @@ def test_tokens_are_counted_for_nothing_and_without_a_hold(gateway: GatewayProce
     [sent] = provider.requests
     assert (sent.path, sent.header("authorization")) == ("/v1/messages/count_tokens", f"Bearer {KEY}")
     assert sent.header("x-run-id") is None
-    unseen = httpx.get(f"{gateway.url}/budget/runs/{run}", headers={"x-api-key": KEY}, trust_env=False)
+    unseen = httpx.get(f"{gateway.url}/budget/runs/{run}", headers={"x-api-key": KEY}, **LOOPBACK)
     assert unseen.status_code == 404
 
 
@@ -158,12 +159,12 @@ def test_the_models_are_listed_in_the_callers_shape(gateway: GatewayProcess, pro
     assert (one.id, one.type, one.max_tokens) == (CLAUDE, "model", 64_000)
     with pytest.raises(anthropic.NotFoundError, match="no such model"):
         claude.models.retrieve("nobody-knows")
-    plain = httpx.get(f"{gateway.url}/v1/models", headers={"x-api-key": KEY}, trust_env=False).json()
+    plain = httpx.get(f"{gateway.url}/v1/models", headers={"x-api-key": KEY}, **LOOPBACK).json()
     assert {model["id"] for model in plain["data"]} >= set(listed)
     assert plain["object"] == "list"
-    one_plain = httpx.get(f"{gateway.url}/v1/models/{CLAUDE}", headers={"x-api-key": KEY}, trust_env=False)
+    one_plain = httpx.get(f"{gateway.url}/v1/models/{CLAUDE}", headers={"x-api-key": KEY}, **LOOPBACK)
     assert one_plain.json() == {"id": CLAUDE, "object": "model", "created": 0, "owned_by": "anthropic"}
-    unknown = httpx.get(f"{gateway.url}/v1/models/a%2Fb", headers={"x-api-key": KEY}, trust_env=False)
+    unknown = httpx.get(f"{gateway.url}/v1/models/a%2Fb", headers={"x-api-key": KEY}, **LOOPBACK)
     assert (unknown.status_code, unknown.json()["error"]["code"]) == (404, "not_found")
     assert provider.requests == []
 
@@ -186,7 +187,7 @@ def test_with_keys_of_the_gateways_own_the_providers_key_is_sent(writer: Writer,
         for ask in (stranger.messages.create, stranger.models.list):
             with pytest.raises(anthropic.AuthenticationError, match="knows no such key"):
                 ask(**(asked if ask == stranger.messages.create else {}))
-        about = httpx.get(keyed.url, trust_env=False).json()
+        about = httpx.get(keyed.url, **LOOPBACK).json()
         assert (about["name"], "version" in about) == ("penstock", False)
 
 
@@ -285,9 +286,7 @@ def test_every_refusal_on_these_routes_has_anthropics_shape(
     gateway: GatewayProcess,
     provider: FaultProvider,
 ) -> None:
-    got = httpx.request(
-        method, gateway.url + prefix + path, content=content, headers={"x-api-key": KEY, **headers}, trust_env=False
-    )
+    got = httpx.request(method, gateway.url + prefix + path, content=content, headers={"x-api-key": KEY, **headers}, **LOOPBACK)
     told = got.json()
     assert (got.status_code, told["type"], told["error"]["type"], told["error"]["message"]) == (
         status,
@@ -302,7 +301,7 @@ def test_every_refusal_on_these_routes_has_anthropics_shape(
 @pytest.mark.parametrize("path", ["/", "/run/r1", "/run/r1/"])
 def test_whoever_looks_at_the_base_url_first_finds_somebody_there(path: str, gateway: GatewayProcess) -> None:
     """Claude Code sends `HEAD` there."""
-    assert httpx.head(gateway.url + path, trust_env=False).status_code == 200
-    got = httpx.get(gateway.url + path, trust_env=False)
+    assert httpx.head(gateway.url + path, **LOOPBACK).status_code == 200
+    got = httpx.get(gateway.url + path, **LOOPBACK)
     assert (got.status_code, got.json()["name"]) == (200, "penstock")
-    assert httpx.post(gateway.url + path, trust_env=False).status_code == 405
+    assert httpx.post(gateway.url + path, **LOOPBACK).status_code == 405

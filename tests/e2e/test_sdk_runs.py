@@ -14,6 +14,7 @@ from gateway.demo.replies import Script
 from tests.support.config import Setup, policy, run_ceiling
 from tests.support.gateway import CALLER_KEY, GatewayProcess
 from tests.support.load import chat, microcents, until
+from tests.support.loopback import LOOPBACK
 from tests.support.provider import Behaviour, FaultProvider
 from tests.support.valkey import Server
 
@@ -83,7 +84,7 @@ def posts(gateway: GatewayProcess, provider: FaultProvider, run: str, status: in
 
 def act(gateway: GatewayProcess, run: str, verb: str) -> None:
     url, headers = f"{gateway.url}/budget/runs/{run}/{verb}", {"Authorization": f"Bearer {CALLER_KEY}"}
-    assert httpx.post(url, headers=headers, trust_env=False).status_code == 200
+    assert httpx.post(url, headers=headers, **LOOPBACK).status_code == 200
 
 
 # -- trees ------------------------------------------------------------------------------------------------------------------------

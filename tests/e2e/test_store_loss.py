@@ -15,6 +15,7 @@ import pytest
 from tests.support.config import Setup, listed, opened_by, policy, run_ceiling
 from tests.support.gateway import GatewayProcess
 from tests.support.load import chat, microcents
+from tests.support.loopback import LOOPBACK
 from tests.support.provider import FaultProvider
 from tests.support.valkey import Server
 
@@ -45,7 +46,7 @@ def gateway(tmp_path: Path, provider: FaultProvider, server: Server) -> Iterator
 def ask(gateway: GatewayProcess, run: str, key: str = KEY) -> httpx.Response:
     headers = {"Authorization": f"Bearer {key}", "X-Run-Id": run}
     url = f"{gateway.url}/v1/chat/completions"
-    return httpx.post(url, json=chat(max_tokens=20), headers=headers, trust_env=False, timeout=30)
+    return httpx.post(url, json=chat(max_tokens=20), headers=headers, **LOOPBACK, timeout=30)
 
 
 def emptied(server: Server) -> None:

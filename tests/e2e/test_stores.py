@@ -13,6 +13,7 @@ from gateway.demo.replies import Script
 from tests.support.config import Setup, listed, opened_by
 from tests.support.gateway import GatewayProcess, started
 from tests.support.load import caller, chat, microcents, until
+from tests.support.loopback import LOOPBACK
 from tests.support.provider import Behaviour, FaultProvider
 from tests.support.rush import CEILING, FULL_LENGTH, assert_exactly_ten_were_served, rush
 from tests.support.valkey import Server, cluster
@@ -116,7 +117,7 @@ def stream(number: int) -> dict[str, Any]:
 async def stop(gateway: GatewayProcess, run: str) -> None:
     headers = {"Authorization": f"Bearer {KEY}"}
     url = f"{gateway.url}/budget/runs/{run}/stop"
-    answer = await asyncio.to_thread(httpx.post, url, headers=headers, trust_env=False)
+    answer = await asyncio.to_thread(httpx.post, url, headers=headers, **LOOPBACK)
     assert answer.json()["state"] == "stopped"
 
 

@@ -12,6 +12,7 @@ import pytest
 
 from tests.support.config import Setup, policy, run_ceiling
 from tests.support.gateway import CALLER_KEY, GatewayProcess
+from tests.support.loopback import LOOPBACK
 from tests.support.provider import Behaviour, FaultProvider
 
 CORPUS: Final = Path(__file__).parents[1] / "wire" / "streams"
@@ -57,7 +58,7 @@ def test_the_comment_stands_before_the_last_event_and_tells_what_the_ledger_says
     route, request = ASKED[what]
     asked = {"model": "big-model", "stream": True, **request}
     headers = {"Authorization": f"Bearer {CALLER_KEY}"}
-    got = httpx.post(f"{gateway.url}/run/{run}/v1/{route}", json=asked, headers=headers, trust_env=False).content
+    got = httpx.post(f"{gateway.url}/run/{run}/v1/{route}", json=asked, headers=headers, **LOOPBACK).content
     [(cost, left, said)] = SUMMARY.findall(got)
     told = gateway.run(run)
     assert (cost.decode(), left.decode(), said.decode()) == (told["committed_usd"], told["remaining_usd"], run)
@@ -107,6 +108,6 @@ def test_an_answer_that_breaks_off_has_none(gateway: GatewayProcess, provider: F
     provider.default = Behaviour(cut_after_events=3)
     headers = {"Authorization": f"Bearer {CALLER_KEY}"}
     asked = {"model": "big-model", "stream": True, **ASKED["chat"][1]}
-    got = httpx.post(f"{gateway.url}/run/{run}/v1/chat/completions", json=asked, headers=headers, trust_env=False).content
+    got = httpx.post(f"{gateway.url}/run/{run}/v1/chat/completions", json=asked, headers=headers, **LOOPBACK).content
     assert b"provider_cut" in got
     assert b": penstock" not in got

@@ -2,11 +2,9 @@
 
 import asyncio
 import subprocess
-import sys
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from pathlib import Path
 
 import pytest
 
@@ -16,16 +14,15 @@ from gateway.ledger.verify import verify_ledger
 from tests.ledger.builders import LEASE_MS, START_MS, TENANT, account
 from tests.ledger.worker import GRANT, HOT
 from tests.support.clock import Clock
+from tests.support.forked import Spoken, talking
 from tests.support.stores import Store, opened
 
-ROOT = Path(__file__).parents[2]
-Worker = subprocess.Popen[str]
+Worker = subprocess.Popen[str] | Spoken
 
 
 @contextmanager
 def worker(store: Store, kind: str, number: int) -> Iterator[Worker]:
-    command = [sys.executable, "-m", "tests.ledger.worker", kind, str(number), *store.address.split(" ")]
-    with subprocess.Popen(command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+    with talking("tests.ledger.worker", [kind, str(number), *store.address.split(" ")]) as process:
         try:
             yield process
         finally:
@@ -202,7 +199,7 @@ async def mixed(store: Store, clock: Clock, each: int) -> None:
 
 
 async def test_8_processes_that_do_everything_at_once_leave_every_balance_exact(store: Store, clock: Clock) -> None:
-    await mixed(store, clock, 200)
+    await mixed(store, clock, 80)
 
 
 @pytest.mark.deep

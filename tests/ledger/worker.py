@@ -1,4 +1,4 @@
-"""A gateway's worth of ledger in a process of its own: `python -m tests.ledger.worker KIND NUMBER ADDRESS…` (`Store.address`, split).
+"""A gateway's worth of ledger in a process of its own: KIND NUMBER ADDRESS… (`Store.address`, split).
 
 Says "ready", waits for a line, works, and says what it did:
 
@@ -39,7 +39,11 @@ GRANT: Final = account("cycles", agent="bot")
 LANES: Final = 8
 
 
-async def main(kind: str, number: int, address: str) -> None:
+def main() -> None:
+    asyncio.run(_work(sys.argv[1], int(sys.argv[2]), " ".join(sys.argv[3:])))
+
+
+async def _work(kind: str, number: int, address: str) -> None:
     async with opened(store_at(address), Clock(START_MS)) as ledger:
         print("ready", flush=True)
         mark = sys.stdin.readline().strip()
@@ -184,4 +188,4 @@ class _Mixing:
 
 
 if __name__ == "__main__":
-    asyncio.run(main(sys.argv[1], int(sys.argv[2]), " ".join(sys.argv[3:])))
+    main()

@@ -14,6 +14,7 @@ from llmock.testing import LLMockServer
 from tests.support.config import Setup, policy, run_ceiling
 from tests.support.gateway import CALLER_KEY, GatewayProcess, base_url
 from tests.support.load import microcents
+from tests.support.loopback import LOOPBACK
 from tests.support.pricing import BIG
 
 pytestmark = [pytest.mark.deep, pytest.mark.timeout(300)]
@@ -42,7 +43,7 @@ def gateway(server: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[G
 
 @pytest.fixture
 def control(server: str) -> Iterator[httpx.Client]:
-    with httpx.Client(base_url=server.removesuffix("/v1"), trust_env=False) as client:
+    with httpx.Client(base_url=server.removesuffix("/v1"), **LOOPBACK) as client:
         client.post("/_llmock/reset").raise_for_status()
         yield client
 

@@ -12,6 +12,7 @@ from llmock.testing import LLMockServer
 from gateway.demo.bill import Price
 from tests.support.config import Setup
 from tests.support.gateway import GatewayProcess
+from tests.support.loopback import LOOPBACK
 
 MODEL = "claude-haiku-4-5"
 PRICE = Price.parse("1:5:0.10")
@@ -39,7 +40,7 @@ def gateway(server: LLMockServer, tmp_path_factory: pytest.TempPathFactory) -> I
 
 @pytest.fixture
 def control(server: LLMockServer) -> Iterator[httpx.Client]:
-    with httpx.Client(base_url=server.url, trust_env=False) as client:
+    with httpx.Client(base_url=server.url, **LOOPBACK) as client:
         client.post("/_llmock/reset").raise_for_status()
         yield client
 

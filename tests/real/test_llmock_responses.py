@@ -11,6 +11,7 @@ from llmock.testing import LLMockServer
 
 from tests.support.config import Setup
 from tests.support.gateway import GatewayProcess
+from tests.support.loopback import LOOPBACK
 from tests.support.pricing import BIG
 
 HELLO = "hello there"
@@ -32,7 +33,7 @@ def gateway(server: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[G
 
 @pytest.fixture
 def control(server: str) -> Iterator[httpx.Client]:
-    with httpx.Client(base_url=server.removesuffix("/v1"), trust_env=False) as client:
+    with httpx.Client(base_url=server.removesuffix("/v1"), **LOOPBACK) as client:
         client.post("/_llmock/reset").raise_for_status()
         yield client
 

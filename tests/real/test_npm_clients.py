@@ -24,6 +24,7 @@ from gateway.demo.bill import Price
 from tests.support.config import Setup, free_port, policy, run_ceiling
 from tests.support.gateway import GatewayProcess
 from tests.support.load import microcents
+from tests.support.loopback import LOOPBACK
 
 pytestmark = [pytest.mark.deep, pytest.mark.timeout(600)]
 
@@ -58,7 +59,7 @@ class Mock:
     url: str
 
     def posts(self) -> Sequence[Any]:
-        return [each for each in httpx.get(f"{self.url}/__aimock/journal", trust_env=False).json() if each["method"] == "POST"]
+        return [each for each in httpx.get(f"{self.url}/__aimock/journal", **LOOPBACK).json() if each["method"] == "POST"]
 
 
 @pytest.fixture(scope="module")

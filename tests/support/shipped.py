@@ -19,6 +19,7 @@ import yaml
 from gateway.demo.replies import Script, Writer
 from tests.support.config import Setup, free_port
 from tests.support.gateway import ADMIN_TOKEN, GatewayProcess
+from tests.support.loopback import LOOPBACK
 from tests.support.pricing import TestModel, price_table
 from tests.support.provider import Behaviour, FaultProvider
 
@@ -88,13 +89,13 @@ class Stage:
     def ask(self, run: str, *, key: str = KEY, headers: Mapping[str, str] | None = None, **body: Any) -> httpx.Response:
         request = {**HELLO, **body}
         given = {"X-Run-Id": run, "Authorization": f"Bearer {key}", **(headers or {})}
-        return httpx.post(f"{self.gateway.url}/v1/chat/completions", json=request, headers=given, trust_env=False, timeout=30)
+        return httpx.post(f"{self.gateway.url}/v1/chat/completions", json=request, headers=given, **LOOPBACK, timeout=30)
 
     def page(
         self, path: str, *, method: str = "GET", key: str = KEY, body: Any = None, idempotency_key: str | None = None
     ) -> httpx.Response:
         given = {"Authorization": f"Bearer {key}", **({} if idempotency_key is None else {"Idempotency-Key": idempotency_key})}
-        return httpx.request(method, self.gateway.url + path, json=body, headers=given, trust_env=False, timeout=30)
+        return httpx.request(method, self.gateway.url + path, json=body, headers=given, **LOOPBACK, timeout=30)
 
 
 @contextmanager
