@@ -126,8 +126,8 @@ class Flow:
         self, dialect: Dialect, request: Request | None, inbound: Inbound, story: Story, run: str | None = None
     ) -> "Posed":
         """Everything before the decision. Refused."""
-        rulebook = self.rulebook
         principal = await self._identity.admitted(inbound.headers)
+        rulebook = self.rulebook
         fingerprinted, fingerprint = rulebook.policy.runs.terms.same_request > 0, ""
         if request is None:
             if len(inbound.body) <= SMALL_BYTES:
@@ -152,8 +152,8 @@ class Flow:
         self, route: UnmeteredRoute, dialect: Dialect, inbound: Inbound, outlet: Outlet, story: Story
     ) -> Relay:
         """The same for a route that nothing meters."""
-        rulebook, provider = self.rulebook, self._shared.settings.providers[route.provider]
         principal = await self._identity.admitted(inbound.headers)
+        rulebook, provider = self.rulebook, self._shared.settings.providers[route.provider]
         request = unmetered.read(route, inbound.body, inbound.headers)
         inbound.body = b""
         story.asked(route.name, stream=False)

@@ -94,6 +94,7 @@ class Identity:
 
     async def admitted(self, headers: CIMultiDictProxy[str]) -> Principal:
         """The same for a model route, also where the key was made a moment ago, elsewhere."""
+        await self.ready()
         try:
             return self.principal(headers, model_route=True)
         except Refused:
@@ -104,6 +105,13 @@ class Identity:
         with contextlib.suppress(LedgerUnavailable, LedgerLost):
             await self._registry.look()
         return self.principal(headers, model_route=True)
+
+    async def ready(self) -> None:
+        """Where the ledger was away when this gateway started, what operators made is looked for once more before a call is refused as it
+        is not known."""
+        if self._registry is not None and self._registry.grants.unread is not None:
+            with contextlib.suppress(LedgerUnavailable, LedgerLost):
+                await self._registry.look()
 
     def _understood(self, credential: tuple[str, str] | None, by_anthropic: bool) -> Principal:
         secret = None if credential is None else _bare(*credential)

@@ -114,6 +114,7 @@ class External:
         spent: bool = False,
     ) -> T:
         """What the ledger says to the order; Refused where it is refused, as a call would be. `spent`: it has been spent already."""
+        await self.identity.ready()
         rulebook = self.rulebook()
 
         def decide(call: Call, at_ms: int) -> Decision | Unservable:

@@ -11,6 +11,7 @@ from gateway.core.grants import (
     Grants,
     GrantStatus,
     NoScope,
+    Unread,
     filters,
     levels_of,
     pattern_of,
@@ -226,3 +227,23 @@ def test_a_wide_grant_is_found_among_thousands_of_narrow_ones_at_once():
         "cycles|tenant=default|lifetime|usd",
         "cycles|tenant=default,workflow=run-17|lifetime|usd",
     ]
+
+
+# -- as long as nobody could read them --------------------------------------------------------------------------------------------
+
+
+UNREAD = Grants(unread=Unread("ledger_lost", "another store"))
+
+
+def test_while_nobody_knows_which_grants_there_are_no_call_is_let_through():
+    for of in (policy(RUN_CEILING), EMPTY):
+        refused = decided(rulebook(of).beside(UNREAD))
+        assert isinstance(refused, Unservable)
+        assert (refused.code, "another store" in refused.message) == ("ledger_lost", True)
+        assert isinstance(rulebook(of).beside(UNREAD).for_cost(call(), Amounts(5, 0), NOW_MS, "bdg_1", spent=True), Unservable)
+
+
+def test_unless_every_budget_would_let_it_through_in_an_outage():
+    open_budget = replace(RUN_CEILING, terms=replace(RUN_CEILING.terms, outage_allow=True))
+    assert not isinstance(decided(rulebook(policy(open_budget)).beside(UNREAD)), Unservable)
+    assert isinstance(decided(rulebook(policy(open_budget, budget("other", "agent"))).beside(UNREAD)), Unservable)
