@@ -87,7 +87,7 @@ class Session:
         self.story = story
         self._servable = servable
         self._unused: Settling | None = None  # held for an attempt that has not begun
-        self._attempts: list[Attempt] = []  # those that have not ended
+        self.live: list[Attempt] = []  # those that have not ended
         self.latest: Attempt | None = None
         self._headers: list[tuple[str, str]] = undecided_headers(caller.run)
         self._answered = False
@@ -119,7 +119,7 @@ class Session:
     async def begin(self, wanted: Wanted, inside: "Attempt | None" = None) -> "Attempt":
         """An attempt is about to be sent, as `wanted` says. Its hold is the one made for the request, where that has not been used and is
         enough for this; else one of its own. Refused, where there is no room for it."""
-        for before in list(self._attempts):
+        for before in list(self.live):
             if before is not inside:
                 before.broke_off()
         unused, self._unused = self._unused, None
@@ -154,7 +154,7 @@ class Session:
         settling.serve_by(plan)
         model = self._rulebook.route(plan).model
         attempt = Attempt(self._door, self, settling, wanted, model, self._counter_for(model), inside)
-        self._attempts.append(attempt)
+        self.live.append(attempt)
         self._door.watch.live.add(attempt)
         self.latest = attempt
         self._headers = decision_headers(settling.hold, settling.balances, wanted.request.clamped(plan))
@@ -186,7 +186,7 @@ class Session:
     # -- its end --------------------------------------------------------------------------------------------------------------
 
     def ended(self, attempt: "Attempt") -> None:
-        self._attempts = [each for each in self._attempts if each is not attempt]
+        self.live = [each for each in self.live if each is not attempt]
         self._door.watch.live.discard(attempt)
 
     def over(self, status: int, ending: Ending = Ending.UNKNOWN) -> None:
@@ -194,7 +194,7 @@ class Session:
         unused, self._unused = self._unused, None
         if unused is not None:
             unused.release(Ending.NOT_SENT)
-        for attempt in list(self._attempts):
+        for attempt in list(self.live):
             attempt.end(ending)
         if not self._answered:
             self._answered = True

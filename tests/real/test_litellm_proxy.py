@@ -17,7 +17,7 @@ from tests.support.config import Setup, ladder, listed, opened_by, policy, run_c
 from tests.support.gateway import GatewayProcess
 from tests.support.litellm_proxy import MASTER, LiteLLM, deployment, needs_litellm
 from tests.support.pricing import MODELS, price_table
-from tests.support.provider import Behaviour, Cut, FaultProvider, UsageReport
+from tests.support.provider import Behaviour, FaultProvider, UsageReport
 
 pytestmark = [pytest.mark.deep, needs_litellm]
 
@@ -291,7 +291,7 @@ def test_what_may_have_been_billed_is_charged_at_the_leases_end(here: World) -> 
 
 
 def test_a_stream_that_the_provider_cuts_is_charged_for_what_came(here: World) -> None:
-    here.provider.next(Behaviour(cut_after_events=6, cut=Cut.RST))
+    here.provider.next(Behaviour(cut_after_events=6, pace_s=0.02))
     got = here.litellm.chat("cut", model="alias", stream=True, max_tokens=400)
     assert got.status_code == 200
     assert 11 * 250e-8 < float(here.settled("cut")["committed_usd"]) < 0.001

@@ -5,6 +5,7 @@ with LiteLLM(setup, provider) as litellm:
 """
 
 import os
+import re
 import signal
 import subprocess
 import time
@@ -35,6 +36,15 @@ _OFFLINE: Final = {
     "NO_PROXY": "*",
     "DO_NOT_TRACK": "1",
 }
+
+_PAGE: Final = (HERE / "docs/litellm.md").read_text()
+
+
+def shown(first: str) -> str:
+    """The block of docs/litellm.md, of no language, that begins with that word."""
+    blocks = re.findall(r"^```(\w*)\n(.*?)^```$", _PAGE, re.MULTILINE | re.DOTALL)
+    return next(text for language, text in blocks if not language and text.startswith(first))
+
 
 needs_litellm = pytest.mark.skipif(not PYTHON.exists(), reason="LiteLLM's environment is made by `make test-deep`")
 
