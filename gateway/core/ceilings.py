@@ -125,6 +125,13 @@ class Standing:
     shut: Shut | None = None  # nothing new may start here
     _by_plan: dict[tuple[str, str, bool, bool], tuple[Charge, ...]] = field(default_factory=dict, compare=False, repr=False)
 
+    @property
+    def outage_allow(self) -> bool:
+        """Whether some budget of the policy applies, and all that do would let calls through while the ledger is away."""
+        terms = [each.terms.outage_allow for _, each in self.open]
+        terms += [each.ceiling.outage_allow for each in self.whole if each.ceiling.account.budget != RUN_LIMIT]
+        return bool(terms) and all(terms)
+
     def charges(self, model: str, provider: str, has_cheaper: bool, sliced: bool = False) -> tuple[Charge, ...]:
         """The charges of a plan: the caller's in the policy's order, then the ancestors'. Each names an account of its own. `sliced`:
         the plan holds slices where the budgets ask for them. Equal charges are one tuple, which whoever keeps them is found by."""

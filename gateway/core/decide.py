@@ -261,7 +261,7 @@ class Rulebook:
                 standing.dimension,
             )
         unread = self.grants.unread
-        if unread is not None and not (standing.whole and all(charge.ceiling.outage_allow for charge in standing.whole)):
+        if unread is not None and not standing.outage_allow:
             # As in an outage: only where every budget that applies would let the call through then.
             return Unservable(unread.code, f"no budget that was made while the gateway runs could be read yet: {unread.why}")
         if standing.shut is not None and not spent:
