@@ -18,6 +18,7 @@ from gateway.cycles.faults import Fault, invalid
 
 MOST: Final = 2**53 - 1  # that a ledger counts exactly, and that a client in JavaScript can read
 MAX_METADATA_BYTES: Final = 65_536  # the specification has no bound: it is kept with the record
+MAX_BODY_BYTES: Final = 262_144
 UNITS: Final[Mapping[str, Unit]] = {
     "USD_MICROCENTS": Unit.USD,
     "TOKENS": Unit.TOKENS,
@@ -212,6 +213,8 @@ def extend(data: bytes, headers: CIMultiDictProxy[str]) -> Extend:
 
 
 def _body(data: bytes, known: frozenset[str]) -> Mapping[str, Any]:
+    if len(data) > MAX_BODY_BYTES:  # read on the event loop: nothing that is valid is as large
+        raise Fault("INVALID_REQUEST", f"the body has more than {MAX_BODY_BYTES:,} bytes", status=413)
     try:
         body = orjson.loads(data)
     except orjson.JSONDecodeError as error:

@@ -37,7 +37,7 @@ from gateway.wire.budget import remaining
 ATTEMPTS: Final = 10
 ROUNDS: Final = 3  # how often a commit looks for what is left to grow into
 EXTENSIONS: Final = "cyx_"  # what the names of their notes begin with
-KEEP_MS: Final = 86_400_000  # notes of extensions, beyond the lease
+KEEP_MS: Final = 30 * 86_400_000  # notes of extensions, beyond the lease: as long as a record is likely to be kept
 
 _KNOWN_AT_MOST: Final = 10_000
 _GATES: Final = (Mode.HARD_GATE.value, Mode.SOFT_GATE.value)
