@@ -104,20 +104,20 @@ async def test_a_log_is_filtered_and_paged(plane_here, clock):
     assert (len(told["logs"]), len(rest["logs"]), rest["has_more"]) == (2, 2, False)
 
 
-@pytest.mark.parametrize(
-    "query",
-    [
-        "status=200&status_min=100",
-        "status_min=99",
-        "status_min=300&status_max=200",
-        "operation=" + ",".join("abcdefghijklmnopqrstuvwxyz"),
-        "from=2026-12-01T00:00:00Z&to=2026-11-01T00:00:00Z",
-        "from=yesterday",
-        "search=" + "x" * 129,
-    ],
-)
-async def test_a_filter_that_means_nothing_is_refused(plane_here, query):
-    assert (await plane_here("GET", f"{AUDIT}?{query}"))[0] == 400
+A_FILTER_THAT_MEANS_CASES = [
+    "status=200&status_min=100",
+    "status_min=99",
+    "status_min=300&status_max=200",
+    "operation=" + ",".join("abcdefghijklmnopqrstuvwxyz"),
+    "from=2026-12-01T00:00:00Z&to=2026-11-01T00:00:00Z",
+    "from=yesterday",
+    "search=" + "x" * 129,
+]
+
+
+async def test_a_filter_that_means_nothing_is_refused(plane_here):
+    for query in A_FILTER_THAT_MEANS_CASES:
+        assert (await plane_here("GET", f"{AUDIT}?{query}"))[0] == 400, query
 
 
 async def test_a_document_tells_how_it_came_about_and_what_was_done_of_late(plane_here):

@@ -40,31 +40,30 @@ async def test_it_tells_what_it_was_made_with(plane_here):
     assert {name: made[name] for name in settings} == settings
 
 
-@pytest.mark.parametrize(
-    "body",
-    [
-        {},
-        {"tenant_id": "acme"},
-        {"name": "Acme"},
-        {"tenant_id": "Acme", "name": "A"},
-        {"tenant_id": "ab", "name": "A"},
-        {"tenant_id": "-cycles-", "name": "A"},
-        {"tenant_id": "a" * 65, "name": "A"},
-        ACME | {"colour": "red"},
-        ACME | {"name": None},
-        ACME | {"max_reservation_ttl_ms": 999},
-        ACME | {"max_reservation_ttl_ms": True},
-        ACME | {"metadata": {"a": 1}},
-        ACME | {"parent_tenant_id": "nobody"},
-        ACME | {"default_commit_overage_policy": "MAYBE"},
-        [],
-        b"{",
-    ],
-    ids=str,
-)
-async def test_what_the_specification_does_not_allow_is_refused(plane_here, body):
-    status, told = await plane_here("POST", TENANTS, body)
-    assert (status, told["error"]) == (400, "INVALID_REQUEST")
+WHAT_THE_SPECIFICATION_DOES_CASES = [
+    {},
+    {"tenant_id": "acme"},
+    {"name": "Acme"},
+    {"tenant_id": "Acme", "name": "A"},
+    {"tenant_id": "ab", "name": "A"},
+    {"tenant_id": "-cycles-", "name": "A"},
+    {"tenant_id": "a" * 65, "name": "A"},
+    ACME | {"colour": "red"},
+    ACME | {"name": None},
+    ACME | {"max_reservation_ttl_ms": 999},
+    ACME | {"max_reservation_ttl_ms": True},
+    ACME | {"metadata": {"a": 1}},
+    ACME | {"parent_tenant_id": "nobody"},
+    ACME | {"default_commit_overage_policy": "MAYBE"},
+    [],
+    b"{",
+]
+
+
+async def test_what_the_specification_does_not_allow_is_refused(plane_here):
+    for body in WHAT_THE_SPECIFICATION_DOES_CASES:
+        status, told = await plane_here("POST", TENANTS, body)
+        assert (status, told["error"]) == (400, "INVALID_REQUEST"), body
 
 
 async def test_only_the_admin_may_ask(plane_here):
@@ -102,11 +101,12 @@ async def test_a_list_is_filtered_sorted_and_paged(plane_here, clock):
     assert seen == ["t-0", "t-1", "t-2", "t-3", "t-4"]
 
 
-@pytest.mark.parametrize(
-    "query", ["limit=0", "limit=101", "limit=x", "sort_by=colour", "cursor=abc", "search=" + "a" * 129, "status=X"]
-)
-async def test_a_query_that_means_nothing_is_refused(plane_here, query):
-    assert (await plane_here("GET", f"{TENANTS}?{query}"))[0] == 400
+A_QUERY_THAT_MEANS_CASES = ["limit=0", "limit=101", "limit=x", "sort_by=colour", "cursor=abc", "search=" + "a" * 129, "status=X"]
+
+
+async def test_a_query_that_means_nothing_is_refused(plane_here):
+    for query in A_QUERY_THAT_MEANS_CASES:
+        assert (await plane_here("GET", f"{TENANTS}?{query}"))[0] == 400, query
 
 
 async def test_what_a_newer_client_asks_besides_is_passed_over(plane_here):
