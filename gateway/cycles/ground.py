@@ -25,6 +25,7 @@ T = TypeVar("T")
 
 HOLD: Final = f"rsv_{RESERVATION}_"
 MAX_ID_CHARS: Final = 128
+ATTEMPTS: Final = 10  # under ids of their own, where what was reserved was given back before anybody heard of it
 MISMATCH: Final = "this idempotency key was used before, for another request"
 
 
@@ -123,6 +124,14 @@ class Ground:
         """What the plane recorded under the id; None: nothing, or a refusal, or what was given back before anybody heard of it."""
         found = await self.ledger.record(tenant, decision_id)
         return None if found is None or found.state is None or not found.note or given_back(found) else found
+
+    async def found_again(self, tenant: str, decision_id: str) -> CallRecord | None:
+        """The same, also where a first attempt was given back and the next one holds."""
+        for attempt in range(ATTEMPTS):
+            found = await self.ledger.record(tenant, f"{decision_id}_{attempt}" if attempt else decision_id)
+            if found is None or not given_back(found):
+                return None if found is None or found.state is None or not found.note else found
+        return None
 
     async def own(self, principal: Principal, hold_id: str) -> tuple[CallRecord, Held]:
         """The reservation. Fault NOT_FOUND: there never was one; FORBIDDEN: it is another tenant's."""

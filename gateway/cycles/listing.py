@@ -67,7 +67,7 @@ class Listing:
 
     async def _by_key(self, principal: Principal, tenant: str, query: Query) -> list[Row]:
         assert query.key is not None
-        found = await self.ground.recorded(tenant, decision_id(RESERVATION, tenant, query.key))
+        found = await self.ground.found_again(tenant, decision_id(RESERVATION, tenant, query.key))
         if found is None or held_of(found.note).answer is not None:
             return []
         row = await self.reservations.row(found)

@@ -14,7 +14,7 @@ from gateway.core.values import Decision, Ending, Hold, Mode, Usage
 from gateway.cycles import barring, telling
 from gateway.cycles.asking import NAME, RESERVATION, Order
 from gateway.cycles.faults import Fault, away
-from gateway.cycles.ground import Ground, given_back, mismatch
+from gateway.cycles.ground import ATTEMPTS, Ground, given_back, mismatch
 from gateway.cycles.kept import Closed, Extended, Held, closed_of, digest, extended_of, held_of
 from gateway.cycles.reading import (
     IF_AVAILABLE,
@@ -34,7 +34,6 @@ from gateway.ledger.contract import Barred, CallRecord, Ended, HoldState, Refusa
 from gateway.observer import Outside
 from gateway.wire.budget import remaining
 
-ATTEMPTS: Final = 10
 ROUNDS: Final = 3  # how often a commit looks for what is left to grow into
 EXTENSIONS: Final = "cyx_"  # what the names of their notes begin with
 KEEP_MS: Final = 30 * 86_400_000  # notes of extensions, beyond the lease: as long as a record is likely to be kept
@@ -77,7 +76,7 @@ class Reservations:
             return await self._hold(order, request, headers)
         except Fault:
             # What was promised to this key before stands, whatever the budgets say by now.
-            found = await ground.recorded(principal.tenant, order.decision_id)
+            found = await ground.found_again(principal.tenant, order.decision_id)
             if found is None:
                 raise
             return await self._again(found, order)

@@ -4,6 +4,7 @@ import asyncio
 
 import pytest
 
+from gateway.core.values import Ending
 from gateway.ledger.contract import Ledger
 from tests.cycles.world import TENANT, World, fresh_key, without_ttl
 from tests.support.clock import Clock
@@ -381,3 +382,16 @@ async def test_a_reservation_needs_one_answer_of_the_ledger(world: World, monkey
     of = await world.reserved(100)
     await world.commit(of, 50)
     assert asked == ["reserve", "commit"]
+
+
+async def test_what_was_given_back_unheard_is_held_anew_for_the_same_key(world: World) -> None:
+    key = fresh_key()
+    of = await world.reserved(400, key=key)
+    await world.ledger.release(TENANT, of, Ending.NOT_SENT)  # as where the gateway was cancelled before the answer came
+    status, first = await world.reserve(400, key=key)
+    assert (status, first["reservation_id"]) == (200, f"{of}_1")
+    assert await world.reserve(400, key=key) == (status, first)
+    assert (await world.get(of))[0] == 404
+    _, listed = await world.ask("GET", f"/v1/reservations?idempotency_key={key}")
+    assert [row["reservation_id"] for row in listed["reservations"]] == [f"{of}_1"]
+    assert (await world.commit(f"{of}_1", 100))[0] == 200

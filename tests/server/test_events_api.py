@@ -293,3 +293,12 @@ async def test_what_is_missing_is_named(spending: Spending, left_out: str, words
     status, shown = await post(spending, {name: value for name, value in SEARCH.items() if name != left_out})
     assert (status, shown["code"]) == (400, "bad_request")
     assert words in shown["detail"]
+
+
+async def test_a_known_cost_is_a_receipt_once(spending: Spending) -> None:
+    await post(spending)
+    await post(spending)
+    [receipt] = spending.receipts
+    assert (receipt.ending.value, receipt.held, receipt.caller.run, receipt.name) == ("debited", None, "r1", "web_search")
+    assert receipt.charged is not None
+    assert receipt.charged.usd == 12 * USD // 100

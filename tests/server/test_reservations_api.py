@@ -283,3 +283,15 @@ async def test_a_hold_of_calls_alone_counts_no_money(spending: Spending) -> None
     assert (await reserve(spending, {"run_id": "r1", "calls": 1, "idempotency_key": "k2"}))[1]["budget"]["name"] == "steps"
     (record,) = await spending.ledger.holds("default", "r1", 10)
     assert record.held == Amounts(0, 0, 2)
+
+
+async def test_each_end_of_a_hold_is_a_receipt_once(spending: Spending) -> None:
+    committed, released = await held(spending), await held(spending, idempotency_key="k2", estimate_usd="0.10")
+    for _ in range(2):
+        await spending.ask("POST", f"{committed}/commit", {"cost_usd": "0.60"})
+        await spending.ask("POST", f"{released}/release")
+    told = [(receipt.ending.value, receipt.held, receipt.charged) for receipt in spending.receipts]
+    assert [(ending, of and of.usd, charged and charged.usd) for ending, of, charged in told] == [
+        ("completed", USD // 2, 6 * USD // 10),
+        ("completed", USD // 10, None),
+    ]
