@@ -52,7 +52,13 @@ class Amounts:
 
     def within(self, other: "Amounts") -> bool:
         """Whether it is no more in any unit."""
-        return all(self.of(unit) <= other.of(unit) for unit in Unit)
+        return (
+            self.usd <= other.usd
+            and self.tokens <= other.tokens
+            and self.calls <= other.calls
+            and self.credits <= other.credits
+            and self.risk_points <= other.risk_points
+        )
 
 
 @record

@@ -1,6 +1,7 @@
 // The MCP server of Cycles over stdio, every one of its tools called by the official MCP client; prints what they gave as JSON.
 import { Client } from "@modelcontextprotocol/sdk/client/index.js";
 import { StdioClientTransport } from "@modelcontextprotocol/sdk/client/stdio.js";
+import { CallToolResultSchema } from "@modelcontextprotocol/sdk/types.js";
 
 const [, , server] = process.argv;
 const client = new Client({ name: "test", version: "1" });
@@ -11,8 +12,11 @@ const subject = { tenant };
 const action = { kind: "tool.call", name: "search" };
 const cents = (amount) => ({ unit: "USD_MICROCENTS", amount: amount * 1_000_000 });
 
+// `callTool` would hold each result against the tool's output schema: that of version 0.6.1 does not know `remainingTtlMs`, which its own
+// client hands on from any server that follows the specification since 0.1.25.16.
 async function call(name, args) {
-  const result = await client.callTool({ name: `cycles_${name}`, arguments: args });
+  const request = { method: "tools/call", params: { name: `cycles_${name}`, arguments: args } };
+  const result = await client.request(request, CallToolResultSchema);
   return result.isError ? { error: result.content[0].text } : (result.structuredContent ?? JSON.parse(result.content[0].text));
 }
 
