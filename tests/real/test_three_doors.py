@@ -39,7 +39,7 @@ def receipts(log: Path, wanted: int) -> list[Any]:
     deadline = time.monotonic() + WITHIN_S
     while True:
         lines = [orjson.loads(line) for line in log.read_bytes().splitlines() if line.startswith(b"{")]
-        found = [line for line in lines if line.get("event") == "call" and line.get("run") == RUN and "cost_usd" in line]
+        found = [line for line in lines if line.get("event") == "call" and line.get("run") == RUN and line["charged_usd"]]
         if len(found) >= wanted:
             return found
         assert time.monotonic() < deadline, lines[-5:]
@@ -69,7 +69,7 @@ def test_three_doors_draw_on_one_ceiling_and_write_one_list_of_receipts(provider
             assert len(list(sdk.chat.completions.create(**asked, stream=True))) > 1
 
             found = receipts(tmp_path / "calls.log", 4)
-            costs = [microcents(line["cost_usd"]) for line in found]
+            costs = [microcents(line["charged_usd"]) for line in found]
             view = gateway.run(RUN, MASTER)
             assert len(found) == view["calls"] == 4
             assert sum(costs) == microcents(view["committed_usd"]) == provider.bill.microcents + TOOL
