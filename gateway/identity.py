@@ -146,15 +146,13 @@ class Identity:
         return Principal(key.tenant, key.name, bound=key.dimensions)
 
     def _registered(self, secret: str | None, *, finishing: bool = False) -> Principal | None:
-        """Whose key of the Cycles admin plane it is. One that was revoked may finish what it began, and one whose tenant was closed is
-        told so by whoever knows what it asks for."""
+        """Whose key of the Cycles admin plane it is. One that has ended may finish what it began."""
         if self._registry is None or secret is None or not secret.startswith(KEY_MARK):
             return None
         key = self._registry.key(secret)
         if key is None:
             return None
-        status = self._registry.status(key)
-        if status != "ACTIVE" and not (finishing and status == "REVOKED"):
+        if self._registry.status(key) != "ACTIVE" and not finishing:
             return None
         return Principal(key.tenant, key.id, registered=key)
 
@@ -169,11 +167,10 @@ class Identity:
             key = self._keys.get(digest)
             if key is not None and hmac.compare_digest(key.sha256, digest):
                 return Principal(key.tenant, key.name, bound=key.dimensions)
-        principal = self._registered(secret, finishing=True)
-        key_doc = None if principal is None else principal.registered
-        if key_doc is not None and key_doc.revoked_ms and not finishing and key_doc.revoked_reason != TENANT_CLOSED:
-            return None
-        return principal
+        # One whose tenant was closed is known, so that it is told why, and reads.
+        found = self._registry.key(secret) if self._registry is not None and secret.startswith(KEY_MARK) else None
+        closed = found is not None and found.revoked_ms > 0 and found.revoked_reason == TENANT_CLOSED
+        return self._registered(secret, finishing=finishing or closed)
 
     def of_admin(self, headers: CIMultiDictProxy[str]) -> Principal | None:
         """Whoever shows the admin token as `X-Admin-API-Key`."""

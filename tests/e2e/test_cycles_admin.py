@@ -166,8 +166,16 @@ def test_a_key_does_what_it_may_and_nothing_once_it_is_revoked(gateway: GatewayP
     assert spend(gateway, eng, 3, CENT, tenant="some-rights", workspace="eng").status_code == 200
     key_id, any_ = key()
     assert call(gateway, any_, "r3").status_code == 200
+    money, subject = {"unit": USD, "amount": CENT}, {"tenant": "some-rights"}
+    asked = {"idempotency_key": "r9", "subject": subject, "action": {"kind": "tool", "name": "search"}}
+    reserved = ask(gateway, "POST", "/reservations", {**asked, "estimate": money}, any_).json()
+    one = f"/reservations/{reserved['reservation_id']}"
     assert ask(gateway, "DELETE", f"/admin/api-keys/{key_id}").status_code == 200
     assert call(gateway, any_, "r3").status_code == 401
+    assert ask(gateway, "POST", "/events", {**asked, "actual": money}, any_).status_code == 401
+    assert ask(gateway, "POST", f"{one}/extend", {"idempotency_key": "x9", "extend_by_ms": 5}, any_).status_code == 401
+    # What it began it may end, so that no spend is lost.
+    assert ask(gateway, "POST", f"{one}/commit", {"idempotency_key": "c9", "actual": money}, any_).status_code == 200
 
 
 def test_what_was_made_is_there_after_a_kill(gateway: GatewayProcess) -> None:

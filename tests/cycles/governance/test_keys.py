@@ -68,6 +68,7 @@ async def test_a_key_opens_the_door_of_every_gateway_until_it_ends(plane_here, p
     assert (principal.tenant, principal.admin) == ("acme", False)
     clock.now_ms += DAY_MS - 3_600_000
     assert plane_there.identity.of_cycles(shown(secret)) is None
+    assert plane_there.identity.of_cycles(shown(secret), finishing=True) == principal
 
 
 async def test_a_revoked_key_opens_nothing_but_may_finish_what_it_began(plane_here):
