@@ -37,6 +37,8 @@ _OFFLINE: Final = {
     "DO_NOT_TRACK": "1",
 }
 
+# Else its supervisor ends workers that are still importing after 5 s.
+_PATIENT: Final = ("--timeout_worker_healthcheck", "120")
 _PAGE: Final = (HERE / "docs/litellm.md").read_text()
 
 
@@ -94,7 +96,7 @@ class LiteLLM:
         command = [str(PYTHON.parent / "litellm"), "--config", str(path), "--host", "127.0.0.1", "--port", str(self.port)]
         with self.log_path.open("ab") as log:
             self.process = subprocess.Popen(
-                [*command, "--num_workers", str(self.workers)],
+                [*command, "--num_workers", str(self.workers), *_PATIENT],
                 stdout=log,
                 stderr=log,
                 env=environment,
@@ -114,6 +116,8 @@ class LiteLLM:
     def stop(self, number: int = signal.SIGTERM) -> None:
         process, self.process = self.process, None
         if process is None:
+            return
+        if process.poll() is not None:
             return
         os.killpg(process.pid, number)
         try:
