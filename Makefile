@@ -1,6 +1,9 @@
 # make run | test | check | test-deep | bench | bench-peers | demo | demo-cycles | model | docs | lock | clean
 # Everything is installed into .venv from the lock files, by hash, with nothing but Python 3.11-3.13 and its pip.
 
+# Where nobody may write bytecode, each of the hundreds of processes that the tests start would compile everything again.
+unexport PYTHONDONTWRITEBYTECODE
+
 PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
 	$$p -c 'import sys, ensurepip; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' 2>/dev/null && echo $$p && break; done)
 BIN := .venv/bin
@@ -50,16 +53,18 @@ docs: .venv/dev.stamp
 	$(BIN)/python -m scripts.build_reference
 
 # For maintainers; needs uv. The locks name no registry: pip asks the one it is set up with.
-COMPILE := uv pip compile pyproject.toml --quiet --universal --python-version 3.11 --generate-hashes --no-header --no-emit-index-url --no-emit-find-links --group build
+RESOLVE := uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header --no-emit-index-url --no-emit-find-links
+COMPILE := $(RESOLVE) pyproject.toml --group build
 lock:
 	$(COMPILE) --extra fast -o requirements.lock
 	$(COMPILE) --group dev -c requirements.lock -o requirements-dev.lock
 	$(COMPILE) --extra local -c requirements.lock -o requirements-local.lock
 	$(COMPILE) --group dev --group agents -c requirements.lock -o requirements-agents.lock
+	for each in tests/real/python/*.in; do $(RESOLVE) $$each -o $${each%.in}.lock || exit; done
 	$(COMPILE) --extra litellm -o requirements-litellm.lock
 
 clean:
-	rm -rf .venv .venv-litellm .bench .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis dist
+	rm -rf .venv .venv-litellm .bench tests/real/python/environments tests/real/npm/node_modules .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis dist
 
 .venv/bin/python:
 	@test -n "$(PYTHON)" || { echo "Penstock needs Python 3.11, 3.12 or 3.13 with venv; name one with: make PYTHON=/path/to/python3.11" >&2; exit 1; }

@@ -1,6 +1,8 @@
 """How a refusal is written for the client that reads it. Pure: which client needs what is data (`data/clients.yaml`)."""
 
+import re
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import lru_cache
 
 from gateway.core.record import record
@@ -8,6 +10,7 @@ from gateway.wire.dialect import Dialect
 from gateway.wire.problem import Problem
 
 _UNAUTHORIZED = 401  # clients know what to do about a key
+_WORD_JOINER = "\u2060"  # nobody sees it
 
 
 @record
@@ -16,8 +19,9 @@ class Reader:
 
     client: str
     user_agent: str  # in lower case
-    status: int
+    status: int | None = None
     in_stream: bool = False
+    misread: str | None = None
 
 
 @record
@@ -40,11 +44,19 @@ class Readers:
         reader = self._of(user_agent) if final else None
         if reader is None:
             return Answer(said.status, said.headers(), said.body(dialect.shape))
+        if reader.misread is not None:
+            said = _unmistakable(said, reader.misread)
         if reader.in_stream and stream and dialect.refused_in_stream is not None:
             headers = [(name, value) for name, value in said.headers() if name != "content-type"]
             return Answer(200, [("content-type", dialect.streamed_types[0]), *headers], dialect.refused_in_stream(said))
-        return Answer(reader.status, said.headers(), said.body(dialect.shape))
+        return Answer(reader.status or said.status, said.headers(), said.body(dialect.shape))
 
     def _find(self, user_agent: str) -> Reader | None:
         lower = user_agent.lower()
         return next((reader for reader in self._readers if reader.user_agent in lower), None)
+
+
+def _unmistakable(said: Problem, misread: str) -> Problem:
+    """No member of it, and no text, has what the expression matches: a person reads the same."""
+    detail = re.sub(misread, lambda found: found[0][:1] + _WORD_JOINER + found[0][1:], said.detail)
+    return replace(said, detail=detail, budget=None, alternatives=())

@@ -16,8 +16,9 @@ from typer.testing import CliRunner
 
 from gateway import bundled, cli, policy_file, settings
 from gateway.demo.replies import Writer
-from tests.support.examples import Example, examples, keys, masked
+from tests.support.examples import Example, examples, keys, masked, recipes
 from tests.support.gateway import ADMIN_TOKEN
+from tests.support.recipes import RECIPES
 from tests.support.shipped import ROOT, Answers, Stage, default_policy, example_config, merged, play, stage
 
 LANGUAGES: Final = {"yaml", "sh", "python", "json", "http", "text", ""}
@@ -45,6 +46,13 @@ def test_every_block_is_of_a_kind_that_is_examined() -> None:
         "docs/api.md",
         "docs/operations.md",
     }
+
+
+def test_every_recipe_is_one_that_is_run_with_the_real_package() -> None:
+    assert {each.name.split()[1] for each in recipes()} == RECIPES.keys()
+    for each in recipes():
+        if each.lang == "python":
+            compile(each.text, str(each), "exec")
 
 
 @pytest.mark.parametrize("example", examples("yaml"), ids=str)
@@ -84,11 +92,11 @@ def test_an_example_of_headers_has_those_of_a_real_answer(example: Example, answ
 
 @pytest.mark.parametrize("example", examples("python"), ids=str)
 def test_a_python_example_runs_and_prints_what_the_page_says(
-    example: Example, on: Stage, capsys: pytest.CaptureFixture[str]
+    example: Example, on: Stage, capfd: pytest.CaptureFixture[str]
 ) -> None:
     exec(compile(on.elsewhere(example.text), str(example), "exec"), {})
     assert example.after is not None, "what does it print?"
-    assert masked(capsys.readouterr().out) == masked(example.after)
+    assert masked(capfd.readouterr().out) == masked(example.after)
 
 
 @pytest.mark.parametrize("example", examples("sh"), ids=str)

@@ -7,7 +7,6 @@ The clients are pinned in `npm/package-lock.json` and installed beside it when i
 import json
 import os
 import re
-import shutil
 import socket
 import subprocess
 import sys
@@ -21,6 +20,7 @@ import httpx
 import pytest
 
 from gateway.demo.bill import Price
+from tests.support import installing
 from tests.support.config import Setup, free_port, policy, run_ceiling
 from tests.support.gateway import GatewayProcess
 from tests.support.load import microcents
@@ -28,8 +28,7 @@ from tests.support.loopback import LOOPBACK
 
 pytestmark = [pytest.mark.deep, pytest.mark.timeout(600)]
 
-NPM: Final = Path(__file__).parent / "npm"
-BIN: Final = NPM / "node_modules" / ".bin"
+BIN: Final = installing.NPM / "node_modules" / ".bin"
 KEY: Final = "sk-test-caller"
 SAID: Final = "The mill is mended."
 USAGE: Final = {"input_tokens": 4_021, "output_tokens": 7, "prompt_tokens": 4_021, "completion_tokens": 7, "total_tokens": 4_028}
@@ -37,19 +36,7 @@ USAGE: Final = {"input_tokens": 4_021, "output_tokens": 7, "prompt_tokens": 4_02
 
 @pytest.fixture(scope="module")
 def installed() -> None:
-    """From the lock, without any package's scripts: the native programs are in packages of their own."""
-    npm = shutil.which("npm")
-    if shutil.which("node") is None or npm is None:
-        pytest.skip("there is no node and npm here")
-    lock, done = NPM / "package-lock.json", NPM / "node_modules" / "installed"
-    if done.exists() and done.read_text() == lock.read_text():
-        return
-    ran = subprocess.run(
-        [npm, "ci", "--ignore-scripts", "--no-audit", "--no-fund"], cwd=NPM, capture_output=True, text=True, check=False
-    )
-    if ran.returncode != 0:
-        pytest.skip(f"the npm clients could not be installed: {ran.stderr[-300:]}")
-    done.write_text(lock.read_text())
+    installing.npm()
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,8 +109,7 @@ def codex() -> list[str | Path]:
 
 
 def claude() -> list[str | Path]:
-    native = next(NPM.glob("node_modules/@anthropic-ai/claude-code-*/claude"))
-    return [native, "-p", "mend the mill", "--model", "claude-haiku-4-5"]
+    return [BIN / "claude", "-p", "mend the mill", "--model", "claude-haiku-4-5"]
 
 
 AGENTS: Final = {

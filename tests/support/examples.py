@@ -6,6 +6,7 @@ python           run before a gateway with a scripted provider; a `text output` 
 json NAME        has the keys of the real answer NAME (tests/support/shipped.py makes them)
 http NAME        has the header names of that answer
 text NAME        what a program prints: checked where NAME has a test
+any recipe NAME  belongs to a recipe, and is run with the real package by tests/real/test_recipes.py
 """
 
 import re
@@ -36,7 +37,11 @@ class Example:
 
 
 def examples(*langs: str) -> Sequence[Example]:
-    return [example for page in PAGES for example in _of(page) if example.lang in langs]
+    return [each for page in PAGES for each in _of(page) if each.lang in langs and not each.name.startswith("recipe ")]
+
+
+def recipes() -> Sequence[Example]:
+    return [each for each in _of(ROOT / "docs/recipes.md") if each.name.startswith("recipe ")]
 
 
 def _of(page: Path) -> Iterator[Example]:

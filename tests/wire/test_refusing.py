@@ -1,11 +1,15 @@
 """Who is refused how: the SDKs as designed, and the few clients that would try again in the way that makes them stop."""
 
+import re
+from dataclasses import replace
+
 import orjson
 import pytest
 
 from gateway import bundled
-from gateway.wire import chat, responses
-from gateway.wire.problem import problem
+from gateway.core.scopes import Unit
+from gateway.wire import chat, messages, responses
+from gateway.wire.problem import BudgetFacts, problem
 from gateway.wire.refusing import Reader, Readers
 
 READERS = bundled.load_clients()
@@ -14,7 +18,7 @@ CODEX = "codex_exec/0.169.0 (Debian 12.0.0; x86_64) unknown (codex_exec; 0.169.0
 SDK = "OpenAI/Python 2.54.0"
 
 
-@pytest.mark.parametrize("agent", ["", SDK, "claude-cli/2.1.330 (external, sdk-cli)", "ai-sdk/openai opencode/1.2"])
+@pytest.mark.parametrize("agent", ["", SDK, "claude-cli/2.1.330 (external, sdk-cli)", "ai/7.0.173 ai-sdk/openai/4.0.118"])
 @pytest.mark.parametrize("dialect", [chat.DIALECT, responses.DIALECT], ids=lambda each: each.name)
 @pytest.mark.parametrize("stream", [False, True])
 def test_everybody_else_gets_402_and_the_text(agent, dialect, stream) -> None:
@@ -46,6 +50,19 @@ def test_where_no_stream_can_tell_it_codex_gets_the_one_status_that_it_does_not_
 @pytest.mark.parametrize(("agent", "status"), [("Aider/0.86.2", 400), ("mini-swe-agent/2.4", 404)])
 def test_clients_that_go_through_another_library_get_the_status_that_it_gives_up_at(agent: str, status: int) -> None:
     assert READERS.answer(CEILING, chat.DIALECT, agent, stream=True).status == status
+
+
+@pytest.mark.parametrize("dialect", [chat.DIALECT, responses.DIALECT, messages.DIALECT], ids=lambda each: each.name)
+def test_opencode_finds_none_of_the_numbers_for_which_it_would_try_again(dialect) -> None:
+    facts = BudgetFacts("ceiling", "run", "r1", Unit.USD, 500_0000, 50_3000, 0, 429_0000, 524_0000, 5_040, None, "2026-500")
+    text = "Run r1 has reached its ceiling: limit $0.0500, spent $0.01503; to go on: lower max_tokens (now 5,024), 429, 500500."
+    said = replace(problem("run_ceiling_reached", text), budget=facts)
+    answer = READERS.answer(said, dialect, "opencode/1.18.33 ai-sdk/provider-utils/5.0.1", stream=True)
+    assert (answer.status, answer.headers) == (402, said.headers())
+    assert not re.search(rb"429|500|502|503|504|524", answer.body)
+    told = orjson.loads(answer.body)
+    assert told["error"]["message"].replace("\u2060", "") == told["detail"].replace("\u2060", "") == text
+    assert (told["status"], told["code"]) == (402, "run_ceiling_reached")
 
 
 @pytest.mark.parametrize(
