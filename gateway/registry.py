@@ -322,7 +322,8 @@ class Registry:
         by_policy = next((policy.overage for policy in matching if policy.overage), None)
         if by_policy is not None:
             return by_policy
-        by_budget = [grant for grant in self.grants_for(caller) if grant.overage is not None]
+        of_caller = self.grants_for(caller) if self.grants.overages else ()
+        by_budget = [grant for grant in of_caller if grant.overage is not None]
         if by_budget:
             return max(by_budget, key=lambda grant: len(grant.scope)).overage
         return None if tenant is None else tenant.overage

@@ -175,16 +175,18 @@ class Unread:
 
 class Grants:
     """All grants that there are, found by who calls. `halted`: tenants that take no calls at all, and how each is said to be. `unread`: they
-    were not read yet, so nobody can say whom which grant would stop."""
+    were not read yet, so nobody can say whom which grant would stop. `overages`: some of them say what a commit above its hold may do."""
 
     def __init__(
         self, grants: Iterable[Grant] = (), halted: Mapping[str, str] | None = None, unread: Unread | None = None
     ) -> None:
         self.halted = halted or {}
         self.unread = unread
+        self.overages = False
         # tenant → the levels of a scope → their values → the grants of that scope: a tenant may have a grant for each of many runs.
         self._shapes: dict[str, dict[tuple[str, ...], dict[tuple[str, ...], list[Grant]]]] = {}
         for grant in grants:
+            self.overages |= grant.overage is not None
             shape, values = zip(*grant.scope, strict=True)
             self._shapes.setdefault(grant.tenant, {}).setdefault(shape, {}).setdefault(values, []).append(grant)
 
@@ -194,7 +196,7 @@ class Grants:
 
     def of(self, callers: Collection[Caller]) -> tuple[Grant, ...]:
         """Those that calls count in which are these callers' at once: a run's, and its ancestors'."""
-        found: dict[Grant, None] = {}
+        found: list[Grant] = []
         for caller in callers:
             shapes = self._shapes.get(caller.tenant)
             if shapes is None:
@@ -202,8 +204,8 @@ class Grants:
             values = levels_of(caller)
             for shape, by_values in shapes.items():
                 wanted = tuple([values.get(level, "") for level in shape])
-                found |= dict.fromkeys(by_values.get(wanted, ()))
-        return tuple(found)
+                found += by_values.get(wanted, ())
+        return tuple(found) if len(callers) == 1 else tuple(dict.fromkeys(found))
 
 
 NO_GRANTS: Final = Grants()

@@ -424,8 +424,8 @@ _IN_ANOTHER_PROCESS: Final = """
 import sys, runcycles
 url, key, tenant, journal = sys.argv[1:]
 config = runcycles.CyclesConfig(url, key, tenant=tenant, journal_dir=journal, retry_initial_delay=0.02)
-with runcycles.CyclesClient(config) as client:
-    runcycles.cycles(estimate=1_000_000, client=client)(lambda: None)()
+client = runcycles.CyclesClient(config)  # left open: what it still has to make up for is made up for at the process's end
+runcycles.cycles(estimate=1_000_000, client=client)(lambda: None)()
 """
 
 
