@@ -193,7 +193,9 @@ class Gateway:
     def _serving(self) -> Serving:
         rulebook = self.flow.rulebook
         unmetered = tuple(route.name for route in self.config.unmetered_routes)
-        return Serving(rulebook.policy, self.office.policy_error, rulebook.catalog.version, __version__, unmetered)
+        return Serving(
+            rulebook.policy, self.office.policy_error, rulebook.catalog.version, __version__, unmetered, rulebook.grants
+        )
 
     def _shared(self) -> bool:
         return self.flow.rulebook.policy.runs.owner is RunOwner.TENANT

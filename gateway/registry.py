@@ -35,6 +35,7 @@ KEY_MARK: Final = "cyc_live_"  # what a key's secret begins with
 TENANT_CLOSED: Final = "tenant_closed"  # why a key was revoked whose tenant was closed
 
 _LOOK_EVERY_S: Final = 1.0
+_UNREAD_LOOK_EVERY_S: Final = 0.2  # no call is served before
 _DEEDS: Final = 32  # that a document tells of
 _ATTEMPTS: Final = 50  # to change a document that others change meanwhile
 
@@ -357,7 +358,7 @@ class Registry:
                 await self.look()
             except Exception as failure:  # noqa: BLE001 - the loop outlives whatever a look meets
                 self._on_trouble(failure)
-            await asyncio.sleep(_LOOK_EVERY_S)
+            await asyncio.sleep(_LOOK_EVERY_S if self.grants.unread is None else _UNREAD_LOOK_EVERY_S)
 
     async def look(self) -> None:
         """What was written before this was asked for is known when it returns. LedgerUnavailable, LedgerLost. Those who ask while a look

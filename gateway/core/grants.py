@@ -183,10 +183,12 @@ class Grants:
         self.halted = halted or {}
         self.unread = unread
         self.overages = False
+        self.counts = {status.value: 0 for status in GrantStatus}
         # tenant → the levels of a scope → their values → the grants of that scope: a tenant may have a grant for each of many runs.
         self._shapes: dict[str, dict[tuple[str, ...], dict[tuple[str, ...], list[Grant]]]] = {}
         for grant in grants:
             self.overages |= grant.overage is not None
+            self.counts[grant.status.value] += 1
             shape, values = zip(*grant.scope, strict=True)
             self._shapes.setdefault(grant.tenant, {}).setdefault(shape, {}).setdefault(values, []).append(grant)
 

@@ -7,6 +7,7 @@ from typing import Final
 
 from multidict import CIMultiDictProxy
 
+from gateway.core.grants import NO_GRANTS, Grants
 from gateway.core.policy import Budget, Policy, Share, Terms
 from gateway.ledger.contract import Ledger
 from gateway.metrics import CONTENT_TYPE, Metrics
@@ -28,6 +29,7 @@ class Serving:
     price_table_version: str
     gateway_version: str
     unmetered: tuple[str, ...] = ()  # routes that the config lets pass: no gate bounds what they cost
+    grants: Grants = NO_GRANTS
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,13 +69,14 @@ class Ops:
         return json_reply({"status": "ok"} if shedding is None else {"status": "ok", "shedding": shedding})
 
     async def readyz(self, inbound: Inbound, params: Mapping[str, str]) -> Reply:
-        """503 while the ledger does not serve: without it no call passes. A policy file that can't be taken is told, and is no 503:
+        """503 while the ledger does not serve, or did not tell yet which grants there are: without it no call passes. A policy file that can't be taken is told, and is no 503:
         the gateway goes on with the policy it has. Nor is `shedding`: were each gateway that has too much to do taken away, none would be
         left for what they still do."""
         del params
         self._check(inbound.headers)
         serving, ledger = self.serving(), self.ledger.health()
-        ready = bool(ledger.get("ok"))
+        grants = serving.grants
+        ready = bool(ledger.get("ok")) and grants.unread is None
         status: Json = {
             "ready": ready,
             "ledger": ledger,
@@ -81,6 +84,7 @@ class Ops:
             "policy_version": serving.policy.version,
             "policy_error": serving.policy_error,
             "gates": [_gate(budget) for budget in serving.policy.budgets],
+            "grants": grants.counts if grants.unread is None else {"unread": grants.unread.why},
             "unmetered_routes": list(serving.unmetered),
             "versions": {"gateway": serving.gateway_version, "price_table": serving.price_table_version},
         }

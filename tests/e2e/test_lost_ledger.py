@@ -11,7 +11,7 @@ import openai
 import pytest
 
 from tests.support.config import Setup, policy, run_ceiling
-from tests.support.gateway import CALLER_KEY, GatewayProcess
+from tests.support.gateway import CALLER_KEY, READY_WITHIN_S, GatewayProcess
 from tests.support.load import chat
 from tests.support.loopback import LOOPBACK
 from tests.support.provider import FaultProvider
@@ -132,11 +132,12 @@ def code(answer: httpx.Response) -> str | None:
 
 def _until_it_answers(gateway: GatewayProcess) -> httpx.Response:
     """Not ready, but there."""
-    for attempt in range(600):
+    until_s = time.monotonic() + READY_WITHIN_S
+    while time.monotonic() < until_s:
         try:
             return gateway.admin("GET", "/readyz")
         except httpx.TransportError:
             assert gateway.process is not None
             assert gateway.process.poll() is None, gateway.log[-2000:]
-            assert attempt < 599
+            time.sleep(0.02)
     raise AssertionError

@@ -4,6 +4,7 @@ from zoneinfo import ZoneInfo
 
 import pytest
 
+from gateway.core.grants import Grant, Grants, GrantStatus, Unread, scope_of
 from gateway.core.policy import Budget, Limit, Override, Policy, Share, Terms
 from gateway.core.scopes import Unit
 from gateway.core.values import Mode, Outcome
@@ -81,6 +82,19 @@ async def test_ready_names_the_ledger_the_policy_the_gates_and_the_versions(ledg
             "overrides": [],
         },
     ]
+
+
+async def test_ready_counts_grants_and_waits_until_they_are_read(ledger: SqliteLedger, metrics: Metrics) -> None:
+    async def shown(grants: Grants) -> tuple[int, object]:
+        serving = Serving(POLICY, None, "prices", "0.1.0", grants=grants)
+        status, told = await Asking(Ops(ledger, metrics, lambda: serving, None, lambda: None).routes())(
+            "GET", "/readyz", as_=None
+        )
+        return status, told["grants"]
+
+    frozen = Grant("acme", scope_of("tenant:acme"), Unit.USD, status=GrantStatus.FROZEN)
+    assert await shown(Grants([frozen])) == (200, {"active": 0, "frozen": 1, "closed": 0})
+    assert await shown(Grants(unread=Unread("ledger_lost", "another store"))) == (503, {"unread": "another store"})
 
 
 async def test_a_gate_is_shown_as_the_policy_writes_it(ledger: SqliteLedger, metrics: Metrics) -> None:
