@@ -198,6 +198,9 @@ class Budget(CustomLogger):  # type: ignore[misc]
         """A stream on its way to the client. Whoever ends it, and however, ends this."""
         exchange = CURRENT.get()
         session = None if exchange is None else exchange.session
+        if session is not None and session.latest is not None and words.from_cache(response):
+            session.latest.not_sent()
+            session = None
         if session is None or session.latest is None:
             async for chunk in response:
                 yield chunk
@@ -384,9 +387,6 @@ def _failed(attempt: Attempt, failure: Exception) -> None:
 
 def _stream_ended(attempt: Attempt, response: Any, last: Any, ending: Ending) -> None:
     if not attempt.live:
-        return
-    if getattr(response, "custom_llm_provider", None) == words.CACHED:
-        attempt.not_sent()
         return
     usage = words.usage_in(last)
     if usage is not None and not words.is_its_own_count(response):

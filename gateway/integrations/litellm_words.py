@@ -348,15 +348,17 @@ def is_its_own_count(stream: Any) -> bool:
     return isinstance(chunks, list) and not any(getattr(chunk, "usage", None) is not None for chunk in chunks)
 
 
+_CACHED: Final = "cached_response"  # LiteLLM's word for the provider of such a stream
+
+
 def from_cache(response: Any) -> bool:
-    """LiteLLM answered it from its cache."""
+    """LiteLLM answers it from its cache, or plays a stream from there."""
+    if getattr(response, "custom_llm_provider", None) == _CACHED:
+        return True
     hidden = getattr(response, "_hidden_params", None)
     if hidden is None and isinstance(response, Mapping):
         hidden = response.get("_hidden_params")
     return isinstance(hidden, Mapping) and hidden.get("cache_hit") is True
-
-
-CACHED: Final = "cached_response"  # the provider of a stream that LiteLLM plays from its cache
 
 
 # -- failures ---------------------------------------------------------------------------------------------------------------------

@@ -275,6 +275,7 @@ def test_usage_that_litellm_hides_is_found() -> None:
 def test_an_answer_out_of_litellms_cache_is_known() -> None:
     assert words.from_cache(SimpleNamespace(_hidden_params={"cache_hit": True}))
     assert words.from_cache({"_hidden_params": {"cache_hit": True}})
+    assert words.from_cache(SimpleNamespace(custom_llm_provider="cached_response"))
     assert not words.from_cache(SimpleNamespace(_hidden_params={}))
 
 

@@ -52,7 +52,8 @@ def here(provider: FaultProvider, tmp_path_factory: pytest.TempPathFactory) -> I
         deployment("gone", "http://127.0.0.1:9/v1", "openai/big-model"),
     ]
     router = {"disable_cooldowns": True, "fallbacks": [{"flaky": ["small-model"]}, {"flaky-to-mystery": ["mystery"]}]}
-    with GatewayProcess(setup) as gateway, LiteLLM(setup, models, router_settings=router) as litellm:
+    cache = {"cache": True, "cache_params": {"type": "local", "mode": "default_off"}}
+    with GatewayProcess(setup) as gateway, LiteLLM(setup, models, cache, router) as litellm:
         yield World(litellm, gateway, provider)
 
 
@@ -303,6 +304,19 @@ def test_a_provider_that_reports_no_usage_is_paid_for_what_was_counted(here: Wor
     assert float(here.settled("untold")["committed_usd"]) == pytest.approx(ONE, rel=0.05)
     assert here.litellm.chat("untold-stream", stream=True).status_code == 200
     assert float(here.settled("untold-stream")["committed_usd"]) == pytest.approx(ONE, rel=0.05)
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_an_answer_out_of_litellms_cache_costs_nothing(here: World, stream: bool) -> None:
+    run = f"cached-{stream}"
+    for _ in range(2):
+        got = here.litellm.chat(run, text=f"cache me {stream}", stream=stream, cache={"use-cache": True})
+        assert got.status_code == 200
+        time.sleep(1)  # a stream is put there behind its back
+    assert len(here.provider.calls) == 1
+    view = here.settled(run)
+    assert float(view["committed_usd"]) == pytest.approx(here.provider.bill.microcents / 1e8)
+    assert view["calls"] == 1
 
 
 # -- attempts ---------------------------------------------------------------------------------------------------------------------
