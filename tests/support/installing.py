@@ -27,7 +27,8 @@ def npm() -> Path:
         pytest.skip("there is no node and npm here")
     lock, done = NPM / "package-lock.json", NPM / "node_modules" / "installed"
     if not _is_there(lock, done):
-        _install([found, "ci", "--ignore-scripts", "--no-audit", "--no-fund"], NPM)
+        # Not `npm ci`: it wants the lock to have the optional packages of every platform, of which a mirror may lack some.
+        _install([found, "install", "--no-save", "--ignore-scripts", "--no-audit", "--no-fund"], NPM)
         for name, native in NATIVE.items():  # what their scripts would do
             (programs / name).unlink()
             (programs / name).symlink_to(min(NPM.glob(f"node_modules/{native}")))
