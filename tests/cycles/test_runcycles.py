@@ -412,6 +412,7 @@ async def test_a_commit_that_came_too_late_becomes_an_event_with_its_key_and_is_
     assert error(answer) == (410, "RESERVATION_EXPIRED")
 
 
+@pytest.mark.deep
 async def test_a_commit_is_taken_within_the_grace_after_the_lease(own: Opened, clients: Clients, way: HttpBetween) -> None:
     asking = clients.of(own, through=way)
     way.block("/extend")
