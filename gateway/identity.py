@@ -172,6 +172,20 @@ class Identity:
         closed = found is not None and found.revoked_ms > 0 and found.revoked_reason == TENANT_CLOSED
         return self._registered(secret, finishing=finishing or closed)
 
+    def no_cycles_key(self, headers: CIMultiDictProxy[str]) -> str:
+        """Why the request is nobody's, and what would help."""
+        takes = "a key of the Cycles admin plane (POST /cycles/v1/admin/api-keys)"
+        if self._keys is not None:
+            takes += " or of the config"
+        wrong = "this key is not known here, has expired or was revoked" if CYCLES_KEY in headers else "there is none"
+        return f"X-Cycles-API-Key: {wrong}; it takes {takes}"
+
+    def no_admin(self) -> str:
+        """Why the request is not the admin's, and what would help."""
+        if self._admin is None:
+            return "This gateway has no admin token: name the variable that holds one as `admin_token_env` in its config, and set it."
+        return "This needs the gateway's admin token, as X-Admin-API-Key."
+
     def of_admin(self, headers: CIMultiDictProxy[str]) -> Principal | None:
         """Whoever shows the admin token as `X-Admin-API-Key`."""
         secret = single(headers, CYCLES_ADMIN)

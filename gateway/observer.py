@@ -90,6 +90,30 @@ class Observer:
             )
         )
 
+    def refused_outside(self, request_id: str, caller: Caller, decision_id: str, name: str, code: str, status: int) -> None:
+        """Told as a refused call is."""
+        self.metrics.decided(Outcome.BLOCK, code)
+        self.events.call(
+            CallEvent(
+                request_id=request_id,
+                caller=caller,
+                decision_id=decision_id,
+                outcome=Outcome.BLOCK,
+                code=code,
+                requested_model=name,
+                selected_model=None,
+                provider=None,
+                status=status,
+                stream=False,
+                usage=None,
+                held=None,
+                charged=None,
+                ending=None,
+                added_ms=None,
+                duration_ms=0.0,
+            )
+        )
+
     def alert(self, alert: Alert) -> None:
         self.events.alert(alert)
         self.metrics.alert(alert)

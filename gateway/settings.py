@@ -589,7 +589,7 @@ def _keys(reader: Reader, file: ConfigFile) -> tuple[StaticKey, ...]:
                 reader.refuse((*place, key), "each key once")
         keys.append(StaticKey(entry.name, entry.sha256, entry.tenant, tuple(sorted(entry.dimensions.items()))))
     if file.auth is Auth.KEYS and not keys and reader.sound("keys"):
-        reader.warn(("auth",), "`keys` is empty, so nobody can call")
+        reader.warn(("auth",), "`keys` is empty, so only keys that the Cycles admin plane makes can call")
     if file.auth is Auth.PASSTHROUGH and keys and reader.sound("auth"):
         reader.warn(("keys",), "not used without `auth: keys`")
     return tuple(keys)

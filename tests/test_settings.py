@@ -644,7 +644,7 @@ def test_a_broken_config_still_says_where_its_policy_is(tmp_path):
         (CONFIG + "  b: {base_url: https://h, api_key_env: B_KEY}\n", "c.yaml:3: providers.b.api_key_env: B_KEY is not set, so its models are refused"),
         (CONFIG + "models: {m: {provider: openai, context: 9, max_output: 9}}\n", "c.yaml:3: models.m: no price and not `free: true`, so its calls are refused"),
         (CONFIG + f"keys: [{{name: a, sha256: {SHA}}}]\n", "c.yaml:3: keys: not used without `auth: keys`"),
-        (CONFIG + "auth: keys\n", "c.yaml:3: auth: `keys` is empty, so nobody can call"),
+        (CONFIG + "auth: keys\n", "c.yaml:3: auth: `keys` is empty, so only keys that the Cycles admin plane makes can call"),
         (CONFIG + "admin_token_env: SHORT\n", "c.yaml:3: admin_token_env: the admin token is shorter than 16 characters"),
     ],
 )  # fmt: skip

@@ -53,6 +53,11 @@ def text_of(scope: Scope) -> str:
     return "/".join(f"{level}:{value}" for level, value in scope)
 
 
+def granted(account: Account) -> str | None:
+    """The scope of the grant that the account is of; None where it is a budget's of the policy, whose scopes name no tenant."""
+    return text_of(account.scope) if account.name == BUDGET and account.scope[:1] and account.scope[0][0] == LEVELS[0] else None
+
+
 def levels_of(caller: Caller) -> Mapping[str, str]:
     """The caller's values as scopes have them. A run is the workflow of whoever names none."""
     values = {name: value.lower() for name, value in caller.dimensions if name in LEVELS}

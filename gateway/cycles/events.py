@@ -9,7 +9,7 @@ from gateway.core.scopes import Unit
 from gateway.core.values import Basis, Charge, Decision, Ending, Outcome
 from gateway.cycles import barring, telling
 from gateway.cycles.asking import EVENT, Order
-from gateway.cycles.faults import Fault
+from gateway.cycles.faults import Fault, of_problem
 from gateway.cycles.ground import Ground, mismatch
 from gateway.cycles.kept import Held, held_of
 from gateway.cycles.reading import IF_AVAILABLE, OVERDRAFT, REJECT, UNITS, Event
@@ -34,9 +34,10 @@ class Events:
             ground.check_tenant_open(principal.tenant)
             ground.registry.require(principal, "reservations:create", ground.scope_of(order.call.caller))
             answer, settled = await self._record(order, request)
-        except (Fault, Refused):
+        except (Fault, Refused) as failure:
             found = await ground.recorded(principal.tenant, order.decision_id)
             if found is None:
+                ground.refused(order, failure if isinstance(failure, Fault) else of_problem(failure.problem), request_id)
                 raise
             return _again(found, order)
         if settled is not None:

@@ -50,6 +50,10 @@ class Fault(Exception):
         self.status = status
         self.retry_after = retry_after
 
+    @property
+    def http_status(self) -> int:
+        return self.status or STATUSES[self.code]
+
 
 def invalid(member: str, expected: str) -> Fault:
     """`member`: its path in the body, or the parameter's or header's name."""
@@ -95,4 +99,4 @@ def reply(fault: Fault, request_id: str, trace_id: str, *, trace_in_body: bool, 
     told = [JSON, *headers]
     if fault.code == "LIMIT_EXCEEDED" or fault.retry_after is not None:
         told.append(("Retry-After", str(AGAIN_IN_S if fault.retry_after is None else fault.retry_after)))
-    return Reply(fault.status or STATUSES[fault.code], orjson.dumps(body), told)
+    return Reply(fault.http_status, orjson.dumps(body), told)

@@ -45,6 +45,11 @@ class Ground:
     def __post_init__(self) -> None:
         object.__setattr__(self, "asking", Asking(self.identity))
 
+    def refused(self, order: Order, fault: Fault, request_id: str) -> None:
+        """Tells operators of it, in the protocol's words."""
+        call = order.call
+        self.observer.refused_outside(request_id, call.caller, order.decision_id, call.model, fault.code, fault.http_status)
+
     # -- what may be asked ----------------------------------------------------------------------------------------------------
 
     def tenant_bar(self, tenant: str) -> Bar | None:

@@ -78,7 +78,7 @@ class Plane:
             await self.ground.look_again()  # the key may have been made a moment ago, elsewhere
             principal = identity.of_cycles(headers, finishing=finishing)
         if principal is None:
-            raise Fault("UNAUTHORIZED", "X-Cycles-API-Key: no key, or none that is known here")
+            raise Fault("UNAUTHORIZED", identity.no_cycles_key(headers))
         return principal
 
     # -- the endpoints --------------------------------------------------------------------------------------------------------
@@ -92,7 +92,7 @@ class Plane:
         request = reading.create(inbound.body, inbound.headers)
         if request.dry_run:
             return await self.evaluating.dry_run(principal, request)
-        return await self.reservations.create(principal, request, told)
+        return await self.reservations.create(principal, request, inbound.request_id, told)
 
     async def _commit(self, principal: Principal, inbound: Inbound, params: Mapping[str, str], told: Told) -> Json:
         request = reading.commit(inbound.body, inbound.headers)

@@ -60,7 +60,7 @@ class Reservations:
 
     # -- held -----------------------------------------------------------------------------------------------------------------
 
-    async def create(self, principal: Principal, request: Create, headers: list[tuple[str, str]]) -> Json:
+    async def create(self, principal: Principal, request: Create, request_id: str, headers: list[tuple[str, str]]) -> Json:
         """`headers`: of the answer; what is left is told there."""
         ground = self.ground
         asked = request.asked
@@ -74,10 +74,11 @@ class Reservations:
             if not asked.amount.amount:
                 await self._check_not_over(order, asked.amount)
             return await self._hold(order, request, headers)
-        except Fault:
+        except Fault as fault:
             # What was promised to this key before stands, whatever the budgets say by now.
             found = await ground.found_again(principal.tenant, order.decision_id)
             if found is None:
+                ground.refused(order, fault, request_id)
                 raise
             return await self._again(found, order)
 

@@ -12,6 +12,7 @@ from typing import Any, Final
 from gateway.core.catalog import Catalog
 from gateway.core.ceilings import WHOLE
 from gateway.core.decide import Unservable
+from gateway.core.grants import granted
 from gateway.core.money import format_usd
 from gateway.core.scopes import Amounts
 from gateway.core.values import Balance, Basis, Call, Charge, Decision, Outcome, Plan
@@ -287,4 +288,4 @@ def _reason(outlook: Outlook, ladder: Sequence[Plan]) -> str | None:
     left = f"{amount_text(room, account.unit)} is left" + (
         "" if charge.share_ppm == WHOLE else " beside what is kept for other calls"
     )
-    return f"{account.name} has no room for it: it needs {amount_text(needs, account.unit)}, and {left}"
+    return f"{granted(account) or account.name} has no room for it: it needs {amount_text(needs, account.unit)}, and {left}"

@@ -14,7 +14,7 @@ from gateway.ledger.contract import AccountView, Act, CallRecord, Frozen, HoldSt
 
 Json: TypeAlias = dict[str, object]
 
-_NUMBER: Final = re.compile(r"-?[0-9]+", re.ASCII)
+_NUMBER: Final = re.compile(r"[+-]?[0-9]+", re.ASCII)
 
 # Of an account's line among a decision's inputs: amounts in the account's unit.
 _AMOUNTS: Final = frozenset({"held", "limit", "committed", "reserved", "margin"})

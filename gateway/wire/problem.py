@@ -12,9 +12,10 @@ import orjson
 
 from gateway.core import slices
 from gateway.core.catalog import Model
+from gateway.core.grants import granted
 from gateway.core.money import format_usd
 from gateway.core.record import record
-from gateway.core.scopes import Unit
+from gateway.core.scopes import Account, Unit
 from gateway.core.values import Balance, Basis, Charge, Decision, Output, Plan
 
 CONTENT_TYPE: Final = "application/problem+json"
@@ -316,6 +317,7 @@ def _message(
     names_run = scope == (("run", facts.run_id),)
     run = f"Run {facts.run_id}"
     where = "" if names_run else f", {', '.join(f'{name} {_shown(value)}' for name, value in scope) or 'whole tenant'}"
+    budget = granted(blocking.account) or f"{facts.name}{where}"
     spent = f"spent {amount_text(facts.committed, unit)}, reserved {amount_text(facts.reserved, unit)}"
     asks = "this stream asks for" if charge.sliced else "this call could use up to"
     if code == "call_exceeds_limit":
@@ -329,12 +331,12 @@ def _message(
             if names_run
             else f"{run} {paused}met a ceiling: limit {limit}"
         )
-    detail = f"{what} (budget {facts.name}{where}; {spent}"
+    detail = f"{what} (budget {budget}; {spent}"
     detail += ")." if code == "call_exceeds_limit" else f"); {asks} {estimate}."
     if code == "run_paused":
         return f"{detail} {_way_out_of_a_pause(facts, charge)}"
     wait = f"wait {retry_after} s, or " if code == "rate_of_spend" else ""
-    return f"{detail} To go on: {wait}{_way_out(facts, charge, alternatives)}"
+    return f"{detail} To go on: {wait}{_way_out(facts, blocking.account, charge, alternatives)}"
 
 
 def _way_out_of_a_pause(facts: BudgetFacts, charge: Charge) -> str:
@@ -343,9 +345,12 @@ def _way_out_of_a_pause(facts: BudgetFacts, charge: Charge) -> str:
     return f"It goes on when the limit is raised ({page} with the admin token), or by POST /budget/runs/{facts.run_id}/resume."
 
 
-def _way_out(facts: BudgetFacts, charge: Charge, alternatives: Sequence[Alternative]) -> str:
+def _way_out(facts: BudgetFacts, account: Account, charge: Charge, alternatives: Sequence[Alternative]) -> str:
+    scope = granted(account)
     if charge.ceiling.own:
         ways = [f"raise the limit (PUT /budget/runs/{charge.ceiling.own_run} with the admin token)"]
+    elif scope is not None:
+        ways = [f"fund the budget {scope} (POST /cycles/v1/admin/budgets/fund with the admin token)"]
     else:
         ways = [f"raise the limit of the budget {facts.name} in the policy"]
     has_cap = facts.capped and facts.effective_max_output_tokens > 0  # what is spent beside the proxy has none

@@ -91,6 +91,15 @@ async def test_commits_releases_and_events_are_receipts_in_the_log_and_the_metri
     assert b'penstock_calls_total{ending="debited"} 1.0' in world.metrics.exposition()
 
 
+async def test_what_is_refused_is_told_too(world: World) -> None:
+    await world.reserve(1_000_000)
+    await world.event(1, unit="CREDITS")
+    lines = [(line["outcome"], line["code"], line["status"], line["run"], line["held_usd"]) for line in world.told()]
+    assert lines == [("block", "BUDGET_EXCEEDED", 409, "r1", None), ("block", "UNIT_MISMATCH", 400, "r1", None)]
+    world.metrics.flush()
+    assert b'penstock_decisions_total{code="BUDGET_EXCEEDED",outcome="block"} 1.0' in world.metrics.exposition()
+
+
 async def test_an_overrun_is_told(world: World) -> None:
     of = await world.reserved(1_000)
     await world.commit(of, 1_300)

@@ -10,6 +10,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Final
 
+import mcp.client.stdio  # noqa: F401 - keeps the stderr of its import for the servers that it starts: not one that a test captures
 import pytest
 import yaml
 from typer.testing import CliRunner

@@ -18,6 +18,7 @@ CHEAP = Model("gpt-5-nano", "openai", (), 400_000, 128_000, capabilities=frozens
 
 def refused(
     scope: tuple[tuple[str, str], ...] = (("run", "r42"),),
+    budget: str = "the-budget",
     unit: Unit = Unit.USD,
     limit: int = 5 * USD,
     committed: int = 491 * USD // 100,
@@ -29,7 +30,7 @@ def refused(
     retry_after: int | None = None,
     paused: bool = False,
 ) -> Problem:
-    account = Account("default", "the-budget", scope, LIFETIME, unit)
+    account = Account("default", budget, scope, LIFETIME, unit)
     charge = Charge(Ceiling(account, limit, Mode.HARD_GATE, basis, margin, own))
     plan = Plan("gpt-5", "openai", 4096, 900, amounts, (charge,))
     base = records.decision(who=replace(records.caller("r42"), ancestry=("r0",)))
@@ -107,6 +108,14 @@ def test_a_budget_that_is_not_the_runs_own_is_named_with_its_value_and_raised_in
     assert "raise the limit of the budget the-budget in the policy" in message
     assert "PUT" not in message
     assert "whole tenant" in refused((), own=False).detail
+
+
+def test_a_budget_of_the_cycles_admin_plane_is_named_by_its_scope_and_funded_there() -> None:
+    message = refused((("tenant", "acme"), ("workflow", "r42")), budget="cycles", own=False).detail
+    assert "(budget tenant:acme/workflow:r42; spent" in message
+    assert "fund the budget tenant:acme/workflow:r42 (POST /cycles/v1/admin/budgets/fund with the admin token)" in message
+    assert "policy" not in message
+    assert "in the policy" in refused((("workflow", "r42"),), budget="cycles", own=False).detail
 
 
 def test_tokens_and_calls_are_plain_numbers_with_their_unit() -> None:

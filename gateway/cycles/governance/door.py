@@ -21,7 +21,7 @@ class Door:
         """Fault UNAUTHORIZED."""
         principal = self.identity.of_admin(headers)
         if principal is None:
-            raise Fault("UNAUTHORIZED", "This needs the gateway's admin token, as X-Admin-API-Key.")
+            raise Fault("UNAUTHORIZED", self.identity.no_admin())
         await self.registry.look()
         return principal
 

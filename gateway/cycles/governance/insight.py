@@ -27,7 +27,9 @@ _ACTS_AT_MOST: Final = 5_000  # of a tenant, that one query looks through: the n
 _AT_ONCE: Final = 16
 _TYPES: Final = {TenantDoc: "tenant", KeyDoc: "api_key", BudgetDoc: "budget", PolicyDoc: "policy"}
 _CREATES: Final = "create"
-_OF_ACTS: Final = {"fund": "fundBudget"}  # what the protocol calls an act of the ledger
+# What the protocol calls an act of the ledger; the others keep their names.
+_OF_ACTS: Final = {("fund", False): "fundBudget", ("settle", False): "commitReservation", ("settle", True): "releaseReservation"}
+_NOTHING: Final = "none"  # what a hold is settled at that is given back
 
 
 @record
@@ -213,11 +215,11 @@ def _of_deed(owned: _Owned, deed: Deed) -> _Entry:
 
 def _of_act(tenant: str, act: Act, ledgers: dict[str, str]) -> _Entry:
     what, _, change = act.what.partition(" ")
-    of_budget = what.startswith(f"{BUDGET}|")
-    kind = "budget" if of_budget else "config"
+    kind = "budget" if what.startswith(f"{BUDGET}|") else "reservation" if what.startswith("rsv_") else "config"
     key = "" if act.who == "admin" else act.who
-    more = (("change", change),) if change else ()
-    operation = _OF_ACTS.get(act.act, act.act)
+    given_back = change == _NOTHING
+    more = (("change", change),) if change and not given_back else ()
+    operation = _OF_ACTS.get((act.act, given_back), act.act)
     return _Entry(f"log_{act.id}", act.at_ms, tenant, key, operation, kind, ledgers.get(what, what), ("", ""), act.why, more)
 
 

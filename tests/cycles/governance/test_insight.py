@@ -3,6 +3,7 @@
 import pytest
 
 from tests.cycles.governance.conftest import DOLLAR, TRACE
+from tests.ledger.builders import caller, decision
 
 AUDIT = "/v1/admin/audit/logs"
 USD = "USD_MICROCENTS"
@@ -40,6 +41,7 @@ async def test_an_overview_counts_what_there_is(plane_here):
 
 
 async def test_every_change_is_told_with_who_made_it_by_which_request(plane_here, clock):
+    clock.now_ms += 1_000  # entries of one moment come in any order
     key_id, secret = await plane_here.key()
     place = f"scope=tenant:acme&unit={USD}"
     for method, target, body in (
@@ -76,6 +78,18 @@ async def test_what_the_gateways_own_admin_does_is_told_too(plane_here, ledger):
     await ledger.freeze("acme", [("team", "x")], "admin", "why")
     _, told = await plane_here("GET", f"{AUDIT}?operation=freeze")
     assert [(entry["resource_id"], entry["resource_type"]) for entry in told["logs"]] == [("team=x", "config")]
+
+
+async def test_a_hold_that_the_admin_ended_is_told_as_a_reservation(plane_here, ledger, clock):
+    for cost in (None, 5):
+        clock.now_ms += 1_000
+        hold = await ledger.reserve(decision(of=caller(tenant="acme")), 60_000)
+        await ledger.settle("acme", hold.id, cost, "admin", "stuck")
+    _, told = await plane_here("GET", f"{AUDIT}?resource_type=reservation&sort_dir=asc")
+    assert [(entry["operation"], entry["metadata"].get("change")) for entry in told["logs"]] == [
+        ("releaseReservation", None),
+        ("commitReservation", "5"),
+    ]
 
 
 async def test_a_log_is_filtered_and_paged(plane_here, clock):
