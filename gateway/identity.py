@@ -253,7 +253,7 @@ class Identity:
         """The principal as the caller that its own request names, in a protocol where the body says so. `run` "": it names none. Whose key
         the Cycles admin plane made shares the runs of its tenant: that plane knows no other owner."""
         bound = dict(principal.bound)
-        told = {name: self._bounded(principal.key, name, value) for name, value in values.items() if name not in bound}
+        told = {name: self._bounded(principal, name, value) for name, value in values.items() if name not in bound}
         shares = principal.registered is not None or runs.owner is RunOwner.TENANT
         dimensions = tuple(sorted({**told, **bound}.items()))
         return Caller(principal.tenant, principal.key, run, run, dimensions=dimensions, shares=shares)
@@ -324,13 +324,13 @@ class Identity:
             for source in sources:
                 value = _read(source, inbound, request) if told or source.kind != "header" else None
                 if value:
-                    values[name] = self._bounded(principal.key, name, value)
+                    values[name] = self._bounded(principal, name, value)
                     break
         return tuple(sorted(values.items()))
 
-    def _bounded(self, key: str, dimension: str, value: str) -> str:
-        """A caller that makes up values without end gets `-` from the 10,001st on."""
-        watched = (key, dimension)
+    def _bounded(self, principal: Principal, dimension: str, value: str) -> str:
+        """A caller that makes up values without end gets `-` from the 10,001st on, but for those that a grant is for: it counts in that."""
+        watched = (principal.key, dimension)
         seen = self._seen.get(watched)
         if seen is None:
             _make_room(self._seen)
@@ -338,7 +338,8 @@ class Identity:
         hashed = hash(value)
         if hashed not in seen:
             if len(seen) >= VALUES_PER_DIMENSION:
-                return NO_VALUE
+                granted = self._registry is not None and self._registry.grants.name(principal.tenant, dimension, value)
+                return value if granted else NO_VALUE
             seen.add(hashed)
         return value
 

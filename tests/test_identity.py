@@ -10,10 +10,11 @@ import pytest
 from multidict import CIMultiDict, CIMultiDictProxy
 
 from gateway.core.catalog import Catalog
+from gateway.core.grants import Grant, Grants
 from gateway.core.policy import Policy, RunsPolicy, Source, Untagged
 from gateway.core.profiles import OnDisconnect, Profile
-from gateway.core.scopes import Caller
-from gateway.identity import ANONYMOUS, VALUES_PER_DIMENSION, Identity, Principal
+from gateway.core.scopes import Caller, Unit
+from gateway.identity import ANONYMOUS, DEFAULT_TENANT, VALUES_PER_DIMENSION, Identity, Principal
 from gateway.settings import Provider, Settings, StaticKey
 from gateway.wire import chat
 from gateway.wire.exchange import Inbound
@@ -40,7 +41,12 @@ KEYLESS = provider("local")
 
 
 def identity(
-    tmp_path: Any, *, keys: tuple[StaticKey, ...] = (), providers: tuple[Provider, ...] | None = None, **facts: Any
+    tmp_path: Any,
+    *,
+    keys: tuple[StaticKey, ...] = (),
+    providers: tuple[Provider, ...] | None = None,
+    registry: Any = None,
+    **facts: Any,
 ) -> Identity:
     settings = Settings(
         "127.0.0.1",
@@ -56,7 +62,7 @@ def identity(
         **facts,
     )
     issued = iter(range(1_000_000))
-    return Identity(settings, b"install-secret", lambda: f"run_{next(issued)}")
+    return Identity(settings, b"install-secret", lambda: f"run_{next(issued)}", registry)
 
 
 @pytest.fixture
@@ -242,6 +248,26 @@ def test_without_an_admin_token_nobody_is_the_admin(tmp_path: Any) -> None:
 # -- runs -------------------------------------------------------------------------------------------------------------------------
 
 PATH, HEADER = Source("path"), Source("header", "x-run-id")
+
+
+class _Granted:
+    """A registry with these grants."""
+
+    def __init__(self, *grants: Grant) -> None:
+        self.grants = Grants(grants)
+
+
+def test_a_value_that_a_grant_is_for_is_never_one_of_too_many(tmp_path: Any) -> None:
+    """Else the grant would stop nobody who had many runs before."""
+    grant = Grant(DEFAULT_TENANT, (("tenant", DEFAULT_TENANT), ("workflow", "nightly")), Unit.USD)
+    here = identity(tmp_path, registry=_Granted(grant))
+
+    def workflow(name: str) -> str:
+        return here.acting(Principal(DEFAULT_TENANT, "k"), name, {"workflow": name}, RunsPolicy()).value("workflow")
+
+    for number in range(VALUES_PER_DIMENSION):
+        assert workflow(f"w{number}") == f"w{number}"
+    assert (workflow("other"), workflow("Nightly"), workflow("w1")) == ("-", "Nightly", "w1")
 
 
 def runs_from(*sources: Source) -> Policy:

@@ -191,15 +191,21 @@ class Grants:
         self.counts = {status.value: 0 for status in GrantStatus}
         # tenant → the levels of a scope → their values → the grants of that scope: a tenant may have a grant for each of many runs.
         self._shapes: dict[str, dict[tuple[str, ...], dict[tuple[str, ...], list[Grant]]]] = {}
+        self._named: set[tuple[str, str, str]] = set()  # (tenant, level, value) of any scope
         for grant in grants:
             self.overages |= grant.overage is not None
             self.counts[grant.status.value] += 1
+            self._named.update((grant.tenant, level, value) for level, value in grant.scope)
             shape, values = zip(*grant.scope, strict=True)
             self._shapes.setdefault(grant.tenant, {}).setdefault(shape, {}).setdefault(values, []).append(grant)
 
     @property
     def known(self) -> bool:
         return self.unread is None
+
+    def name(self, tenant: str, level: str, value: str) -> bool:
+        """Whether some grant is only for callers with this value."""
+        return (tenant, level, value.lower()) in self._named
 
     def of(self, callers: Collection[Caller]) -> tuple[Grant, ...]:
         """Those that calls count in which are these callers' at once: a run's, and its ancestors'."""

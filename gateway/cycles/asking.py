@@ -14,7 +14,7 @@ from gateway.core.decide import Rulebook
 from gateway.core.grants import LEVELS
 from gateway.core.policy import RunsPolicy, Untagged
 from gateway.core.record import record
-from gateway.core.scopes import Account, Caller
+from gateway.core.scopes import NO_VALUE, Account, Caller
 from gateway.core.values import Call, Charge
 from gateway.cycles.faults import Fault
 from gateway.cycles.kept import digest, tenant_mark
@@ -112,6 +112,10 @@ class Asking:
         person = self._persons.get(known_by)
         if person is None:
             person = self._person(principal, subject, runs)
+            if any(
+                value == NO_VALUE for _, value in person.caller.dimensions
+            ):  # a grant that comes may be for the value that is not told
+                return person
             if len(self._persons) >= _KNOWN_AT_MOST:
                 self._persons.clear()
             self._persons[known_by] = person

@@ -31,7 +31,7 @@ class Balances:
         matching = [grant for grant in grants if _matches(grant, query) and filters(allowed, grant.scope)]
         matching.sort(key=_order)
         told = cursors.mark("balances", query.filters, query.children)
-        after = cursors.read(query.cursor, told)
+        after = cursors.read(query.cursor, told, str, str)
         if after is not None:
             matching = [grant for grant in matching if _order(grant) > tuple(after)]
         page = matching[: query.limit]

@@ -23,8 +23,8 @@ def write(question: str, last: Sequence[object]) -> str:
     return base64.urlsafe_b64encode(orjson.dumps([question, last])).decode().rstrip("=")
 
 
-def read(cursor: str | None, question: str) -> Sequence[Any] | None:
-    """None: the first page. Fault INVALID_REQUEST."""
+def read(cursor: str | None, question: str, *kinds: type) -> Sequence[Any] | None:
+    """None: the first page. `kinds`: of what the rows are ordered by. Fault INVALID_REQUEST."""
     if cursor is None:
         return None
     try:
@@ -32,6 +32,6 @@ def read(cursor: str | None, question: str) -> Sequence[Any] | None:
         asked, last = found
     except (ValueError, TypeError, binascii.Error):
         raise invalid("cursor", _EXPECTED) from None
-    if asked != question or type(last) is not list:
+    if asked != question or type(last) is not list or tuple(map(type, last)) != kinds:
         raise invalid("cursor", _EXPECTED)
     return last

@@ -7,7 +7,7 @@ from typing import Final, TypeVar
 
 from gateway.admitting import admit
 from gateway.core.decide import Rulebook, Unservable
-from gateway.core.grants import Grant, Scope, scope_for
+from gateway.core.grants import Grant, Scope, filters, scope_for
 from gateway.core.scopes import NO_VALUE, Amounts, Caller
 from gateway.core.values import Call, Decision, Ending, Plan
 from gateway.cycles import barring
@@ -111,6 +111,12 @@ class Ground:
     def scope_of(caller: Caller) -> Scope:
         return scope_for(caller)
 
+    def check_scope(self, principal: Principal, caller: Caller) -> None:
+        """Fault FORBIDDEN: what is asked about was made for another scope than the key is restricted to."""
+        key = principal.registered
+        if key is not None and key.scope_filter and not filters(key.scope_filter, scope_for(caller)):
+            raise Fault("FORBIDDEN", f"this key is restricted to the scopes {', '.join(key.scope_filter)}")
+
     @staticmethod
     def plan_of_nothing(model: str) -> Plan:
         """It counts in no account."""
@@ -139,7 +145,8 @@ class Ground:
         return None
 
     async def own(self, principal: Principal, hold_id: str) -> tuple[CallRecord, Held]:
-        """The reservation. Fault NOT_FOUND: there never was one; FORBIDDEN: it is another tenant's."""
+        """The reservation. Fault NOT_FOUND: there never was one; FORBIDDEN: it is another tenant's, or of a scope that the key may not act
+        on."""
         tenant = principal.tenant if self.is_own(principal, hold_id) else self._owner_of(hold_id)
         if tenant is None:
             raise not_found(hold_id)
@@ -148,6 +155,7 @@ class Ground:
             held = None if found is None else held_of(found.note)
             if found is None or held is None or held.answer is not None:
                 raise not_found(hold_id)
+            self.check_scope(principal, caller_of(found))
             return found, held
         if await self.ledger.record(tenant, f"bdg_{hold_id.removeprefix('rsv_')}") is None:
             raise not_found(hold_id)
@@ -179,6 +187,13 @@ class Ground:
         """Of what operators made, as of now; what is known stays where the ledger does not answer."""
         with suppress(LedgerUnavailable, LedgerLost):
             await self.registry.look()
+
+
+def caller_of(record: CallRecord) -> Caller:
+    """As grants ask for it."""
+    tail = record.decision_id.removeprefix("bdg_")
+    issued = record.run in (f"run_{tail}", f"run_{tail.rpartition('_')[0]}")  # see `Order.again`
+    return Caller(record.tenant, record.owner, record.run, record.run, issued, dimensions=record.dimensions)
 
 
 def given_back(record: CallRecord) -> bool:

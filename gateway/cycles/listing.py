@@ -20,6 +20,7 @@ from gateway.ledger.contract import CallRecord
 _PAGE: Final = 200
 _SORTED_AT_MOST: Final = 10_000  # rows that an order other than by time is made of
 
+_NUMBERS: Final = frozenset({"reserved", "created_at_ms", "expires_at_ms"})
 _KEYS: Final[Mapping[str, Callable[[Row], Any]]] = {
     "reservation_id": lambda row: row.reservation_id,
     "tenant": lambda row: row.record.tenant,
@@ -47,12 +48,13 @@ class Listing:
             *(tenant, query.filters, query.key, query.status, query.created, query.expires, query.finalized),
             *(query.sort_by, query.ascending),
         )
-        after = cursors.read(query.cursor, question)
         if query.key is not None:
             rows = await self._by_key(principal, tenant, query)
             return {"reservations": [self._told(row, query) for row in rows], "has_more": False}
         if query.sort_by is None and not query.ascending:
-            return await self._newest(principal, tenant, query, question, after)
+            return await self._newest(principal, tenant, query, question, cursors.read(query.cursor, question, str))
+        by = query.sort_by or "created_at_ms"
+        after = cursors.read(query.cursor, question, int if by in _NUMBERS else str, str)
         return await self._sorted(principal, tenant, query, question, after)
 
     def _tenant(self, principal: Principal, query: Query) -> str:

@@ -2,7 +2,7 @@
 Pure. Every mistake is a Fault INVALID_REQUEST that names the member."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
 from typing import Any, Final
 from urllib.parse import parse_qsl
@@ -19,6 +19,7 @@ from gateway.cycles.faults import Fault, invalid
 MOST: Final = 2**53 - 1  # that a ledger counts exactly, and that a client in JavaScript can read
 MAX_METADATA_BYTES: Final = 65_536  # the specification has no bound: it is kept with the record
 MAX_BODY_BYTES: Final = 262_144
+MAX_DEPTH: Final = 64  # of what is in something: what is kept and listed has to be written out again, some levels deeper
 UNITS: Final[Mapping[str, Unit]] = {
     "USD_MICROCENTS": Unit.USD,
     "TOKENS": Unit.TOKENS,
@@ -215,14 +216,37 @@ def extend(data: bytes, headers: CIMultiDictProxy[str]) -> Extend:
 def _body(data: bytes, known: frozenset[str]) -> Mapping[str, Any]:
     if len(data) > MAX_BODY_BYTES:  # read on the event loop: nothing that is valid is as large
         raise Fault("INVALID_REQUEST", f"the body has more than {MAX_BODY_BYTES:,} bytes", status=413)
+    body = object_in(data)
+    _check_known(body, known, "")
+    return body
+
+
+def object_in(data: bytes) -> dict[str, Any]:
+    """The JSON object that a body is."""
     try:
         body = orjson.loads(data)
     except orjson.JSONDecodeError as error:
         raise Fault("INVALID_REQUEST", f"the body is no JSON: {error}") from None
     if type(body) is not dict:
         raise Fault("INVALID_REQUEST", "the body has to be a JSON object")
-    _check_known(body, known, "")
+    if data.count(b"{") + data.count(b"[") > MAX_DEPTH:  # most have less in all
+        _check_depth(body)
     return body
+
+
+def _check_depth(body: object) -> None:
+    level = [body]
+    for _ in range(MAX_DEPTH):
+        level = [inner for each in level for inner in _inside(each)]
+        if not level:
+            return
+    raise Fault("INVALID_REQUEST", f"the body is more than {MAX_DEPTH} levels deep")
+
+
+def _inside(of: object) -> Iterable[object]:
+    if type(of) is dict:
+        return of.values()
+    return of if type(of) is list else ()
 
 
 def _asked(body: Mapping[str, Any], headers: CIMultiDictProxy[str], amount: str) -> Asked:

@@ -14,7 +14,7 @@ from gateway.core.values import Decision, Ending, Hold, Mode, Usage
 from gateway.cycles import barring, telling
 from gateway.cycles.asking import NAME, RESERVATION, Order
 from gateway.cycles.faults import Fault, away
-from gateway.cycles.ground import ATTEMPTS, Ground, given_back, mismatch
+from gateway.cycles.ground import ATTEMPTS, Ground, caller_of, given_back, mismatch
 from gateway.cycles.kept import Closed, Extended, Held, closed_of, digest, extended_of, held_of
 from gateway.cycles.reading import (
     IF_AVAILABLE,
@@ -172,6 +172,7 @@ class Reservations:
             and ground.now_ms() < live.lease_until_ms
             and ground.tenant_bar(principal.tenant) is None
         ):
+            ground.check_scope(principal, live.caller)
             closed = Closed(True, request.key, told, actual.amount, live.held.amount - actual.amount, request.metadata)
             settled = await self._commit(principal.tenant, hold_id, request, closed)
             if settled is not None and settled.changed:
@@ -242,7 +243,7 @@ class Reservations:
                 f"the reservation holds {there:,} {held.unit}, {actual:,} are to be committed, and its overage_policy is REJECT"
             )
             raise Fault("BUDGET_EXCEEDED", more, {"scope": _path(held)})
-        grants = [grant for grant in ground.grants_of(_caller_of(record)) if grant.unit is unit]
+        grants = [grant for grant in ground.grants_of(caller_of(record)) if grant.unit is unit]
         over = {grant.account.key: grant.overdraft for grant in grants if grant.overdraft} if held.overage == OVERDRAFT else {}
         if await ground.ledger.extend(tenant, hold_id, None, amounts(held.unit, actual), over=over):
             return actual
@@ -354,7 +355,7 @@ class Reservations:
                 return await self._extended_again(record, held, each, told)
         ground.check_tenant_open(record.tenant)
         self._check_live(record, hold_id)
-        most = ground.registry.governed(_caller_of(record)).max_extensions
+        most = ground.registry.governed(caller_of(record)).max_extensions
         while True:
             expires_at_ms = extensions[-1].expires_at_ms if extensions else record.at_ms + held.ttl_ms
             now_ms = ground.now_ms()
@@ -444,14 +445,9 @@ def _path(held: Held) -> str:
     return _scopes(held)[-1]
 
 
-def _caller_of(record: CallRecord) -> Caller:
-    """As grants ask for it."""
-    return Caller(record.tenant, record.owner, record.run, record.run, dimensions=record.dimensions)
-
-
 def _live_of(record: CallRecord, held: Held, key: str) -> _Live:
     """`key`: whose request ends it."""
-    caller = replace(_caller_of(record), key=key)
+    caller = replace(caller_of(record), key=key)
     return _Live(held, caller, record.decision_id, record.outcome, record.lease_until_ms)
 
 

@@ -1,10 +1,13 @@
 """Lists: reservations by filter, order and page; balances by scope."""
 
 import asyncio
+import base64
 from typing import Any
 
+import orjson
 import pytest
 
+from gateway.cycles import cursors
 from tests.cycles.world import ADMIN_TOKEN, TENANT, World, fresh_key
 
 ADMIN = {"X-Admin-API-Key": ADMIN_TOKEN}
@@ -88,6 +91,21 @@ async def test_a_cursor_belongs_to_its_question(world: World) -> None:
         assert (status, body["error"]) == (400, "INVALID_REQUEST")
     assert (await world.ask("GET", "/v1/reservations?cursor=x"))[0] == 400
     assert (await world.ask("GET", f"/v1/reservations?agent=a0&limit=5&include=metadata&cursor={cursor}"))[0] == 200
+
+
+@pytest.mark.parametrize("last", [[], [1], [None], ["a", "b", "c"], [["a"], {}], [{"a": 1}, "x"], [True, "x"], "ab"])
+@pytest.mark.parametrize(
+    "path", ["/v1/reservations?limit=1", "/v1/reservations?limit=1&sort_by=reserved", "/v1/balances?limit=1&tenant=acme"]
+)
+async def test_a_cursor_that_nobody_gave_out_is_refused(world: World, path: str, last: Any) -> None:
+    await world.budget("tenant:acme/agent:a0", 50)
+    await some(world, 3)
+    _, first = await world.ask("GET", path)
+    cursor = first["next_cursor"]
+    question, _ = orjson.loads(base64.urlsafe_b64decode(cursor + "=" * (-len(cursor) % 4)))
+    forged = cursors.write(question, last)
+    status, body = await world.ask("GET", f"{path}&cursor={forged}")
+    assert (status, body["error"]) == (400, "INVALID_REQUEST")
 
 
 async def test_newer_members_are_shown_where_the_config_says_so(world: World) -> None:

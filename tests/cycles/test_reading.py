@@ -23,6 +23,23 @@ def mistake(body: object, read: Any = reading.create, **headers: str) -> str:
     return "" if refused.value.details is None else str(refused.value.details["field"])
 
 
+def nested(levels: int) -> bytes:
+    body = orjson.dumps(reservation(metadata={"deep": 0}))
+    return body.replace(b'"deep":0', b'"deep":' + b"[" * levels + b"]" * levels)
+
+
+@pytest.mark.parametrize("levels", [100, 253, 300, 1_000])
+@pytest.mark.parametrize("read", [reading.create, reading.decide])
+def test_what_is_too_deep_to_be_written_out_again_is_a_mistake(levels: int, read: Any) -> None:
+    assert mistake(nested(levels), read) == ""
+
+
+def test_what_is_wide_or_somewhat_deep_is_none() -> None:
+    assert reading.create(nested(50), NO_HEADERS).asked.metadata is not None
+    wide = {"metadata": {"rows": [{"n": n} for n in range(500)]}}
+    assert reading.create(orjson.dumps(reservation(**wide)), NO_HEADERS).asked.metadata == wide["metadata"]
+
+
 WRONG: list[tuple[str, dict[str, Any]]] = [
     ("extra", {"extra": 1}),
     ("idempotency_key", {"idempotency_key": ""}),

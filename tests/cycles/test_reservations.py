@@ -1,6 +1,7 @@
 """Reservations through the plane, over both stores: every answer is held against the specification."""
 
 import asyncio
+from unittest.mock import ANY
 
 import pytest
 
@@ -8,6 +9,23 @@ from gateway.core.values import Ending
 from gateway.ledger.contract import Ledger
 from tests.cycles.world import TENANT, World, fresh_key, without_ttl
 from tests.support.clock import Clock
+
+
+async def test_a_restricted_key_neither_sees_nor_ends_what_is_of_another_scope(world: World) -> None:
+    theirs = await world.reserved(10, subject={"tenant": TENANT, "workspace": "ops"})
+    nobodys = await world.reserved(10, subject={"tenant": TENANT})
+    own = await world.reserved(10, subject={"tenant": TENANT, "workspace": "Eng"})
+    everyones = world.secret
+    world.secret = await world.key(scope_filter=("workspace:eng",))
+    for of in (theirs, nobodys):
+        for answer in (world.get(of), world.commit(of, 1), world.release(of), world.extend(of)):
+            status, body = await answer
+            assert (status, body["error"]) == (403, "FORBIDDEN")
+    assert [await world.get(own), await world.extend(own), await world.commit(own, 1)] == [(200, ANY), (200, ANY), (200, ANY)]
+    world.secret = await world.key(scope_filter=("workflow:*",))  # which a run that was issued is not
+    assert (await world.release(nobodys))[0] == 403
+    world.secret = everyones
+    assert (await world.release(nobodys))[0] == 200
 
 
 async def test_a_lifecycle_holds_then_charges_what_it_cost(world: World) -> None:

@@ -235,10 +235,11 @@ class Budgets:
         return views
 
     async def _account(self, budget: BudgetDoc, who: str) -> AccountView:
-        """As it stands; made, where whoever made the budget did not come so far."""
+        """As it stands; opened, where whoever made the budget did not come so far. A call that counted there before made an account without
+        a limit."""
         account = budget.grant.account
         view = await self.ledger.account(account.tenant, account.key)
-        if view is None:
+        if view is None or view.balance.limit is None:
             funded = await self.ledger.fund(account, Fund(to=budget.opening), OPENING + budget.id, who, "createBudget")
             view = funded.after
         return view

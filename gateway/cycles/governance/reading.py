@@ -16,7 +16,7 @@ from gateway.core.grants import NoScope, Scope, scope_of
 from gateway.core.money import MAX_AMOUNT
 from gateway.core.scopes import Unit
 from gateway.cycles.faults import Fault, invalid
-from gateway.cycles.reading import UNITS
+from gateway.cycles.reading import UNITS, object_in
 from gateway.policy_file import MAX_COUNT
 
 MAX_METADATA_BYTES: Final = 16_384  # the specification has no bound: documents are read by every gateway
@@ -37,13 +37,7 @@ class Members:
     def read(cls, data: bytes, known: Collection[str], *, may_be_empty: bool = False) -> "Members":
         if may_be_empty and not data.strip():
             return cls({})
-        try:
-            body = orjson.loads(data)
-        except orjson.JSONDecodeError as error:
-            raise Fault("INVALID_REQUEST", f"the body is no JSON: {error}") from None
-        if not isinstance(body, dict):
-            raise Fault("INVALID_REQUEST", "the body has to be a JSON object")
-        return cls(body)._of_these(known)
+        return cls(object_in(data))._of_these(known)
 
     def _of_these(self, known: Collection[str]) -> "Members":
         unknown = next((name for name in self.of if name not in known), None)

@@ -6,7 +6,8 @@ import pytest
 
 from gateway.core.decide import Unservable
 from gateway.core.scopes import Amounts, Caller, Unit
-from gateway.ledger.contract import LedgerUnavailable
+from gateway.core.values import Ending, Usage, UsageSource
+from gateway.ledger.contract import Debiting, LedgerUnavailable, Settlement
 from tests.cycles.governance.conftest import DOLLAR
 from tests.support.clock import NOW_MS
 from tests.support.rulebooks import call
@@ -83,6 +84,22 @@ async def test_one_whose_making_was_cut_short_lets_nothing_through_and_is_finish
     assert await plane_here.ledger.account("acme", found.grant.account.key) is None
     assert (await plane_here("POST", BUDGETS, body()))[0] == 409
     assert (await plane_here.look())["allocated"] == money(DOLLAR)
+
+
+async def test_a_cost_that_comes_before_its_account_is_open_takes_nothing_of_the_opening(plane_here, monkeypatch):
+    async def away(*_):
+        raise LedgerUnavailable("killed")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(plane_here.ledger, "account", away)
+        await plane_here("POST", BUDGETS, body())
+    caller = Caller("acme", "k", "r", "r", dimensions=())
+    decision = plane_here.rules().for_cost(call(who=caller), Amounts(30, 0), NOW_MS, "bdg_1", spent=True)
+    settlement = Settlement(Amounts(30, 0), Usage(UsageSource.COUNTED), Ending.DEBITED)
+    settled = await plane_here.ledger.debit(decision, settlement, Debiting.ALWAYS)  # which makes the account
+    assert settled.changed
+    told = await plane_here.look()
+    assert (told["allocated"], told["spent"], told["remaining"]) == (money(DOLLAR), money(30), money(DOLLAR - 30))
 
 
 A_BUDGET_THAT_CANNOT_CASES = [
