@@ -140,7 +140,7 @@ class Identity:
         if key is None or not hmac.compare_digest(key.sha256, digest):
             principal = self._registered(secret)
             if principal is None:
-                unknown = "This gateway takes its own keys (pk-…) as the API key, and knows no such key."
+                unknown = "This gateway takes its own keys (pk-…, cyc_live_…) as the API key, and knows no such key."
                 raise Refused(problem("invalid_key", unknown))
             return principal
         return Principal(key.tenant, key.name, bound=key.dimensions)
