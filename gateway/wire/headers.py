@@ -52,6 +52,8 @@ _NOT_UPSTREAM: Final = _HOP_BY_HOP | {
     "x-api-key",
     "api-key",
     "x-goog-api-key",
+    "x-cycles-api-key",
+    "x-admin-api-key",
     "cookie",
     "cookie2",
     # A browser's, for the gateway to judge.

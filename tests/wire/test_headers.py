@@ -20,7 +20,7 @@ OWN = [("content-type", "application/json"), ("accept-encoding", "identity")]
     [
         *("Connection", "Keep-Alive", "Proxy-Authorization", "Proxy-Connection", "TE", "Trailer", "Transfer-Encoding", "Upgrade"),
         *("Host", "Content-Length", "Content-Encoding", "Accept-Encoding", "Expect", "Content-MD5", "Content-Type"),
-        *("Authorization", "x-api-key", "api-key", "x-goog-api-key", "Cookie", "Origin"),
+        *("Authorization", "x-api-key", "api-key", "x-goog-api-key", "X-Cycles-API-Key", "X-Admin-API-Key", "Cookie", "Origin"),
         *("X-Run-Id", "X-Run-Limit", "X-Parent-Run-Id", "x-budget-wrap-up", "X-Budget-Anything", "X-Agent-Id"),
     ],
 )

@@ -23,7 +23,7 @@ from gateway.cycles.governance.reading import Members, Query, date_time, needed,
 from gateway.cycles.reading import OVERAGES, UNITS
 from gateway.cycles.telling import WORDS, Standing
 from gateway.identity import Principal
-from gateway.ledger.contract import AccountView, Fund, Funded, Funding, Ledger
+from gateway.ledger.contract import MOST, AccountView, Fund, Funded, Funding, Ledger
 from gateway.registry import BudgetDoc, TenantStatus, after, budget_name
 
 OPERATIONS: Final = ("CREDIT", "DEBIT", "RESET", "REPAY_DEBT", "RESET_SPENT")
@@ -356,8 +356,8 @@ class _Order:
                 return Fund(to=self.amount)
             case "REPAY_DEBT":
                 return Fund(by=min(self.amount, standing.debt))
-        # A new period forgives no debt.
-        return Fund(to=self.amount, committed=(self.spent or 0) + standing.debt)
+        # A new period forgives no debt, but for what cannot be counted.
+        return Fund(to=self.amount, committed=min(MOST, (self.spent or 0) + standing.debt))
 
 
 @dataclass(frozen=True, slots=True)

@@ -56,6 +56,15 @@ async def test_what_an_operation_makes_of_a_budget(
     assert await standing(plane_here) == {"allocated": allocated, "remaining": remaining, "spent": spent, "debt": debt}
 
 
+async def test_a_new_period_begins_however_much_is_owed(plane_here):
+    for _ in range(2):
+        await plane_here.spend(2**53 - 1)
+        plane_here.clock.now_ms += 1
+    status, told = await plane_here.fund("RESET_SPENT", 500, idempotency_key="f1")
+    assert status == 200
+    assert told["new_debt"]["amount"] == 2**53 - 1 - 500  # as much of it as can be counted
+
+
 async def test_a_new_period_may_begin_with_something_spent(plane_here):
     _, told = await plane_here.fund("RESET_SPENT", 500, spent={"unit": USD, "amount": 700}, idempotency_key="f1")
     assert of(told, "new") == (500, -200, 500, 200)
