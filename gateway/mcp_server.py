@@ -6,6 +6,7 @@ Stands before a running gateway, with the key of the agent's own calls: it can d
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from decimal import Decimal
 from typing import Annotated, Any, Final, Literal
 
 from mcp.server.mcpserver import MCPServer
@@ -153,6 +154,8 @@ class Tools:
             open_ask=self._open_ask(told["run_id"]),
         )
         lines = [f"Run {left.run_id}: {_left(left.remaining_usd)}."]
+        if run_id is None and self.run is None:
+            lines.append("No run was named, so that is what a call without one would find: name yours by run_id.")
         if left.why_not is not None:
             lines.append(f"It takes no calls: {left.why_not}.")
         lines += [_line(budget) for budget in left.budgets if budget.limit is not None]
@@ -220,7 +223,7 @@ class Tools:
             models=fitting[:at_most],
             left_out=max(0, len(fitting) - at_most),
         )
-        lines = [f"{len(fitting)} models fit; {_left(found.remaining_usd)}."]
+        lines = [f"{len(fitting)} {'model fits' if len(fitting) == 1 else 'models fit'}; {_left(found.remaining_usd)}."]
         if found.why_not is not None:
             lines.append(f"But the run takes no calls: {found.why_not}.")
         lines += [
@@ -243,7 +246,8 @@ class Tools:
         told = self._ask("POST", f"/budget/runs/{quoted(self._run(run_id))}/ask", "ask", {"amount": amount, "reason": reason})
         if told["ask"] is None:
             raise ToolError("A raise was granted in the same moment: see budget_left.")
-        asked = Asked(**_of(Asked, told), open_ask=Ask(**_of(Ask, told["ask"])))
+        of_all = {"remaining_usd": _tightest_usd(told["accounts"])}  # the run itself tells what is left of its own limit alone
+        asked = Asked(**_of(Asked, told) | of_all, open_ask=Ask(**_of(Ask, told["ask"])))
         words = _words(asked.open_ask.amount, asked.open_ask.unit)
         return _result(
             asked, f"Asked for {words} more for run {asked.run_id}. Nothing is granted yet; {_left(asked.remaining_usd)}."
@@ -267,6 +271,8 @@ class Tools:
     ) -> Annotated[CallToolResult, Recorded]:
         """Charges what a tool cost to this run's budgets, once. Refused where it does not fit, as a model call would be: so record a cost
         before you incur it, or set already_spent."""
+        if usd is None and tokens is None and credits is None and risk_points is None:
+            raise ToolError("What did it cost? Name usd, tokens, credits or risk_points.")
         run = run_id or self.run
         given = {"cost_usd": usd, "tokens": tokens, "credits": credits, "risk_points": risk_points, "run_id": run}
         body = {name: value for name, value in given.items() if value is not None}
@@ -339,6 +345,11 @@ def _choices(told: Sequence[Mapping[str, Any]]) -> list[Choice]:
         Choice(**_of(Choice, each) | {"blocked_by": [Blocked(**_of(Blocked, block)) for block in each["blocked_by"]]})
         for each in told
     ]
+
+
+def _tightest_usd(accounts: Sequence[Mapping[str, Any]]) -> str | None:
+    left = [each["remaining"] for each in accounts if each["unit"] == "usd" and each["remaining"] is not None]
+    return min(left, key=Decimal, default=None)
 
 
 def _left(remaining_usd: str | None) -> str:

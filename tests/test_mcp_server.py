@@ -232,7 +232,7 @@ def test_what_a_tool_costs_is_recorded_once(agent: Agent) -> None:
         ("models_that_fit", {"input_tokens": 5, "needs": ["wings"]}, "Input should be 'tools'"),
         ("ask_for_raise", {"amount": "much", "reason": "more"}, "amount: expected how much more, such as"),
         ("ask_for_raise", {"amount": "$2", "reason": "more", "run_id": "never-was"}, "A run is known from its first call on"),
-        ("record_cost", {"name": "x", "idempotency_key": "k1"}, "Expected cost_usd, tokens"),
+        ("record_cost", {"name": "x", "idempotency_key": "k1"}, "Name usd, tokens, credits or risk_points."),
         ("record_cost", {"name": "x", "idempotency_key": "k 1", "usd": "1"}, "1 to 200 printable ASCII characters"),
     ],
 )
@@ -290,8 +290,18 @@ async def test_dimensions_come_with_headers_and_an_ask_needs_a_run(agent: Agent)
     async with Client(mcp_server.server(remote, None)) as client:
         result = await client.call_tool("budget_left", {})
         assert "agent-day (agent): $0.00 of $3.00 spent, $0.00 held, until " in text_of(result)
+        assert "No run was named" in text_of(result)
         result = await client.call_tool("ask_for_raise", {"amount": "$1", "reason": "more"})
         assert "Name it by run_id, or start this server with --run or PENSTOCK_RUN_ID." in text_of(result)
+
+
+async def test_an_ask_tells_what_is_left_in_the_tightest_budget_be_it_the_runs_own_or_not(agent: Agent) -> None:
+    remote = Remote(agent.gateway.url, KEY, headers={"X-Agent-Id": "tight"})
+    async with Client(mcp_server.server(remote, "wide")) as client:
+        await client.call_tool("record_cost", {"name": "x", "idempotency_key": "wide-1", "usd": "0.25"})
+        agent.gateway.admin("PUT", "/budget/runs/wide", {"limit": "9"})
+        result = await client.call_tool("ask_for_raise", {"amount": "$1", "reason": "more"})
+        assert "Nothing is granted yet; $2.75 is left." in text_of(result)
 
 
 # -- what docs/mcp.md says of it ----------------------------------------------------------------------------------------------------

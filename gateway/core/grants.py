@@ -152,9 +152,8 @@ class Grant:
     unit: Unit
     overdraft: int = 0
     status: GrantStatus = GrantStatus.ACTIVE
-    overage: str | None = (
-        None  # what happens to a cost above its hold, where neither the request nor a policy says; the wire's word
-    )
+    # What happens to a cost above its hold, where neither the request nor a policy says; the wire's word.
+    overage: str | None = None
     account: Account = field(init=False, compare=False, repr=False)
     charge: Charge = field(init=False, compare=False, repr=False)
 

@@ -112,10 +112,8 @@ class Asking:
         person = self._persons.get(known_by)
         if person is None:
             person = self._person(principal, subject, runs)
-            if any(
-                value == NO_VALUE for _, value in person.caller.dimensions
-            ):  # a grant that comes may be for the value that is not told
-                return person
+            if any(value == NO_VALUE for _, value in person.caller.dimensions):
+                return person  # not kept: a grant that comes may be for the value that is not told
             if len(self._persons) >= _KNOWN_AT_MOST:
                 self._persons.clear()
             self._persons[known_by] = person
