@@ -138,7 +138,7 @@ class Observer:
         self.metrics.settled_later(hold.selected_model, provider, usage, cost.usd)
         self.events.log.info(
             "background_settled",
-            hold_id=f"rsv_{hold.decision_id.removeprefix('bdg_')}",
+            hold_id=hold.hold_id,
             run=hold.run,
             charged_usd=format_usd(cost.usd),
         )

@@ -242,7 +242,8 @@ class Holder(Protocol):
 
 
 class Registry:
-    """`on_change` is told of the grants whenever something changed; `on_trouble` of each look that failed. `now_ms` is a gateway's clock: keys expire by it."""
+    """`on_change` is told of the grants whenever something changed; `on_trouble` of each look that failed. `now_ms` is a gateway's clock:
+    keys expire by it."""
 
     def __init__(
         self,

@@ -140,8 +140,7 @@ class Reservations:
             raise mismatch()
         expires_at_ms = found.at_ms + held.ttl_ms
         left_ms = max(0, expires_at_ms - self.ground.now_ms()) if found.state is HoldState.LIVE else 0
-        hold_id = "rsv_" + found.decision_id.removeprefix("bdg_")
-        return telling.created(hold_id, held, order.scopes, expires_at_ms, left_ms)
+        return telling.created(found.hold_id, held, order.scopes, expires_at_ms, left_ms)
 
     async def _check_not_over(self, order: Order, amount: Amount) -> None:
         """What costs nothing always fits for the ledger; a scope over its limit takes nothing at all."""
@@ -314,7 +313,7 @@ class Reservations:
         self, principal: Principal, record: CallRecord, held: Held, request: Release, closed: Closed
     ) -> Json:
         """An operator's act, which is kept with who and why; beside it stands by which key."""
-        ledger, hold_id = self.ground.ledger, "rsv_" + record.decision_id.removeprefix("bdg_")
+        ledger, hold_id = self.ground.ledger, record.hold_id
         await ledger.remember(record.tenant, _by_admin(record), closed.text, KEEP_MS)
         settled = await ledger.settle(record.tenant, hold_id, None, principal.key, request.reason)
         if settled is None or not settled.changed:
@@ -391,7 +390,7 @@ class Reservations:
     async def _lease_to_latest(self, record: CallRecord, held: Held, extensions: list[Extended]) -> bool:
         """Others may come behind: whoever is last sets the lease to the latest of all. False: the hold is live no more."""
         ledger = self.ground.ledger
-        hold_id = "rsv_" + record.decision_id.removeprefix("bdg_")
+        hold_id = record.hold_id
         while True:
             until_ms = extensions[-1].expires_at_ms + held.grace_ms
             if not await ledger.extend(record.tenant, hold_id, max(1, until_ms - self.ground.now_ms())):

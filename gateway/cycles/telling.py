@@ -141,7 +141,7 @@ class Row:
 
     @property
     def reservation_id(self) -> str:
-        return "rsv_" + self.record.decision_id.removeprefix("bdg_")
+        return self.record.hold_id
 
     @property
     def finalized_at_ms(self) -> int | None:

@@ -332,6 +332,10 @@ class CallRecord:
     note: str = ""  # the decision's
     end_note: str = ""  # of the step that ended it
 
+    @property
+    def hold_id(self) -> str:
+        return "rsv_" + self.decision_id.removeprefix("bdg_")
+
 
 @record
 class SpendRow:

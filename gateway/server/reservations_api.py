@@ -153,7 +153,7 @@ class ReservationsApi:
 
 def _reply(of: CallRecord, left: str | None, *, replayed: bool = False, status: int = 200) -> Reply:
     held = {
-        "reservation_id": "rsv_" + of.decision_id.removeprefix("bdg_"),
+        "reservation_id": of.hold_id,
         "held_usd": format_usd(of.held.usd),
         "held_tokens": of.held.tokens,
         "held_calls": of.held.calls,

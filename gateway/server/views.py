@@ -139,10 +139,9 @@ def _window_json(window: Window) -> Json:
 
 def record_json(record: CallRecord) -> Json:
     """One call: what was decided and why, and what became of it. `state` of a refused call is `refused`."""
-    tail = record.decision_id.removeprefix("bdg_")
     return {
         "decision_id": record.decision_id,
-        "reservation_id": None if record.state is None else f"rsv_{tail}",
+        "reservation_id": None if record.state is None else record.hold_id,
         "run_id": record.run,
         "key": record.owner,
         "at": instant(record.at_ms),

@@ -134,8 +134,7 @@ class Tenants:
         again. Live reservations are given back; calls that run end as they would."""
         for record in await self.ledger.holds(tenant.id, None, _HOLDS_AT_MOST):
             if record.state is HoldState.LIVE and record.decision_id.startswith(_RESERVED):
-                hold_id = "rsv_" + record.decision_id.removeprefix("bdg_")
-                await self.ledger.settle(tenant.id, hold_id, None, deed.who, TENANT_CLOSED)
+                await self.ledger.settle(tenant.id, record.hold_id, None, deed.who, TENANT_CLOSED)
         registry = self.door.registry
         for budget in registry.all(BudgetDoc):
             if budget.tenant == tenant.id:
