@@ -260,6 +260,7 @@ class Registry:
         self._texts: Mapping[str, str] = {}
         self._governing: Mapping[str, str] | None = None  # those texts that grants are made of
         self._documents: dict[str, Document] = {}
+        self._made: dict[str, Grant] = {}  # of those documents that are budgets: there may be one for each of thousands of runs
         self._keys: dict[str, KeyDoc] = {}  # by digest
         self._policies: dict[str, list[tuple[Pattern, PolicyDoc]]] = {}  # by tenant, the one with the say first
         self.grants = Grants(unread=Unread("ledger_unavailable", "the ledger has yet to be asked"))
@@ -406,15 +407,20 @@ class Registry:
                     documents[name] = known
                 elif (read := _read(name, text)) is not None:
                     documents[name] = read
-            grants = self.grants if governing == self._governing else _grants_of(documents.values())
+            made = {name: self._grant(name, each) for name, each in documents.items() if isinstance(each, BudgetDoc)}
+            grants = self.grants if governing == self._governing else Grants(made.values(), _halted(documents.values()))
             policies = _in_order(documents.values())
         except (ValueError, TypeError, AttributeError, KeyError) as failure:
             raise Unfit(f"a document of the Cycles admin plane cannot be read: {failure}") from failure
-        self._texts, self._documents, self._governing, self._policies = texts, documents, governing, policies
+        self._texts, self._documents, self._made, self._governing, self._policies = texts, documents, made, governing, policies
         self._keys = {key.sha256: key for key in self.all(KeyDoc)}
         if grants is not self.grants:
             self.grants = grants
             self._on_change(grants)
+
+    def _grant(self, name: str, budget: BudgetDoc) -> Grant:
+        """Made once for each text: a change of one budget must not hold up calls for as long as making all of them takes."""
+        return self._made[name] if self._documents.get(name) is budget else budget.grant
 
     # -- writing --------------------------------------------------------------------------------------------------------------
 
@@ -443,14 +449,9 @@ def _read(name: str, text: str) -> Document | None:
     return kind(**{member: value for member, value in orjson.loads(text).items() if member in members})
 
 
-def _grants_of(documents: Iterable[Document]) -> Grants:
-    budgets, halted = [], {}
-    for document in documents:
-        if isinstance(document, BudgetDoc):
-            budgets.append(document.grant)
-        elif isinstance(document, TenantDoc) and document.status != TenantStatus.ACTIVE.value:
-            halted[document.id] = document.status.lower()
-    return Grants(budgets, halted)
+def _halted(documents: Iterable[Document]) -> dict[str, str]:
+    tenants = [document for document in documents if isinstance(document, TenantDoc)]
+    return {tenant.id: tenant.status.lower() for tenant in tenants if tenant.status != TenantStatus.ACTIVE.value}
 
 
 def _in_order(documents: Iterable[Document]) -> dict[str, list[tuple[Pattern, PolicyDoc]]]:

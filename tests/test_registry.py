@@ -343,3 +343,13 @@ async def test_times_are_the_policys_else_the_tenants_else_the_protocols(here):
 async def test_a_tenant_that_is_not_active_takes_no_calls(here):
     await put(here, TenantDoc("default", "D", status="SUSPENDED"))
     assert here.registry.grants.halted == {"default": "suspended"}
+
+
+async def test_a_change_of_one_budget_leaves_the_grants_of_all_others_as_they_were_made(here):
+    for scope in ("tenant:default", "tenant:default/agent:a"):
+        await here.registry.change(BudgetDoc, f"budget {scope} usd", lambda _, scope=scope: budget(scope))
+    wide, narrow = here.registry.grants_for(caller(agent="a"))
+    await here.registry.change(BudgetDoc, "budget tenant:default/agent:a usd", lambda before: replace(before, overdraft=5))
+    now_wide, now_narrow = here.registry.grants_for(caller(agent="a"))
+    assert now_wide is wide
+    assert (narrow.overdraft, now_narrow.overdraft) == (0, 5)
