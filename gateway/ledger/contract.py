@@ -14,7 +14,8 @@ the admin has raised since. A ceiling with `pinned_ppm` whose account stores no 
 account `pinned_to` (its effective limit - committed - reserved, at least 0, before this hold; no limit there: none here), rounded
 down; the first hold on the account stores it, as the account's first charge says. Where it was taken away since, it has none until the
 next hold (settling, views, extend).
-A ceiling whose `own_run` is the caller's `run_scope` is the caller's run's, also where its id was issued.
+A ceiling whose `own_run` is the caller's `run_scope` is the caller's run's, also where its id was issued. Any other is the own of that run
+or of one of the caller's ancestors, as `core.ceilings` makes them for every ancestry anew: of a third run, nothing here says its limit.
 
 Reserve, in this order; whatever it answers before `The ladder` changes nothing but the ring:
 
