@@ -55,16 +55,10 @@ def findings(control: httpx.Client) -> set[str]:
     return {finding["code"] for finding in control.get("/_llmock/verdict").json()["findings"]}
 
 
-def committed(gateway: GatewayProcess, run: str) -> int:
-    told = gateway.run(run)
-    assert told["reserved_usd"] == "0.00"
-    return int(Decimal(told["committed_usd"]) * 100_000_000)
-
-
 def test_what_is_charged_is_the_usage_it_reports(gateway: GatewayProcess, control: httpx.Client) -> None:
     answer = gateway.client("whole").chat.completions.create(model=BIG.name, messages=HELLO, max_tokens=100)
     assert answer.usage is not None
-    assert committed(gateway, "whole") == BIG.price.microcents(answer.usage.prompt_tokens, 0, answer.usage.completion_tokens)
+    assert gateway.committed("whole") == BIG.price.microcents(answer.usage.prompt_tokens, 0, answer.usage.completion_tokens)
     chunks = list(
         gateway.client("stream").chat.completions.create(
             model=BIG.name, messages=HELLO, max_tokens=100, stream=True, stream_options={"include_usage": True}
@@ -72,7 +66,7 @@ def test_what_is_charged_is_the_usage_it_reports(gateway: GatewayProcess, contro
     )
     usage = chunks[-1].usage
     assert usage is not None
-    assert committed(gateway, "stream") == BIG.price.microcents(usage.prompt_tokens, 0, usage.completion_tokens)
+    assert gateway.committed("stream") == BIG.price.microcents(usage.prompt_tokens, 0, usage.completion_tokens)
 
 
 def test_vectors_cost_what_it_says_they_read(gateway: GatewayProcess, control: httpx.Client) -> None:
@@ -80,7 +74,7 @@ def test_vectors_cost_what_it_says_they_read(gateway: GatewayProcess, control: h
         answer = gateway.client(run).embeddings.create(model=BIG.name, input=["hello there", "you"], **packing)
         assert len(answer.data) == 2
         assert all(type(number) is float for number in answer.data[0].embedding)
-        assert committed(gateway, run) == BIG.price.microcents(answer.usage.prompt_tokens, 0, 0) > 0
+        assert gateway.committed(run) == BIG.price.microcents(answer.usage.prompt_tokens, 0, 0) > 0
 
 
 def test_a_rate_limit_is_waited_out_under_the_same_hold(gateway: GatewayProcess, control: httpx.Client) -> None:
@@ -97,7 +91,7 @@ def test_a_refusal_that_is_final_costs_nothing_and_is_not_repeated(gateway: Gate
     with pytest.raises(openai.BadRequestError):
         gateway.client("bad").chat.completions.create(model=BIG.name, messages=HELLO, max_tokens=100)
     assert posts(control) == 1
-    assert committed(gateway, "bad") == 0
+    assert gateway.committed("bad") == 0
 
 
 @pytest.mark.parametrize("kind", ["disconnect", "truncate"])
@@ -108,7 +102,7 @@ def test_a_stream_that_ends_early_never_looks_complete(gateway: GatewayProcess, 
     with pytest.raises((openai.APIError, httpx.HTTPError)):
         list(stream)
     assert posts(control) == 1
-    assert committed(gateway, f"early-{kind}") > 0
+    assert gateway.committed(f"early-{kind}") > 0
 
 
 def test_a_slow_answer_is_waited_for(gateway: GatewayProcess, control: httpx.Client) -> None:
@@ -139,7 +133,7 @@ def test_a_stream_that_stalls_ends_with_an_error_and_is_charged(gateway: Gateway
     with pytest.raises(openai.APIError, match="broke off"):
         list(stream)
     assert posts(control) == 1
-    assert committed(gateway, "stall") > 0
+    assert gateway.committed("stall") > 0
 
 
 def test_a_malformed_chunk_reaches_the_client_as_it_came_and_the_call_is_charged(
@@ -149,4 +143,4 @@ def test_a_malformed_chunk_reaches_the_client_as_it_came_and_the_call_is_charged
     stream = gateway.client("malformed").chat.completions.create(model=BIG.name, messages=HELLO, max_tokens=100, stream=True)
     with pytest.raises(ValueError, match=r"(?i)expect|invalid|unterminated|delimiter"):
         list(stream)
-    assert committed(gateway, "malformed") > 0
+    assert gateway.committed("malformed") > 0

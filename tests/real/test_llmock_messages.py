@@ -1,7 +1,6 @@
 """Another project's scripted Anthropic behind the gateway: it breaks on demand, and the real SDK in front judges what comes of it."""
 
 from collections.abc import Iterator
-from decimal import Decimal
 from typing import Any
 
 import anthropic
@@ -58,19 +57,13 @@ def client(gateway: GatewayProcess, run: str) -> anthropic.Anthropic:
     return anthropic.Anthropic(base_url=f"{gateway.url}/run/{run}", api_key=KEY)
 
 
-def committed(gateway: GatewayProcess, run: str) -> int:
-    told = gateway.run(run, KEY)
-    assert told["reserved_usd"] == "0.00"
-    return int(Decimal(told["committed_usd"]) * 100_000_000)
-
-
 def test_what_is_charged_is_the_usage_it_reports(gateway: GatewayProcess, control: httpx.Client) -> None:
     answer = client(gateway, "whole").messages.create(model=MODEL, messages=HELLO, max_tokens=100)
-    assert committed(gateway, "whole") == PRICE.microcents(answer.usage.input_tokens, 0, answer.usage.output_tokens)
+    assert gateway.committed("whole", KEY) == PRICE.microcents(answer.usage.input_tokens, 0, answer.usage.output_tokens)
     with client(gateway, "stream").messages.stream(model=MODEL, messages=HELLO, max_tokens=100) as stream:
         assert "".join(stream.text_stream)
         usage = stream.get_final_message().usage
-    assert committed(gateway, "stream") == PRICE.microcents(usage.input_tokens, 0, usage.output_tokens)
+    assert gateway.committed("stream", KEY) == PRICE.microcents(usage.input_tokens, 0, usage.output_tokens)
 
 
 def test_a_rate_limit_is_waited_out_under_the_same_hold(gateway: GatewayProcess, control: httpx.Client) -> None:
@@ -85,7 +78,7 @@ def test_a_refusal_that_is_final_costs_nothing_and_is_not_repeated(gateway: Gate
     with pytest.raises(anthropic.BadRequestError):
         client(gateway, "bad").messages.create(model=MODEL, messages=HELLO, max_tokens=100)
     assert posts(control) == 1
-    assert committed(gateway, "bad") == 0
+    assert gateway.committed("bad", KEY) == 0
 
 
 @pytest.mark.parametrize("kind", ["disconnect", "truncate", "stall"])
@@ -97,4 +90,4 @@ def test_a_stream_that_ends_early_raises_and_is_charged(gateway: GatewayProcess,
     ):
         list(stream)
     assert posts(control) == 1
-    assert committed(gateway, f"early-{kind}") > 0
+    assert gateway.committed(f"early-{kind}", KEY) > 0

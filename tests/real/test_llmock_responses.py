@@ -1,7 +1,6 @@
 """Another project's scripted /v1/responses behind the gateway: it breaks on demand, and the real SDK in front judges what comes of it."""
 
 from collections.abc import Iterator
-from decimal import Decimal
 from typing import Any
 
 import httpx
@@ -47,20 +46,14 @@ def posts(control: httpx.Client) -> int:
     return count
 
 
-def committed(gateway: GatewayProcess, run: str) -> int:
-    told = gateway.run(run)
-    assert told["reserved_usd"] == "0.00"
-    return int(Decimal(told["committed_usd"]) * 100_000_000)
-
-
 def test_what_is_charged_is_the_usage_it_reports(gateway: GatewayProcess, control: httpx.Client) -> None:
     answer = gateway.client("whole").responses.create(model=BIG.name, input=HELLO, max_output_tokens=100)
     assert answer.usage is not None
-    assert committed(gateway, "whole") == BIG.price.microcents(answer.usage.input_tokens, 0, answer.usage.output_tokens)
+    assert gateway.committed("whole") == BIG.price.microcents(answer.usage.input_tokens, 0, answer.usage.output_tokens)
     with gateway.client("stream").responses.stream(model=BIG.name, input=HELLO, max_output_tokens=100) as stream:
         usage = stream.get_final_response().usage
     assert usage is not None
-    assert committed(gateway, "stream") == BIG.price.microcents(usage.input_tokens, 0, usage.output_tokens)
+    assert gateway.committed("stream") == BIG.price.microcents(usage.input_tokens, 0, usage.output_tokens)
 
 
 def test_a_rate_limit_is_waited_out_under_the_same_hold(gateway: GatewayProcess, control: httpx.Client) -> None:
@@ -77,7 +70,7 @@ def test_a_stream_that_ends_early_fails_in_words(gateway: GatewayProcess, contro
     with pytest.raises(openai.APIError, match="broke off"):
         list(stream)
     assert posts(control) == 1
-    assert committed(gateway, kind) > 0
+    assert gateway.committed(kind) > 0
 
 
 def test_a_refusal_is_no_post_at_all(gateway: GatewayProcess, control: httpx.Client) -> None:

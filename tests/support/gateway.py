@@ -15,6 +15,7 @@ import time
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
+from decimal import Decimal
 from pathlib import Path
 from typing import Any, Self
 
@@ -186,6 +187,14 @@ class GatewayProcess:
     def run(self, run: str, key: str = CALLER_KEY) -> Any:
         """`GET /budget/runs/{id}`: decimal strings `committed_usd`, `reserved_usd`, …"""
         return self.get(f"/budget/runs/{run}", key)
+
+    def committed(self, run: str, key: str = CALLER_KEY) -> int:
+        """Microcents, once nothing of the run is reserved any more: what a client has left may still be read on."""
+        give_up = time.monotonic() + 30
+        while (told := self.run(run, key))["reserved_usd"] != "0.00":
+            assert time.monotonic() < give_up, told
+            time.sleep(0.05)
+        return int(Decimal(told["committed_usd"]) * 100_000_000)
 
 
 def _run(argv: Sequence[str], said: Path) -> int:
