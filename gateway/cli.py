@@ -657,7 +657,7 @@ def _print_run(told: dict[str, Any], as_json: bool) -> None:
         _print_json(told)
         return
     for name in ("run_id", "state", "limit_usd", "committed_usd", "reserved_usd", "remaining_usd", "unconfirmed_usd", "calls"):
-        print(f"{name:<16} {told.get(name)}")
+        print(f"{name:<16} {'-' if told.get(name) is None else told[name]}")
     ask = told.get("ask")
     asks = None if ask is None else f"{_amount(ask['amount'], ask['unit'])} more, at {ask['at']}: {ask['reason']}"
     for name, value in (

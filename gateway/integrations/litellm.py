@@ -425,4 +425,11 @@ def _load(config: Path) -> tuple[settings.Settings, Policy]:
     return found, policy_file.load(found.policy_path, found.catalog)
 
 
-budget: Final = Budget(Path(os.environ.get(CONFIG, "penstock.yaml")))
+def _config() -> Path:
+    named = Path(os.environ.get(CONFIG, "penstock.yaml"))
+    if CONFIG not in os.environ and not named.is_file():
+        raise FileNotFoundError(f"{CONFIG} is not set, and there is no {named} in {Path.cwd()}: name Penstock's config there.")
+    return named
+
+
+budget: Final = Budget(_config())
