@@ -58,7 +58,7 @@ POLICY = Page(
     path="docs/policy.md",
     source="gateway/policy_file.py",
     title="The policy file",
-    intro="""The policy says what may be spent. It is a YAML file; `policies/` has four to start from. A running gateway reads it again when it
+    intro="""The policy says what may be spent. It is a YAML file; `policies/` has five to start from. A running gateway reads it again when it
 changes and on SIGHUP.
 
 The smallest useful policy:
