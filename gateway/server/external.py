@@ -48,6 +48,7 @@ class Order:
     call: Call
     decision_id: str
     at_ms: int
+    request_id: str
 
     def again(self, attempt: int) -> "Order":
         """The same under an id of its own, where what the ones before had reserved was given back before anybody heard of it."""
@@ -91,7 +92,7 @@ class External:
             directives=directives(inbound.headers),
             fingerprint=fingerprint,
         )
-        return Order(call, f"bdg_{tail}", at_ms)
+        return Order(call, f"bdg_{tail}", at_ms, inbound.request_id)
 
     async def recorded(self, order: Order) -> CallRecord | None:
         """What became of the order before; None: nothing, or it was refused, which may be tried again. Refused 409: the key was used
@@ -121,10 +122,11 @@ class External:
             return rulebook.for_cost(call, cost, at_ms, order.decision_id, spent=spent)
 
         answer: T | Refusal | Barred = await admit(order.call, order.at_ms, decide, ask)
-        if isinstance(answer, Refusal):
-            raise over_budget(answer)
-        if isinstance(answer, Barred):
-            raise barred(answer)
+        if isinstance(answer, Refusal | Barred):
+            refused = over_budget(answer) if isinstance(answer, Refusal) else barred(answer)
+            said, asked = refused.problem, answer.decision.call
+            self.observer.refused_outside(order.request_id, asked.caller, order.decision_id, asked.model, said.code, said.status)
+            raise refused
         return answer
 
     def settled(self, request_id: str, record: CallRecord, settled: Settled, key: str, began_s: float) -> None:

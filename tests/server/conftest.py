@@ -46,10 +46,11 @@ ADMIN_TOKEN = "admin-token-0123456789"
 class Told(Observer):
     """An observer that keeps what it is told."""
 
-    def __init__(self, alerts: list[Alert], receipts: list[Outside]) -> None:
+    def __init__(self, alerts: list[Alert], receipts: list[Outside], refusals: list[tuple[object, ...]]) -> None:
         super().__init__(Events(lambda _: None), Metrics({}), lambda: 0.0)
         self.alert = alerts.append  # type: ignore[method-assign]
         self.outside = receipts.append  # type: ignore[method-assign]
+        self.refused_outside = lambda *told: refusals.append(told)  # type: ignore[method-assign]
 
 
 class Spending:
@@ -60,7 +61,8 @@ class Spending:
         self.rulebook = rulebook(policy(budget("run-ceiling", "run", limit=USD)))
         self.alerts: list[Alert] = []
         self.receipts: list[Outside] = []
-        external = External(ledger, identity, lambda: self.rulebook, Told(self.alerts, self.receipts), clock)
+        self.refusals: list[tuple[object, ...]] = []
+        external = External(ledger, identity, lambda: self.rulebook, Told(self.alerts, self.receipts, self.refusals), clock)
         asks = Asks(ledger, lambda *_: None)
         budget_api = BudgetApi(ledger, identity.principal, self.shared, lambda *_: None, lambda *_: None, clock, asks)
         pages = (EventsApi(external), ReservationsApi(external, 600_000), budget_api)

@@ -201,6 +201,9 @@ async def test_a_cost_that_does_not_fit_is_refused_as_a_call_is(spending: Spendi
     headers = dict(reply.headers)
     assert (headers["X-Budget-Decision"], headers["X-Budget-Blocking-Scope"], headers["X-Run-Id"]) == ("block", "run", "r1")
     assert await spending.balance() == (0, 0)
+    [(_, caller, decision_id, name, code, status)] = spending.refusals
+    assert (caller.run, decision_id, name) == ("r1", headers["X-Budget-Decision-Id"], "web_search")
+    assert (code, status) == ("call_exceeds_limit", 402)
 
 
 async def test_what_has_been_spent_already_can_be_recorded_always(spending: Spending) -> None:
