@@ -25,6 +25,7 @@ from tests.support.examples import examples
 from tests.support.gateway import ADMIN_TOKEN, GatewayProcess
 from tests.support.pricing import price_table
 from tests.support.provider import FaultProvider
+from tests.support.valkey import until
 
 KEY, OTHER_KEY = "pk-agent", "pk-other"
 RULES = policy(
@@ -173,7 +174,13 @@ def test_a_raise_is_asked_for_and_a_person_grants_it(
     assert text.startswith("Asked for $2.00 more for run asking. Nothing is granted yet; $0.99")
     assert (asked["open_ask"]["amount"], asked["limit_usd"]) == ("2.00", "1.00")
     assert "An ask for $2.00 more is open" in agent.use("budget_left", run_id="asking")[0]
-    [line] = [line for line in agent.gateway.log.splitlines() if '"event":"raise_asked"' in line and '"run":"asking"' in line]
+
+    def told() -> list[str]:
+        lines = agent.gateway.log.splitlines()
+        return [line for line in lines if '"event":"raise_asked"' in line and '"run":"asking"' in line]
+
+    until(told)  # the log is written beside the path of a call
+    [line] = told()
     assert '"wanted":"$2.00"' in line
     assert "chapters" not in line
     monkeypatch.setenv("PENSTOCK_GATEWAY", agent.gateway.url)
