@@ -10,7 +10,7 @@ from gateway.core.scopes import Account, Unit
 from gateway.core.windows import BUCKETS, Window, WindowKind, rolling, window_at
 from gateway.ledger.contract import Ledger, Stale
 from tests.ledger.asking import balance, hold, look, refuse, settle, spend
-from tests.ledger.builders import LEASE_MS, START_MS, TENANT, account, charge, decision, plan, settlement
+from tests.ledger.builders import DAY_MS, LEASE_MS, START_MS, TENANT, account, charge, day_of, decision, plan, settlement
 from tests.support.clock import Clock
 
 HOUR_MS = 3_600_000
@@ -95,6 +95,13 @@ async def test_a_window_begins_at_its_first_millisecond_and_has_ended_at_its_las
     clock.now_ms = window.end_ms
     assert isinstance(await ledger.reserve(asked[3], LEASE_MS), Stale)
     assert window.end_ms == ms(zone, 2028, 3, 1)
+
+
+async def test_the_window_of_every_plan_holds_the_instant_or_none_is_held(ledger: Ledger) -> None:
+    lifetime, yesterday = charge(limit=1_000), charge(account("daily", window=day_of(START_MS - DAY_MS)))
+    await hold(ledger, decision(plan(lifetime)))
+    asked = decision(plan(lifetime), plan(yesterday, model="small"))
+    assert isinstance(await ledger.reserve(asked, LEASE_MS), Stale)
 
 
 # -- rolling windows ----------------------------------------------------------------------------------------------------------

@@ -47,13 +47,14 @@ class Shape:
             "runs",
             "settled",
         ),
-        *("texts", "usual"),
+        *("texts", "usual", "windows"),
     )
 
     def __init__(self, keys: TenantKeys, decision: Decision) -> None:
         caller, terms = decision.call.caller, decision.terms
         charges = {id(plan.charges): plan.charges for plan in decision.ladder}
         self.charges = tuple(charges.values())
+        self.windows = windows_of([charge for each in self.charges for charge in each])  # that of the first plan is not all
         self.texts = {identity: number for number, identity in enumerate(charges, 1)}
         self.lines = tuple([Lines(each) for each in self.charges])
         self.accounts = tuple([tuple([keys.account(key) for key in each.keys]) for each in self.lines])
@@ -68,7 +69,7 @@ class Shape:
         self.caller = orjson.dumps(
             (
                 *(caller.run_issued, -1 if run_limit is None else run_limit),
-                *windows_of([charge for each in self.charges for charge in each]),
+                *self.windows,
                 *(-1 if terms.max_active is None else terms.max_active, terms.idle_ms, terms.same_request, terms.within_calls),
                 *(self._offsets(), caller.parent or False, decision.lapses),
             )
@@ -141,7 +142,7 @@ class Plain:
         after += (keys.lapsing,) if decision.lapses else ()
         begins = [keep_run_texts(caller.owner, "", caller.ancestry[place:]) for place in range(len(names))]
         terms = packed_numbers(
-            *(*windows_of(lines.charges), -1 if run_limit is None else run_limit, caller.run_issued),
+            *(*shape.windows, -1 if run_limit is None else run_limit, caller.run_issued),
             *(
                 rules.idle_ms if watched else -1,
                 rules.same_request,
