@@ -280,7 +280,9 @@ async def _serve(config: Settings, policy: Policy, listening: socket.socket | No
     gc.set_threshold(20_000, 50, 100)
     if listening is None:
         address = f"http://{config.listen_host}:{port}"
-        print(f"penstock {__version__} serves on {address}; set OPENAI_BASE_URL={address}/v1", file=sys.stderr, flush=True)
+        # In one write, also where nothing is buffered: the log may go to the same file.
+        told = f"penstock {__version__} serves on {address}; set OPENAI_BASE_URL={address}/v1\n"
+        print(told, end="", file=sys.stderr, flush=True)
     await asked_to_stop.wait()
     await gateway.stop()
     events.close()
