@@ -52,7 +52,17 @@ def _corrected(caller: Caller, stale: Stale) -> Caller:
         return replace(caller, ancestry=stale.ancestry)
     if stale.owner == caller.key or caller.shares:  # what its owner sees of its ancestry, the next answer tells
         return replace(caller, owned_by="" if stale.owner == caller.key else stale.owner)
-    raise Refused(problem("run_owned_by_another", f"The run {caller.run} belongs to another key: choose another run id."))
+    raise owned_by_another(caller.run)
+
+
+def owned_by_another(run: str) -> Refused:
+    return Refused(
+        problem(
+            "run_owned_by_another",
+            f"The run {run} belongs to another key: choose another run id, or let the keys of a tenant share its runs (runs: {{owner: tenant}} "
+            "in the policy).",
+        )
+    )
 
 
 def over_budget(refusal: Refusal, alternatives: Sequence[Alternative] = ()) -> Refused:

@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
+from gateway.admitting import owned_by_another
 from gateway.core.catalog import Catalog
 from gateway.core.ceilings import WHOLE
 from gateway.core.decide import Unservable
@@ -138,7 +139,7 @@ class EstimateApi:
         facts = await known(self.external.ledger, decision, beside)
         view = facts.runs.get(caller.run)
         if view is not None and view.owner not in ("", caller.owner) and not caller.shares:
-            raise Refused(problem("run_owned_by_another", f"The run {caller.run} belongs to another key: choose another run id."))
+            raise owned_by_another(caller.run)
         outlook = Outlook(decision, facts)
         # Those that fit first, the dearest first of them: as a ladder has them.
         beside.sort(key=lambda plan: (outlook.blocking(plan) is not None, -plan.cost_max.usd, plan.model))
